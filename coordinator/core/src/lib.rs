@@ -1,0 +1,20 @@
+//! The coordinators' decisions: synchronous, deterministic, total functions over plain values. No
+//! clock, no randomness, no IO; time and ids are inputs.
+//!
+//! `apply` turns log entries into state on every node; `plan` says what the leader should propose
+//! now; `desired` says what an agent should make true. The shell in `coordinator/src` carries
+//! values in and out.
+
+#![deny(missing_docs)]
+
+pub mod command;
+pub mod event;
+pub mod observed;
+pub mod rejection;
+pub mod state;
+
+pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestKey};
+pub use event::Event;
+pub use observed::Observed;
+pub use rejection::Rejection;
+pub use state::State;

@@ -1,0 +1,110 @@
+//! The replicated state: ordered persistent tables, cheap to clone.
+
+mod cluster;
+mod deployment;
+mod scope;
+
+pub use cluster::{
+    Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
+};
+pub use deployment::{
+    Decision, Deployment, Durations, EndCause, Halted, InstanceCause, Link, LinkKind, Origin,
+    Paused, Required, ResolvedParameter, Source, Status, StepProgress, Traffic, Verdicts,
+};
+pub use scope::{Scope, ScopeStatus};
+
+use serde::{Deserialize, Serialize};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::id::{DeploymentId, Name, TokenId, Version};
+use tidegate_shared::selector::Labels;
+use tidegate_shared::spec::{
+    ApplicationSpec, EnvironmentSpec, ParameterSpec, PolicySpec, ReleaseSpec, ReleaseStatus,
+    StrategySpec,
+};
+use tidegate_shared::time::Timestamp;
+
+use crate::command::{Actor, RequestKey};
+use crate::event::Event;
+
+/// An ordered table; a clone shares everything.
+pub type Table<K, V> = imbl::OrdMap<K, V>;
+
+/// Everything that is replicated. Equal on every node at an equal index.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Time of the last entry.
+    pub at: Timestamp,
+    /// Last revision that was given; never used again.
+    pub last_revision: u64,
+    /// Identity, members, certificate authority; none before `init`.
+    pub cluster: Option<Cluster>,
+    /// By name.
+    pub applications: Table<Name, Object<ApplicationSpec>>,
+    /// By name.
+    pub environments: Table<Name, Object<EnvironmentSpec>>,
+    /// By name.
+    pub strategies: Table<Name, Object<StrategySpec>>,
+    /// By name.
+    pub policies: Table<Name, Object<PolicySpec>>,
+    /// By name.
+    pub parameters: Table<Name, Object<ParameterSpec>>,
+    /// By name.
+    pub scopes: Table<Name, Scope>,
+    /// By application and version.
+    pub releases: Table<(Name, Version), Release>,
+    /// By name.
+    pub agents: Table<Name, Agent>,
+    /// By name.
+    pub people: Table<Name, Person>,
+    /// By id.
+    pub tokens: Table<TokenId, Token>,
+    /// Every deployment, ended ones too.
+    pub deployments: Table<DeploymentId, Deployment>,
+    /// Outcomes of requests; a client's for 24 h.
+    pub requests: Table<RequestKey, Remembered>,
+    /// The audit log by (index, ordinal).
+    pub events: Table<(u64, u32), Event>,
+    /// Hash of the last event.
+    pub last_hash: Option<Digest>,
+}
+
+/// What every object carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    /// For selection.
+    pub labels: Labels,
+    /// Time of the entry that made it.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: Actor,
+    /// Raised with each change.
+    pub revision: u64,
+}
+
+/// An object whose state is its spec alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Object<S> {
+    /// What every object carries.
+    pub meta: Meta,
+    /// The wish.
+    pub spec: S,
+}
+
+/// One immutable version of an application.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// What every object carries.
+    pub meta: Meta,
+    /// Assets, parameters, notes.
+    pub spec: ReleaseSpec,
+    /// Digest over the spec.
+    pub digest: Digest,
+    /// Whether it may be deployed.
+    pub status: ReleaseStatus,
+    /// Why it was paused or rejected.
+    pub reason: String,
+}

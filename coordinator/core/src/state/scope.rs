@@ -1,0 +1,58 @@
+//! A scope with the roles of its deployments.
+
+use serde::{Deserialize, Serialize};
+use tidegate_shared::id::DeploymentId;
+use tidegate_shared::spec::ScopeSpec;
+
+use super::Meta;
+
+/// A place where one application runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scope {
+    /// What every object carries.
+    pub meta: Meta,
+    /// The wish.
+    pub spec: ScopeSpec,
+    /// Where it is in its life.
+    pub status: ScopeStatus,
+    /// The newest finalized deployment.
+    pub active: Option<DeploymentId>,
+    /// The one deployment from `CREATING` to its end.
+    pub candidate: Option<DeploymentId>,
+    /// Those before `CREATING`, oldest first.
+    pub waiting: Vec<DeploymentId>,
+    /// Ended ones whose place is not yet observed gone everywhere.
+    pub retired: Vec<DeploymentId>,
+    /// Finalized ones, newest first, at most `keep_releases`: a return to one is fast.
+    pub kept: Vec<DeploymentId>,
+}
+
+/// Where a scope is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScopeStatus {
+    /// Nothing was ever finalized here.
+    Creating,
+    /// It has an active deployment.
+    Ready,
+    /// Its active deployment is being deleted.
+    Stopping,
+    /// Its active deployment was deleted.
+    Stopped,
+    /// Gone for good.
+    Deleted,
+}
+
+impl ScopeStatus {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Deleted => "deleted",
+        }
+    }
+}

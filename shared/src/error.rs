@@ -1,0 +1,179 @@
+//! The one table of stable error codes: reason → code → gRPC status → hint.
+//!
+//! Every refusal that a person can meet stands here and has a page under `docs/errors`. A code is
+//! never used again for something else.
+
+use serde::{Deserialize, Serialize};
+
+/// Kind of a refusal on the wire; the words are gRPC's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// The input itself is wrong.
+    InvalidArgument,
+    /// No such object.
+    NotFound,
+    /// It is there already.
+    AlreadyExists,
+    /// The state of things forbids it.
+    FailedPrecondition,
+    /// Somebody else was first; read again.
+    Aborted,
+    /// No valid identity.
+    Unauthenticated,
+    /// The identity may not.
+    PermissionDenied,
+    /// Try again later.
+    Unavailable,
+    /// A limit is reached.
+    ResourceExhausted,
+    /// A bug of ours.
+    Internal,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $wire:literal, $status:ident, $hint:literal;)*) => {
+        /// A stable reason of refusal.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum Reason {
+            $($(#[$doc])* #[serde(rename = $wire)] $name,)*
+        }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// UPPER_SNAKE, as in `google.rpc.ErrorInfo.reason`.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $wire),* }
+            }
+
+            /// `TG-####`.
+            pub const fn code(self) -> &'static str {
+                match self { $(Self::$name => concat!("TG-", $number)),* }
+            }
+
+            /// Kind on the wire.
+            pub const fn status(self) -> Status {
+                match self { $(Self::$name => Status::$status),* }
+            }
+
+            /// The next step, in one line.
+            pub const fn hint(self) -> &'static str {
+                match self { $(Self::$name => $hint),* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A field of the input is wrong.
+    InvalidField = "1001", "INVALID_FIELD", InvalidArgument, "correct the named field and send it again";
+    /// A file cannot be read as what it should be.
+    MalformedFile = "1002", "MALFORMED_FILE", InvalidArgument, "correct the named line and try again";
+    /// A required input is missing or a combination is wrong.
+    InvalidRequest = "1003", "INVALID_REQUEST", InvalidArgument, "see --help of the command";
+    /// A digest does not fit its bytes.
+    DigestMismatch = "1004", "DIGEST_MISMATCH", InvalidArgument, "upload the asset again, or correct the sha256";
+    /// A feature that this version does not have.
+    NotSupported = "1005", "NOT_SUPPORTED", InvalidArgument, "leave it out, or upgrade the cluster";
+    /// No such object.
+    NotFound = "1101", "NOT_FOUND", NotFound, "list what is there with `tidegate <kind> list`";
+    /// The name is taken.
+    AlreadyExists = "1102", "ALREADY_EXISTS", AlreadyExists, "choose another name, or change the object with `tidegate apply`";
+    /// Another object still refers to it.
+    InUse = "1103", "IN_USE", FailedPrecondition, "delete what refers to it first";
+    /// The expected revision is not the present one.
+    Stale = "1104", "STALE", Aborted, "read the object again and repeat the change";
+    /// A field that cannot be changed.
+    Immutable = "1105", "IMMUTABLE", FailedPrecondition, "make a new object";
+    /// The request id is older than the 24 h for which outcomes are remembered.
+    TooOld = "1106", "TOO_OLD", InvalidArgument, "send the request with a new request id";
+    /// The request id is more than 1 h ahead of the cluster's time.
+    FromTheFuture = "1107", "FROM_THE_FUTURE", InvalidArgument, "set this machine's clock";
+    /// The same request id came with another request.
+    RequestIdReused = "1108", "REQUEST_ID_REUSED", InvalidArgument, "use a new request id for each request";
+    /// Another deployment of the scope is under way.
+    Conflict = "1201", "CONFLICT", FailedPrecondition, "wait for it, cancel it, or deploy with --on-conflict queue|supersede";
+    /// The status of the deployment forbids the verb.
+    WrongStatus = "1202", "WRONG_STATUS", FailedPrecondition, "see its status with `tidegate deployment get`";
+    /// A first deployment has no version before it.
+    NothingToReturnTo = "1203", "NOTHING_TO_RETURN_TO", FailedPrecondition, "cancel it, or deploy a good release";
+    /// The release is not `ready`.
+    ReleaseNotReady = "1204", "RELEASE_NOT_READY", FailedPrecondition, "wait until its assets are uploaded, or choose another release";
+    /// The release was rejected.
+    ReleaseRejected = "1205", "RELEASE_REJECTED", FailedPrecondition, "choose another release";
+    /// The release is not among those kept on the hosts.
+    NotKept = "1206", "NOT_KEPT", FailedPrecondition, "deploy it in the ordinary way with `tidegate deploy`";
+    /// The strategy does not offer the verb.
+    NotOffered = "1207", "NOT_OFFERED", FailedPrecondition, "see the strategy with `tidegate deployment get -o yaml`";
+    /// The scope's status forbids it.
+    ScopeStatus = "1208", "SCOPE_STATUS", FailedPrecondition, "see `tidegate scope get`";
+    /// The release has no asset that the scope could take.
+    NoMatchingAsset = "1209", "NO_MATCHING_ASSET", FailedPrecondition, "name the asset in the scope, or add it to a new release";
+    /// The deployment does not wait for an approval.
+    NoApprovalPending = "1210", "NO_APPROVAL_PENDING", FailedPrecondition, "list what waits with `tidegate approval list`";
+    /// The same person decided already.
+    AlreadyDecided = "1211", "ALREADY_DECIDED", FailedPrecondition, "another person has to decide";
+    /// No certificate, or none of this cluster.
+    Unauthenticated = "1301", "UNAUTHENTICATED", Unauthenticated, "log in with `tidegate login --token …`";
+    /// The identity may not do this.
+    PermissionDenied = "1302", "PERMISSION_DENIED", PermissionDenied, "ask an administrator";
+    /// The token is not one of this cluster.
+    TokenUnknown = "1303", "TOKEN_UNKNOWN", Unauthenticated, "ask for a new token: `tidegate token create`";
+    /// The token ran out.
+    TokenExpired = "1304", "TOKEN_EXPIRED", Unauthenticated, "ask for a new token: `tidegate token create`";
+    /// The token has no use left.
+    TokenUsedUp = "1305", "TOKEN_USED_UP", Unauthenticated, "ask for a new token: `tidegate token create`";
+    /// The text is no token at all.
+    TokenMalformed = "1306", "TOKEN_MALFORMED", InvalidArgument, "copy the whole token, it starts with tg1_";
+    /// The server is not the one that the token was made by.
+    WrongServer = "1307", "WRONG_SERVER", Unauthenticated, "check the address; the token belongs to another cluster";
+    /// The certificate signing request is not acceptable.
+    BadCsr = "1308", "BAD_CSR", InvalidArgument, "join again with this version's program";
+    /// The identity was removed from the cluster.
+    Revoked = "1309", "REVOKED", PermissionDenied, "join again with a new token";
+    /// Nobody leads at the moment.
+    NoLeader = "1401", "NO_LEADER", Unavailable, "a majority of coordinators must be up; see `tidegate cluster status`";
+    /// Too many commands wait.
+    QueueFull = "1402", "QUEUE_FULL", ResourceExhausted, "try again in a moment";
+    /// The connection to the leader broke after the command was sent.
+    OutcomeUnknown = "1403", "OUTCOME_UNKNOWN", Unavailable, "repeat it with the same request id: it is done at most once";
+    /// The coordinator is stopping.
+    ShuttingDown = "1404", "SHUTTING_DOWN", Unavailable, "try another coordinator";
+    /// The coordinator's clock is too far off.
+    ClockSkew = "1405", "CLOCK_SKEW", Unavailable, "set its clock; see `tidegate cluster status`";
+    /// The agent has no session at the moment.
+    AgentNotConnected = "1406", "AGENT_NOT_CONNECTED", Unavailable, "see `tidegate agent get`";
+    /// A blob that nobody here holds.
+    BlobMissing = "1407", "BLOB_MISSING", NotFound, "upload it again with `tidegate release create`";
+    /// A message is larger than its limit.
+    TooLarge = "1408", "TOO_LARGE", ResourceExhausted, "send less at once";
+    /// No coordinator can be reached.
+    Unreachable = "1409", "UNREACHABLE", Unavailable, "check the addresses in the context: `tidegate context list`";
+    /// A value of the configuration is wrong.
+    Config = "1501", "CONFIG", InvalidArgument, "correct the configuration file or the environment variable";
+    /// An address is taken.
+    AddressInUse = "1502", "ADDRESS_IN_USE", FailedPrecondition, "stop the other program, or choose another address";
+    /// The data folder cannot be used.
+    DataFolder = "1503", "DATA_FOLDER", FailedPrecondition, "see the message; never delete the folder of a running member";
+    /// A file of the context, a certificate or a key cannot be used.
+    Credentials = "1504", "CREDENTIALS", InvalidArgument, "log in again with `tidegate login`";
+    /// A program of the package is missing.
+    ProgramMissing = "1505", "PROGRAM_MISSING", FailedPrecondition, "build or install all programs side by side";
+    /// A bug of ours.
+    Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn codes_and_reasons_are_unique() {
+        let codes: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.code()).collect();
+        let words: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(codes.len(), Reason::ALL.len());
+        assert_eq!(words.len(), Reason::ALL.len());
+    }
+}

@@ -1,0 +1,284 @@
+//! Identifiers: ULIDs in their kinds, and names.
+//!
+//! Ids are minted at the edge (clients, API front) or derived from the log position; nothing here
+//! reads a clock or draws randomness.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use ulid::Ulid;
+
+use crate::time::Timestamp;
+
+/// An input that is no identifier or name of the wanted kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct IdError {
+    /// What is wrong and what would be right, in one line.
+    pub message: String,
+}
+
+impl IdError {
+    fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+        }
+    }
+}
+
+macro_rules! ulid_kind {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Ulid);
+
+        impl $name {
+            /// Wraps a ULID that was minted elsewhere.
+            pub const fn new(ulid: Ulid) -> Self {
+                Self(ulid)
+            }
+
+            /// The ULID itself.
+            pub const fn ulid(self) -> Ulid {
+                self.0
+            }
+
+            /// An id made by the state machine: time from the log, the rest from a hash of the
+            /// parent's id and the log position (architecture.md §7.2).
+            pub fn derived(at: Timestamp, parent: &str, index: u64, ordinal: u32) -> Self {
+                let mut hash = Sha256::new();
+                hash.update(parent.as_bytes());
+                hash.update([0]);
+                hash.update(index.to_be_bytes());
+                hash.update(ordinal.to_be_bytes());
+                let digest = hash.finalize();
+                let mut random = [0_u8; 16];
+                random[6..].copy_from_slice(&digest[..10]);
+                Self(Ulid::from_parts(at.millis(), u128::from_be_bytes(random)))
+            }
+
+            /// The time that the id was minted at.
+            pub fn minted_at(self) -> Timestamp {
+                Timestamp::from_millis(self.0.timestamp_ms())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                Ulid::from_string(text).map(Self).map_err(|_| {
+                    IdError::new(format!(
+                        "\"{text}\" is not {}: want a ULID of 26 characters",
+                        $what
+                    ))
+                })
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+
+            fn try_from(text: String) -> Result<Self, IdError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.to_string()
+            }
+        }
+    };
+}
+
+ulid_kind!(
+    /// Identity of a deployment.
+    DeploymentId,
+    "a deployment id"
+);
+ulid_kind!(
+    /// A client's request, remembered for 24 h so that a retry is safe.
+    RequestId,
+    "a request id"
+);
+ulid_kind!(
+    /// Identity of a cluster, minted at `init`.
+    ClusterId,
+    "a cluster id"
+);
+ulid_kind!(
+    /// Identity of a join token; its secret is not part of it.
+    TokenId,
+    "a token id"
+);
+
+impl DeploymentId {
+    /// The last eight characters in lower case: part of unit and folder names.
+    pub fn short(self) -> ShortId {
+        let text = self.0.to_string().to_lowercase();
+        ShortId(text[text.len() - ShortId::LEN..].to_owned())
+    }
+}
+
+/// The short form of a deployment id: eight lower-case characters of Crockford's base 32.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShortId(String);
+
+impl ShortId {
+    /// Number of characters.
+    pub const LEN: usize = 8;
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ShortId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let lower = text.to_lowercase();
+        if lower.len() == Self::LEN && lower.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            Ok(Self(lower))
+        } else {
+            Err(IdError::new(format!(
+                "\"{text}\" is not a short deployment id: want 8 letters and digits"
+            )))
+        }
+    }
+}
+
+impl fmt::Display for ShortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ShortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+macro_rules! checked_text {
+    ($(#[$doc:meta])* $name:ident, $check:path) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks the text.
+            ///
+            /// # Errors
+            /// Says what is wrong with it and what would be right.
+            pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
+                let text = text.into();
+                $check(&text)?;
+                Ok(Self(text))
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+
+            fn try_from(text: String) -> Result<Self, IdError> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+checked_text!(
+    /// Name of an object: a DNS label of 1 to 63 characters (RFC 1123).
+    Name,
+    check_name
+);
+checked_text!(
+    /// Name of a release in its application: `[A-Za-z0-9][A-Za-z0-9._+-]{0,127}`.
+    Version,
+    check_version
+);
+
+fn check_name(text: &str) -> Result<(), IdError> {
+    let fits = (1..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits {
+        return Ok(());
+    }
+    Err(IdError::new(format!(
+        "\"{text}\" is not a name: want 1 to 63 lower-case letters, digits and inner hyphens"
+    )))
+}
+
+fn check_version(text: &str) -> Result<(), IdError> {
+    let fits = (1..=128).contains(&text.len())
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b".-_+".contains(&b));
+    if fits {
+        return Ok(());
+    }
+    Err(IdError::new(format!(
+        "\"{text}\" is not a version: want a letter or digit, then up to 127 letters, digits and \". _ + -\""
+    )))
+}

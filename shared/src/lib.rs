@@ -1,0 +1,18 @@
+//! The vocabulary that coordinators, agents and clients share: identifiers, time as values, specs
+//! with their checks, digests, error codes, and the kernel that judges versions.
+//!
+//! Pure: no clock, no randomness, no IO. Depends on nothing of ours.
+
+#![deny(missing_docs)]
+
+pub mod assignment;
+pub mod decimal;
+pub mod digest;
+pub mod error;
+pub mod id;
+pub mod selector;
+pub mod spec;
+pub mod time;
+pub mod token;
+pub mod verdict;
+pub mod weight;

@@ -1,0 +1,4 @@
+//! The kernel that judges versions, shared by the leader, the agent's guard and rule replay.
+
+pub mod histogram;
+pub mod threshold;
