@@ -19,9 +19,9 @@ pub use policy::{ApprovalRule, PolicySpec};
 pub use release::{AssetKind, AssetSource, AssetSpec, ReleaseSpec, ReleaseStatus, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
 pub use strategy::{
-    Batch, BatchSize, Comparison, Deadlines, FinalizeMode, Hold, Judge, MaxLost, Metric,
-    NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step, Strategy, StrategyKind,
-    StrategySpec, TrafficSpec,
+    Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
+    MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,
+    Strategy, StrategyKind, StrategySpec, TrafficSpec,
 };
 
 use serde::{Deserialize, Serialize};

@@ -49,7 +49,7 @@ pub struct StrategySpec {
     pub traffic: Option<TrafficSpec>,
     /// Only for `rolling`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub batch: Option<Batch>,
+    pub batch: Option<BatchSpec>,
     /// When a new version is taken back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackSpec>,
@@ -70,7 +70,7 @@ pub struct StrategySpec {
     pub drain: Option<Span>,
     /// Deadlines of the states.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub deadlines: Option<Deadlines>,
+    pub deadlines: Option<DeadlinesSpec>,
     /// Default `rollback`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_stall: Option<OnStall>,
@@ -177,9 +177,47 @@ impl<'de> Deserialize<'de> for Hold {
     }
 }
 
-/// How `rolling` replaces instances.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// [`Batch`] as written: what is not said takes the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct BatchSpec {
+    /// Default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<BatchSize>,
+    /// Default `true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<bool>,
+    /// Default 60 s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Span>,
+}
+
+impl BatchSpec {
+    fn overridden_by(&self, overrides: &Self) -> Self {
+        Self {
+            max_unavailable: overrides.max_unavailable.or(self.max_unavailable),
+            overlap: overrides.overlap.or(self.overlap),
+            hold: overrides.hold.or(self.hold),
+        }
+    }
+
+    fn resolve(&self) -> Batch {
+        let Batch {
+            max_unavailable,
+            overlap,
+            hold,
+        } = Batch::default();
+        Batch {
+            max_unavailable: self.max_unavailable.unwrap_or(max_unavailable),
+            overlap: self.overlap.unwrap_or(overlap),
+            hold: self.hold.unwrap_or(hold),
+        }
+    }
+}
+
+/// How `rolling` replaces instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Batch {
     /// Instances at a time.
     pub max_unavailable: BatchSize,
@@ -569,50 +607,75 @@ pub enum OnStall {
     Halt,
 }
 
-/// Deadlines of the states (product.md §2). Each at least 1 s.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Deadlines {
-    /// `CREATING_APPROVAL`.
-    pub approval: Span,
-    /// `PENDING`.
-    pub pending: Span,
-    /// `CREATING`.
-    pub staging: Span,
-    /// `WAITING_FOR_INSTANCES`, without progress.
-    pub progress: Span,
-    /// `RUNNING`, past the planned end.
-    pub stall: Span,
-    /// `FINALIZING`.
-    pub finalizing: Span,
-    /// `CANCELLING` and `ROLLING_BACK`, without progress.
-    pub returning: Span,
-    /// `DELETING`.
-    pub deleting: Span,
-    /// A halt.
-    pub halt_max: Span,
-    /// A person's pause.
-    pub pause_max: Span,
-    /// Waiting for a manual finalize.
-    pub finalize_max: Span,
+macro_rules! deadlines {
+    ($($(#[$doc:meta])* $field:ident = $default:expr;)*) => {
+        /// Deadlines of the states (product.md §2). Each 1 s to 366 d.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct Deadlines {
+            $($(#[$doc])* pub $field: Span,)*
+        }
+
+        /// [`Deadlines`] as written: what is not said takes the default.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct DeadlinesSpec {
+            $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<Span>,)*
+        }
+
+        impl Default for Deadlines {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl DeadlinesSpec {
+            fn overridden_by(&self, overrides: &Self) -> Self {
+                Self { $($field: overrides.$field.or(self.$field),)* }
+            }
+
+            fn resolve(&self) -> Deadlines {
+                Deadlines { $($field: self.$field.unwrap_or($default),)* }
+            }
+
+            fn validate(&self) -> FieldErrors {
+                let mut errors = FieldErrors::default();
+                $(errors.require(
+                    self.$field.is_none_or(|span| {
+                        (1_000..=366 * 86_400_000).contains(&span.millis())
+                    }),
+                    stringify!($field),
+                    "want 1s to 366d",
+                );)*
+                errors
+            }
+        }
+    };
 }
 
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            approval: Span::from_hours(72),
-            pending: Span::from_days(7),
-            staging: Span::from_mins(15),
-            progress: Span::from_mins(10),
-            stall: Span::from_hours(2),
-            finalizing: Span::from_mins(15),
-            returning: Span::from_mins(15),
-            deleting: Span::from_mins(15),
-            halt_max: Span::from_hours(24),
-            pause_max: Span::from_days(7),
-            finalize_max: Span::from_hours(72),
-        }
-    }
+deadlines! {
+    /// `CREATING_APPROVAL`; default 72 h.
+    approval = Span::from_hours(72);
+    /// `PENDING`; default 7 d.
+    pending = Span::from_days(7);
+    /// `CREATING`; default 15 min.
+    staging = Span::from_mins(15);
+    /// `WAITING_FOR_INSTANCES`, without progress; default 10 min.
+    progress = Span::from_mins(10);
+    /// `RUNNING`, past the planned end; default 2 h.
+    stall = Span::from_hours(2);
+    /// `FINALIZING`; default 15 min.
+    finalizing = Span::from_mins(15);
+    /// `CANCELLING` and `ROLLING_BACK`, without progress; default 15 min.
+    returning = Span::from_mins(15);
+    /// `DELETING`; default 15 min.
+    deleting = Span::from_mins(15);
+    /// A halt; default 24 h.
+    halt_max = Span::from_hours(24);
+    /// A person's pause; default 7 d.
+    pause_max = Span::from_days(7);
+    /// Waiting for a manual finalize; default 72 h.
+    finalize_max = Span::from_hours(72);
 }
 
 /// A strategy with every default resolved: the snapshot that a deployment carries.
@@ -649,24 +712,29 @@ pub struct Strategy {
 }
 
 impl StrategySpec {
-    /// This one with every field that `overrides` names taken from there.
+    /// This one with every field that `overrides` names taken from there; `batch` and `deadlines`
+    /// field by field.
     pub fn overridden_by(&self, overrides: &Self) -> Self {
         macro_rules! pick {
             ($($field:ident),*) => {
-                Self { $($field: overrides.$field.clone().or_else(|| self.$field.clone())),* }
+                Self {
+                    batch: both(self.batch, overrides.batch, |a, b| a.overridden_by(&b)),
+                    deadlines: both(self.deadlines, overrides.deadlines, |a, b| {
+                        a.overridden_by(&b)
+                    }),
+                    $($field: overrides.$field.clone().or_else(|| self.$field.clone())),*
+                }
             };
         }
         pick!(
             kind,
             traffic,
-            batch,
             rollback,
             on_no_data,
             bake,
             bake_share,
             finalize,
             drain,
-            deadlines,
             on_stall,
             max_lost,
             keep_releases
@@ -682,14 +750,14 @@ impl StrategySpec {
         Strategy {
             kind,
             steps: self.resolve_steps(kind, bake_share.complement()),
-            batch: self.batch.clone().unwrap_or_default(),
+            batch: self.batch.unwrap_or_default().resolve(),
             rules: rules.into_iter().map(resolve_rule).collect(),
             on_no_data: self.on_no_data.unwrap_or_default(),
             bake: self.bake.unwrap_or(Span::from_mins(5)),
             bake_share,
             finalize: self.finalize.unwrap_or_default(),
             drain: self.drain.unwrap_or(Span::from_secs(30)),
-            deadlines: self.deadlines.unwrap_or_default(),
+            deadlines: self.deadlines.unwrap_or_default().resolve(),
             on_stall: self.on_stall.unwrap_or_default(),
             max_lost: self.max_lost.unwrap_or_default(),
             keep_releases: self.keep_releases.unwrap_or(3),
@@ -763,6 +831,14 @@ impl StrategySpec {
     }
 }
 
+/// What both have, merged; what one has, as it is.
+fn both<T>(base: Option<T>, over: Option<T>, merge: impl Fn(T, T) -> T) -> Option<T> {
+    match (base, over) {
+        (Some(base), Some(over)) => Some(merge(base, over)),
+        (base, over) => over.or(base),
+    }
+}
+
 fn default_steps() -> Vec<Step> {
     [(1, 20), (1, 4), (1, 2), (1, 1)]
         .into_iter()
@@ -808,7 +884,7 @@ impl TrafficSpec {
         let mut errors = FieldErrors::default();
         let incremental = self.increment.is_some() || self.interval.is_some();
         errors.require(
-            self.steps.is_empty() != incremental || (!incremental && !self.steps.is_empty()),
+            self.steps.is_empty() == incremental,
             "steps",
             "want either steps, or increment with interval",
         );
@@ -875,28 +951,147 @@ impl Rule {
     }
 }
 
-impl Deadlines {
-    fn validate(&self) -> FieldErrors {
-        let mut errors = FieldErrors::default();
-        for (field, value) in [
-            ("approval", self.approval),
-            ("pending", self.pending),
-            ("staging", self.staging),
-            ("progress", self.progress),
-            ("stall", self.stall),
-            ("finalizing", self.finalizing),
-            ("returning", self.returning),
-            ("deleting", self.deleting),
-            ("halt_max", self.halt_max),
-            ("pause_max", self.pause_max),
-            ("finalize_max", self.finalize_max),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> StrategySpec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn weights(strategy: &Strategy) -> Vec<u16> {
+        strategy
+            .steps
+            .iter()
+            .map(|step| step.weight.basis_points())
+            .collect()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let strategy = StrategySpec::default().resolve();
+        assert_eq!(weights(&strategy), [500, 2_500, 5_000, 10_000]);
+        assert!(
+            strategy
+                .steps
+                .iter()
+                .all(|step| step.hold == Hold::For(Span::from_secs(60)))
+        );
+        assert_eq!(strategy.bake, Span::from_mins(5));
+        assert_eq!(strategy.deadlines.progress, Span::from_mins(10));
+        assert_eq!(strategy.keep_releases, 3);
+    }
+
+    #[test]
+    fn the_last_step_leaves_the_bake_share() {
+        let strategy = spec(
+            r#"{"traffic": {"steps": [{"percent": 10}, {"percent": 100, "hold": "5s"}]}, "bake_share": 2}"#,
+        )
+        .resolve();
+        assert_eq!(weights(&strategy), [1_000, 9_800]);
+        assert_eq!(strategy.steps[1].hold, Hold::For(Span::from_secs(5)));
+    }
+
+    #[test]
+    fn increments_become_steps() {
+        let json = r#"{"traffic": {"increment": 40, "interval": "30s"}}"#;
+        assert_eq!(spec(json).validate(), FieldErrors::default());
+        assert_eq!(weights(&spec(json).resolve()), [4_000, 8_000, 10_000]);
+    }
+
+    #[test]
+    fn all_in_is_one_step_and_rolling_none() {
+        assert_eq!(weights(&spec(r#"{"kind": "all_in"}"#).resolve()), [10_000]);
+        assert!(spec(r#"{"kind": "rolling"}"#).resolve().steps.is_empty());
+    }
+
+    #[test]
+    fn overrides_leave_what_they_do_not_name() {
+        let base = spec(r#"{"bake": "1s", "deadlines": {"stall": "3s", "progress": "4s"}}"#);
+        let over = spec(r#"{"drain": "2s", "deadlines": {"progress": "9s"}}"#);
+        let strategy = base.overridden_by(&over).resolve();
+        assert_eq!(strategy.bake, Span::from_secs(1));
+        assert_eq!(strategy.drain, Span::from_secs(2));
+        assert_eq!(strategy.deadlines.stall, Span::from_secs(3));
+        assert_eq!(strategy.deadlines.progress, Span::from_secs(9));
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let rule =
+            r#"{"metric": "http.error_rate", "comparison": "greater_than", "threshold": 0.1"#;
+        for (json, field) in [
+            (
+                r#"{"traffic": {"steps": [{"percent": 50}, {"percent": 50}]}}"#.to_owned(),
+                "traffic.steps[1].percent",
+            ),
+            (
+                r#"{"traffic": {"steps": [{"percent": 0}]}}"#.to_owned(),
+                "traffic.steps[0].percent",
+            ),
+            (r#"{"traffic": {}}"#.to_owned(), "traffic.steps"),
+            (
+                r#"{"kind": "rolling", "traffic": {"steps": [{"percent": 50}]}}"#.to_owned(),
+                "traffic",
+            ),
+            (r#"{"batch": {"overlap": false}}"#.to_owned(), "batch"),
+            (r#"{"bake_share": 51}"#.to_owned(), "bake_share"),
+            (
+                r#"{"deadlines": {"stall": "1ms"}}"#.to_owned(),
+                "deadlines.stall",
+            ),
+            (
+                format!(r#"{{"rollback": {{"rules": [{rule}}}]}}}}"#),
+                "rollback.rules[0].judge",
+            ),
+            (
+                format!(r#"{{"rollback": {{"rules": [{rule}, "judge": "evidence"}}]}}}}"#),
+                "rollback.rules[0].judge",
+            ),
+            (
+                format!(
+                    r#"{{"rollback": {{"rules": [{rule}, "judge": "raw", "worse_than_baseline": {{}}}}]}}}}"#
+                ),
+                "rollback.rules[0].worse_than_baseline",
+            ),
         ] {
-            errors.require(
-                (1_000..=366 * 86_400_000).contains(&value.millis()),
-                field,
-                "want 1s to 366d",
+            let errors = spec(&json).validate();
+            assert!(
+                errors.0.iter().any(|error| error.field == field),
+                "{json}: {errors:?}"
             );
         }
-        errors
+    }
+
+    #[test]
+    fn percentages_over_100_and_unknown_fields_are_refused() {
+        for json in [
+            r#"{"traffic": {"steps": [{"percent": 101}]}}"#,
+            r#"{"traffic": {"steps": [{"percent": -1}]}}"#,
+            r#"{"traffic": {"steps": [{"percent": 1.001}]}}"#,
+            r#"{"trafic": {}}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<StrategySpec>(json).is_err(),
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn shares_round_up_for_batches_and_down_for_losses() {
+        assert_eq!(BatchSize::Share(Weight::share(1, 4)).of(10), 3);
+        assert_eq!(BatchSize::Count(5).of(3), 3);
+        assert_eq!(MaxLost::Default.of(2), 0);
+        assert_eq!(MaxLost::Default.of(3), 1);
+        assert_eq!(MaxLost::Default.of(40), 4);
+        assert_eq!(MaxLost::Share(Weight::share(1, 4)).of(7), 1);
+    }
+
+    #[test]
+    fn a_resolved_strategy_reads_back() {
+        let strategy = spec(r#"{"bake_share": 12.5, "max_lost": "20%", "batch": null}"#).resolve();
+        let json = serde_json::to_string(&strategy).unwrap();
+        assert_eq!(serde_json::from_str::<Strategy>(&json).unwrap(), strategy);
     }
 }
