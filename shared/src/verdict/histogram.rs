@@ -123,6 +123,12 @@ impl From<Histogram> for Wire {
 }
 
 impl Histogram {
+    /// An empty histogram.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
     /// A histogram from bucket counts that were gathered elsewhere (the proxy's atomic counters, a message).
     ///
     /// # Errors

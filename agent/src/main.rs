@@ -1,0 +1,24 @@
+//! The program `tidegate-agent`: reads its arguments and hands over to the library.
+
+use clap::{Parser, Subcommand};
+use tidegate_agent::proxy::{self, ProxyArgs};
+
+/// Runs, watches and switches what the coordinators assign to this host.
+#[derive(Parser)]
+#[command(name = "tidegate-agent", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the data plane of this host: listens for the scopes and spreads requests over versions by weight
+    Proxy(ProxyArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Proxy(args) => proxy::main(args),
+    }
+}

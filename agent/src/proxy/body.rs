@@ -1,0 +1,175 @@
+//! The bodies that pass through: requests that can be sent again when they are empty, and answers that give
+//! their connection back when they end. Bytes are handed on frame by frame; nothing is gathered.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+use super::upstream::{Lease, Sender};
+
+/// How far a request's body has come, seen by the one who waits for the answer.
+#[derive(Default)]
+pub(super) struct Progress(AtomicU64);
+
+/// The body is completely handed over.
+const DONE: u64 = u64::MAX;
+
+impl Progress {
+    /// A figure that changes while the body moves.
+    pub(super) fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.now() == DONE
+    }
+}
+
+/// The body of a request on its way to an instance.
+pub(super) enum RequestBody {
+    /// None: the request may be sent again.
+    Empty,
+    /// The client's body.
+    Stream {
+        body: Incoming,
+        progress: Arc<Progress>,
+    },
+}
+
+impl From<Incoming> for RequestBody {
+    fn from(body: Incoming) -> Self {
+        if body.is_end_stream() {
+            return Self::Empty;
+        }
+        Self::Stream { body, progress: Arc::default() }
+    }
+}
+
+impl RequestBody {
+    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
+        match self {
+            Self::Empty => None,
+            Self::Stream { progress, .. } => Some(Arc::clone(progress)),
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Stream { body, progress } => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+                if frame.is_none() || body.is_end_stream() {
+                    progress.0.store(DONE, Ordering::Relaxed);
+                } else {
+                    progress.0.fetch_add(1, Ordering::Relaxed);
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Stream { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Stream { body, .. } => body.size_hint(),
+        }
+    }
+}
+
+/// What an answer from an instance holds until its last byte is handed over.
+pub(super) struct Ending {
+    pub(super) lease: Lease,
+    pub(super) sender: Sender,
+    /// The request's body, when it had one: a connection on which it is not finished is not used again.
+    pub(super) progress: Option<Arc<Progress>>,
+}
+
+impl Ending {
+    fn complete(self) {
+        if self.progress.is_none_or(|progress| progress.is_done()) {
+            self.lease.instance().give_back(self.sender);
+        }
+    }
+}
+
+/// The body of an answer on its way to a client.
+pub(super) enum ResponseBody {
+    /// A text of the proxy's own.
+    Text(Option<Bytes>),
+    /// The instance's body. `ending` is taken when it is complete; while it is there, dropping the body
+    /// closes the connection to the instance.
+    Stream {
+        body: Incoming,
+        ending: Option<Ending>,
+    },
+}
+
+impl ResponseBody {
+    pub(super) fn stream(body: Incoming, ending: Ending) -> Self {
+        if body.is_end_stream() {
+            ending.complete();
+            return Self::Stream { body, ending: None };
+        }
+        Self::Stream { body, ending: Some(ending) }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Stream { body, ending } => {
+                let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+                if let Some(Err(_)) = &frame {
+                    if let Some(ending) = ending.take() {
+                        ending.lease.aborted();
+                    }
+                } else if frame.is_none() || body.is_end_stream() {
+                    if let Some(ending) = ending.take() {
+                        ending.complete();
+                    }
+                }
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_none(),
+            Self::Stream { body, .. } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Stream { body, .. } => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! A listening socket, its connections, and the picture of routes that its requests follow.
+//!
+//! A listener belongs to an address, not to a scope: the engine may hand it from one scope to another
+//! without closing it. It accepts, watches for connections that sleep too long, and ends them gently; it
+//! knows nothing of versions.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use hyper::header::HeaderValue;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle};
+use tracing::{debug, warn};
+
+use super::forward::forward;
+use super::routes::Routes;
+use super::upstream::lock;
+
+/// A client connection without a request is asked to end after this time…
+const SLEEP_LIMIT: Duration = Duration::from_secs(75);
+/// …and cut after this one: half a request head does not hold a connection for ever.
+const SLEEP_CUT: Duration = Duration::from_secs(90);
+
+/// Pause after a failed accept: the usual reason is that descriptors ran out, and that takes time to mend.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A held listener. [`Listener::close`] must be called to end it.
+pub(super) struct Listener {
+    pub(super) door: Arc<Door>,
+    accept: JoinHandle<()>,
+}
+
+/// What the connections of one listener share.
+pub(super) struct Door {
+    routes: RwLock<Arc<Routes>>,
+    connections: Mutex<HashMap<u64, Connection>>,
+    next_id: AtomicU64,
+}
+
+struct Connection {
+    /// Asks the connection to end after its open requests; taken when that was asked.
+    end: Option<oneshot::Sender<()>>,
+    task: AbortHandle,
+    activity: Arc<Activity>,
+}
+
+/// One client connection, as its requests see it.
+pub(super) struct Client {
+    pub(super) door: Arc<Door>,
+    pub(super) forwarded_for: HeaderValue,
+    pub(super) activity: Arc<Activity>,
+}
+
+/// When a connection last had a request.
+pub(super) struct Activity {
+    born: Instant,
+    active: AtomicUsize,
+    last_ms: AtomicU64,
+}
+
+/// A request is under way on a connection while this lives.
+pub(super) struct Active<'a>(&'a Activity);
+
+impl Activity {
+    fn new() -> Self {
+        Self { born: Instant::now(), active: AtomicUsize::new(0), last_ms: AtomicU64::new(0) }
+    }
+
+    pub(super) fn begin(&self) -> Active<'_> {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Active(self)
+    }
+
+    fn asleep_for(&self) -> Duration {
+        if self.active.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(last)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        let now = self.0.born.elapsed().as_millis() as u64;
+        self.0.last_ms.store(now, Ordering::Relaxed);
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Door {
+    pub(super) fn routes(&self) -> Arc<Routes> {
+        Arc::clone(&self.routes.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_routes(&self, routes: Arc<Routes>) {
+        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
+    }
+
+    /// Connections that are open, not counting those that became tunnels.
+    pub(super) fn connections(&self) -> usize {
+        lock(&self.connections).len()
+    }
+
+    /// Asks every connection to end after its open requests.
+    pub(super) fn end_connections(&self) {
+        for connection in lock(&self.connections).values_mut() {
+            connection.ask_to_end();
+        }
+    }
+
+    /// Cuts every connection.
+    pub(super) fn cut_connections(&self) {
+        for connection in lock(&self.connections).values() {
+            connection.task.abort();
+        }
+    }
+
+    /// Ends connections that slept for too long.
+    pub(super) fn sweep(&self) {
+        for connection in lock(&self.connections).values_mut() {
+            let asleep = connection.activity.asleep_for();
+            if asleep >= SLEEP_CUT {
+                connection.task.abort();
+            } else if asleep >= SLEEP_LIMIT {
+                connection.ask_to_end();
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn ask_to_end(&mut self) {
+        if let Some(end) = self.end.take() {
+            // Fails when the connection has just ended by itself.
+            end.send(()).ok();
+        }
+    }
+}
+
+impl Listener {
+    /// Binds and begins to accept. Must be called within the runtime.
+    ///
+    /// # Errors
+    /// What the system says about the address.
+    pub(super) fn open(address: SocketAddr, routes: Arc<Routes>) -> io::Result<Self> {
+        let socket = StdListener::bind(address)?;
+        socket.set_nonblocking(true)?;
+        let socket = TcpListener::from_std(socket)?;
+        let door = Arc::new(Door {
+            routes: RwLock::new(routes),
+            connections: Mutex::default(),
+            next_id: AtomicU64::new(0),
+        });
+        let accept = tokio::spawn(accept(socket, Arc::clone(&door)));
+        Ok(Self { door, accept })
+    }
+
+    /// Closes the socket; when this returns the address is free. Connections go on.
+    pub(super) async fn close(self) -> Arc<Door> {
+        self.accept.abort();
+        // An error here says that it was aborted.
+        self.accept.await.ok();
+        self.door
+    }
+}
+
+async fn accept(socket: TcpListener, door: Arc<Door>) {
+    let mut failing = false;
+    loop {
+        match socket.accept().await {
+            Ok((stream, peer)) => {
+                failing = false;
+                serve(stream, peer, &door);
+            }
+            Err(error) => {
+                if !failing {
+                    warn!(%error, "cannot accept connections, trying on");
+                }
+                failing = true;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Starts the task of one connection.
+fn serve(stream: TcpStream, peer: SocketAddr, door: &Arc<Door>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "the client was gone at once");
+        return;
+    }
+    let ip = peer.ip().to_canonical().to_string();
+    let Ok(forwarded_for) = HeaderValue::from_str(&ip) else {
+        return;
+    };
+    let activity = Arc::new(Activity::new());
+    let client = Arc::new(Client {
+        door: Arc::clone(door),
+        forwarded_for,
+        activity: Arc::clone(&activity),
+    });
+    let id = door.next_id.fetch_add(1, Ordering::Relaxed);
+    let (end, ended) = oneshot::channel();
+    // Held until the entry is in the map, so that the task cannot remove it before it is there.
+    let mut connections = lock(&door.connections);
+    let task = tokio::spawn(drive(stream, client, ended, Registered { id, door: Arc::clone(door) }));
+    let task = task.abort_handle();
+    connections.insert(id, Connection { end: Some(end), task, activity });
+}
+
+/// Takes a connection out of the map when its task ends, however that happens.
+struct Registered {
+    id: u64,
+    door: Arc<Door>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        lock(&self.door.connections).remove(&self.id);
+    }
+}
+
+async fn drive(
+    stream: TcpStream,
+    client: Arc<Client>,
+    mut ended: oneshot::Receiver<()>,
+    registered: Registered,
+) {
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let service = service_fn(move |request| forward(Arc::clone(&client), request));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let outcome = tokio::select! {
+        biased;
+        outcome = connection.as_mut() => outcome,
+        _ = &mut ended => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    drop(registered);
+    if let Err(error) = outcome {
+        debug!(%error, "client connection broke");
+    }
+}

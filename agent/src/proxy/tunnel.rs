@@ -1,0 +1,45 @@
+//! A connection that changed its protocol (WebSocket and the like): bytes both ways until one side ends.
+//! The instance counts as busy for as long; `close` and the end of the proxy cut it. The forwarding calls
+//! this after a 101.
+
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
+use hyper::upgrade::OnUpgrade;
+use hyper::Response;
+use hyper_util::rt::TokioIo;
+use tracing::debug;
+
+use super::body::ResponseBody;
+use super::headers;
+use super::upstream::Lease;
+
+/// Answers 101 to the client and joins both sides once that is written.
+pub(super) fn join(
+    lease: Lease,
+    mut response: Response<Incoming>,
+    client_side: OnUpgrade,
+) -> Response<ResponseBody> {
+    let instance_side = hyper::upgrade::on(&mut response);
+    let protocol = response.headers().get(UPGRADE).cloned();
+    headers::strip_hop(response.headers_mut());
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        response.headers_mut().insert(UPGRADE, protocol);
+    }
+    let ledger = std::sync::Arc::clone(&lease.instance().ledger);
+    let task = tokio::spawn(async move {
+        // Held until both directions have ended.
+        let _lease = lease;
+        match tokio::try_join!(client_side, instance_side) {
+            Ok((client, instance)) => {
+                let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
+                if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut instance).await {
+                    debug!(%error, "tunnel broke");
+                }
+            }
+            Err(error) => debug!(%error, "the change of protocol was not completed"),
+        }
+    });
+    ledger.adopt(task.abort_handle());
+    response.map(|_| ResponseBody::Text(None))
+}

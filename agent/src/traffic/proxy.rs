@@ -1,0 +1,216 @@
+//! The embedded data plane as a provider: starts `tidegate-agent proxy` when none runs, and talks to it.
+//!
+//! The proxy is started detached and outlives this process; a later agent finds it by its socket. Dropping
+//! the provider stops nothing. Every call finds or starts the proxy first, so a proxy that was killed is
+//! back, with its stored table, at the next call.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::{Child, Command};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::info;
+
+use super::{Answer, TrafficError, TrafficProvider};
+use crate::proxy::control::ControlClient;
+use crate::proxy::table::{ControlReply, ControlRequest, Held, Table};
+
+const PROVIDER: &str = "proxy";
+
+/// How long the proxy may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a started proxy may take until its socket answers.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+const START_POLL: Duration = Duration::from_millis(10);
+
+/// Who runs on the other side of the socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyIdentity {
+    /// Its process id.
+    pub pid: u32,
+    /// The version of its program.
+    pub version: String,
+    /// When it started, unix milliseconds.
+    pub started_at: u64,
+}
+
+/// The proxy of one folder.
+pub struct ProxyTraffic {
+    dir: PathBuf,
+    program: PathBuf,
+    link: Mutex<Link>,
+}
+
+#[derive(Default)]
+struct Link {
+    client: Option<ControlClient>,
+    /// The proxy when it is a child of this process, kept so that its end is noticed.
+    child: Option<Child>,
+}
+
+impl ProxyTraffic {
+    /// The proxy in `dir`, started from the program that is running now.
+    ///
+    /// # Errors
+    /// When the path of the running program cannot be found.
+    pub fn new(dir: PathBuf) -> io::Result<Self> {
+        Ok(Self::with_program(dir, std::env::current_exe()?))
+    }
+
+    /// The proxy in `dir`, started as `program proxy --dir DIR --detach`.
+    #[must_use]
+    pub fn with_program(dir: PathBuf, program: PathBuf) -> Self {
+        Self { dir, program, link: Mutex::default() }
+    }
+
+    /// Finds the proxy or starts it, and tells who it is.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not answer.
+    pub async fn ensure_running(&self) -> Result<ProxyIdentity, TrafficError> {
+        match self.ask(ControlRequest::Ping).await? {
+            ControlReply::Pong { pid, version, started_at } => {
+                Ok(ProxyIdentity { pid, version, started_at })
+            }
+            other => Err(misfit(&other)),
+        }
+    }
+
+    /// Tells a running proxy to end after its open requests, at most after `grace`. Does not wait for it
+    /// and starts none.
+    ///
+    /// # Errors
+    /// When it runs and does not answer.
+    pub async fn shutdown(&self, grace: Duration) -> Result<(), TrafficError> {
+        let mut link = self.link.lock().await;
+        link.client = None;
+        let Ok(mut client) = ControlClient::connect(&self.dir).await else {
+            return Ok(());
+        };
+        let request = ControlRequest::Shutdown { grace_ms: grace.as_millis() as u64 };
+        match timeout(ANSWER_LIMIT, client.ask(&request)).await {
+            Ok(Ok(ControlReply::Stopping)) => Ok(()),
+            Ok(Ok(other)) => Err(misfit(&other)),
+            Ok(Err(error)) => Err(unreachable(error.to_string())),
+            Err(_) => Err(no_answer()),
+        }
+    }
+
+    /// Asks over the standing connection; when that has ended, once more over a new one. Every request is
+    /// a level, so asking twice does no harm.
+    async fn ask(&self, request: ControlRequest) -> Result<ControlReply, TrafficError> {
+        let mut link = self.link.lock().await;
+        if let Some(mut client) = link.client.take() {
+            match timeout(ANSWER_LIMIT, client.ask(&request)).await {
+                Ok(Ok(reply)) => {
+                    link.client = Some(client);
+                    return Ok(reply);
+                }
+                Ok(Err(_)) => {}
+                Err(_) => return Err(no_answer()),
+            }
+        }
+        let mut client = self.connect(&mut link).await?;
+        let reply = match timeout(ANSWER_LIMIT, client.ask(&request)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(error)) => return Err(unreachable(error.to_string())),
+            Err(_) => return Err(no_answer()),
+        };
+        link.client = Some(client);
+        Ok(reply)
+    }
+
+    async fn connect(&self, link: &mut Link) -> Result<ControlClient, TrafficError> {
+        if let Ok(client) = ControlClient::connect(&self.dir).await {
+            return Ok(client);
+        }
+        let deadline = Instant::now() + START_LIMIT;
+        self.start(link)?;
+        loop {
+            match ControlClient::connect(&self.dir).await {
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(unreachable(format!("it does not come up: {error}; {}", self.log_hint())));
+                }
+                Err(_) => {}
+            }
+            if let Some(status) = link.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                // Another process may have been faster; then its socket answers.
+                return ControlClient::connect(&self.dir).await.map_err(|_| {
+                    unreachable(format!("it ended at once ({status}); {}", self.log_hint()))
+                });
+            }
+            sleep(START_POLL).await;
+        }
+    }
+
+    fn start(&self, link: &mut Link) -> Result<(), TrafficError> {
+        let failed = |error: io::Error| {
+            unreachable(format!("cannot start {}: {error}", self.program.display()))
+        };
+        let mut folder = std::fs::DirBuilder::new();
+        folder.recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+        let mut log = OpenOptions::new();
+        let log = log.append(true).create(true).mode(0o600).open(self.log_path()).map_err(failed)?;
+        let mut command = Command::new(&self.program);
+        command.arg("proxy").arg("--dir").arg(&self.dir).arg("--detach");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(false);
+        let child = command.spawn().map_err(failed)?;
+        info!(pid = child.id(), dir = %self.dir.display(), "proxy started");
+        link.child = Some(child);
+        Ok(())
+    }
+
+    /// What the proxy says before it has a log, and what it says when it panics.
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("stderr.log")
+    }
+
+    fn log_hint(&self) -> String {
+        let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        match text.lines().rfind(|line| !line.trim().is_empty()) {
+            Some(line) => format!("it said: {line}"),
+            None => format!("see {}", self.dir.join("proxy.log").display()),
+        }
+    }
+}
+
+fn unreachable(reason: String) -> TrafficError {
+    TrafficError::Unreachable { provider: PROVIDER, reason }
+}
+
+fn no_answer() -> TrafficError {
+    unreachable(format!("no answer within {} s", ANSWER_LIMIT.as_secs()))
+}
+
+fn misfit(reply: &ControlReply) -> TrafficError {
+    let reason = format!("{reply:?}").chars().take(200).collect();
+    TrafficError::Protocol { provider: PROVIDER, reason }
+}
+
+fn held(reply: ControlReply) -> Result<Held, TrafficError> {
+    match reply {
+        ControlReply::Held(held) => Ok(held),
+        ControlReply::Refused { message } => {
+            Err(TrafficError::Refused { provider: PROVIDER, reason: message })
+        }
+        other => Err(misfit(&other)),
+    }
+}
+
+impl TrafficProvider for ProxyTraffic {
+    fn observe(&self) -> Answer<'_, Held> {
+        Box::pin(async move { held(self.ask(ControlRequest::Observe).await?) })
+    }
+
+    fn converge(&self, table: Table) -> Answer<'_, Held> {
+        Box::pin(async move { held(self.ask(ControlRequest::Converge { table }).await?) })
+    }
+}
