@@ -469,20 +469,22 @@ pub enum Action {
     InstancesReady,
     /// The data plane holds the step's weight everywhere: its hold begins.
     StepReached,
-    /// The step's hold and evidence are over: the next one.
+    /// The step's hold and evidence are over: the next one. Before the first step (`RUNNING` begins
+    /// at 0 %) it opens the first; not allowed at the last, whose end is `Finalize`.
     StepDone {
         /// The step ended without enough evidence.
         unverified: bool,
     },
-    /// `rolling`: the present batch is replaced.
+    /// `rolling`: the present batch is replaced (in `RUNNING` its hold begins, as with
+    /// `StepReached`), or, in `CANCELLING` and `ROLLING_BACK`, is back: the next batch goes.
     BatchDone,
     /// `RUNNING` → `FINALIZING`.
     Finalize {
         /// Finalized without evidence.
         unverified: bool,
     },
-    /// `FINALIZING`: the new version holds all traffic and the old one is drained everywhere: it
-    /// may go.
+    /// The loser holds no traffic and is drained everywhere: it may go. The loser is the old version
+    /// in `FINALIZING` and the deployment itself in `CANCELLING`, `ROLLING_BACK`, `DELETING`.
     Drained,
     /// `FINALIZING` → `FINALIZED`, `CANCELLING` → its end, `ROLLING_BACK` → its end, `DELETING` →
     /// `DELETED`: everything observed, or only excused agents are left.
@@ -497,8 +499,12 @@ pub enum Action {
         /// The verdicts that it rests on.
         evidence: Verdicts,
     },
-    /// The state's deadline passed and its declared outcome is an end.
-    Expire,
+    /// The state's deadline passed and its declared outcome is an end: of `CREATING_APPROVAL`,
+    /// `PENDING`, `CREATING`, `FINALIZING`, `CANCELLING`, `ROLLING_BACK`, `DELETING`.
+    Expire {
+        /// Agents where the loser is not yet observed gone; ignored where nothing was started.
+        leftovers: Vec<Name>,
+    },
     /// Stops the rollout where it is until people decide or `halt_max` is over.
     Halt {
         /// Why.
@@ -523,7 +529,8 @@ pub enum Action {
         /// The verdicts.
         evidence: Verdicts,
     },
-    /// After the end: the loser is observed gone on these agents.
+    /// After the end: the place of this deployment, one of its scope's `retired`, is observed gone
+    /// on these agents.
     LeftoversGone {
         /// Those agents.
         agents: Vec<Name>,

@@ -139,8 +139,11 @@ pub struct Deployment {
     pub lost: Vec<Name>,
     /// Approval rules that apply, with their decisions.
     pub required: Option<Required>,
-    /// The present state's clock began here; moves on with progress and after pauses.
+    /// The present state's clock began here; moves on with progress (`RUNNING`: with each step) and
+    /// by the time of pauses and halts.
     pub clock_since: Timestamp,
+    /// Up to here its time is counted into `durations`.
+    pub counted_to: Timestamp,
     /// Fewest instances outstanding so far in `WAITING_FOR_INSTANCES`.
     pub fewest_outstanding: Option<u32>,
     /// Traffic and steps.
@@ -171,8 +174,11 @@ pub struct Deployment {
     pub causes: Vec<InstanceCause>,
     /// Verdicts that decided something, and notable ones; at most 64, newest last.
     pub evidence: Verdicts,
-    /// Agents where the loser is not yet observed gone.
+    /// Agents where the place of this deployment has to go and is not yet observed gone. It stands
+    /// in its scope's `retired` as long as there are any.
     pub leftovers: Vec<Name>,
+    /// A person promoted through all steps at once: the label becomes `fast_promoted`.
+    pub promoted_full: bool,
 }
 
 /// What a deployment was made with.
@@ -201,8 +207,10 @@ pub struct Origin {
     pub parameters: Table<String, ResolvedParameter>,
     /// What it does about another one under way.
     pub on_conflict: OnConflict,
-    /// Skips steps, analysis and bake, and finalizes by itself.
+    /// Skips steps, analysis and bake, and finalizes by itself. Needs no approval.
     pub fast: bool,
+    /// A return to a rejected release that a person forced, or that happens by itself.
+    pub forced: bool,
     /// The deployment that it comes from.
     pub link: Option<Link>,
 }
@@ -299,6 +307,8 @@ pub struct Traffic {
     pub replaced: u32,
     /// `rolling` on its way back: batches that went well in a row.
     pub good_batches: u32,
+    /// A person set this weight; `resume` goes on with the first step above it.
+    pub manual: Option<Weight>,
 }
 
 /// Progress in the steps.
@@ -311,8 +321,10 @@ pub struct StepProgress {
     pub started_at: Timestamp,
     /// When the data plane held it everywhere: the hold runs from here, less pauses.
     pub reached_at: Option<Timestamp>,
-    /// Time since `reached_at` that did not count.
+    /// Time since `reached_at` that did not count; a pause or halt that still lasts comes on top.
     pub not_counted: Span,
+    /// A person ended its hold; only at the last step, where no other follows.
+    pub promoted: bool,
 }
 
 /// A person stopped the clock.

@@ -15,7 +15,7 @@ pub use scope::{Scope, ScopeStatus};
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
-use tidegate_shared::id::{DeploymentId, Name, TokenId, Version};
+use tidegate_shared::id::{DeploymentId, Name, ShortId, TokenId, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
     ApplicationSpec, EnvironmentSpec, ParameterSpec, PolicySpec, ReleaseSpec, ReleaseStatus,
@@ -61,8 +61,15 @@ pub struct State {
     pub tokens: Table<TokenId, Token>,
     /// Every deployment, ended ones too.
     pub deployments: Table<DeploymentId, Deployment>,
-    /// Outcomes of requests; a client's for 24 h.
+    /// Every short id that was ever given.
+    pub short_ids: Table<ShortId, DeploymentId>,
+    /// Deployments by scope, oldest first.
+    pub history: imbl::OrdSet<(Name, DeploymentId)>,
+    /// Outcomes of requests: a client's for 24 h after it was minted, the planner's good ones for
+    /// ten minutes.
     pub requests: Table<RequestKey, Remembered>,
+    /// The planner's remembered requests by log position, so that they can be forgotten in order.
+    pub planner_requests: Table<(u64, u32), RequestKey>,
     /// The audit log by (index, ordinal).
     pub events: Table<(u64, u32), Event>,
     /// Hash of the last event.

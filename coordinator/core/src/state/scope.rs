@@ -24,8 +24,12 @@ pub struct Scope {
     pub waiting: Vec<DeploymentId>,
     /// Ended ones whose place is not yet observed gone everywhere.
     pub retired: Vec<DeploymentId>,
-    /// Finalized ones, newest first, at most `keep_releases`: a return to one is fast.
+    /// Finalized ones in the order in which a return takes them, at most `keep_releases`: the active
+    /// one first, then those before it, then those that were returned from. One entry per release
+    /// and parameters. A return to one is fast.
     pub kept: Vec<DeploymentId>,
+    /// The last one that was active before the scope was stopped: what a start brings back.
+    pub last_active: Option<DeploymentId>,
 }
 
 /// Where a scope is in its life.
@@ -36,7 +40,7 @@ pub enum ScopeStatus {
     Creating,
     /// It has an active deployment.
     Ready,
-    /// Its active deployment is being deleted.
+    /// Its active deployment is being deleted, or waits for a candidate to end first.
     Stopping,
     /// Its active deployment was deleted.
     Stopped,
