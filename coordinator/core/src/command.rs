@@ -477,6 +477,9 @@ pub enum Action {
     },
     /// `rolling`: the present batch is replaced (in `RUNNING` its hold begins, as with
     /// `StepReached`), or, in `CANCELLING` and `ROLLING_BACK`, is back: the next batch goes.
+    /// Proposed when the instances that the batch starts are healthy everywhere; it sets
+    /// `traffic.desired` to the share that `traffic.replaced` was of all, so that traffic follows
+    /// and what was replaced may stop (see [`crate::strategy::rolling`]).
     BatchDone,
     /// `RUNNING` → `FINALIZING`.
     Finalize {

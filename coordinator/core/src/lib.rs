@@ -8,10 +8,12 @@
 #![deny(missing_docs)]
 
 pub mod command;
+pub mod desired;
 pub mod event;
 pub mod observed;
 pub mod rejection;
 pub mod state;
+pub mod strategy;
 
 pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestKey};
 pub use event::Event;

@@ -297,13 +297,16 @@ pub struct Decision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Traffic {
-    /// Share of the new version that is wished. `rolling`: the share replaced.
+    /// Share of the new version that is wished. `rolling`: the share replaced; with `overlap` it
+    /// follows `replaced` at `InstancesReady` and `BatchDone`, when what started is healthy; without,
+    /// at once.
     pub desired: Weight,
     /// It was ever > 0.
     pub got_traffic: bool,
     /// Where in the steps (`rolling`: batches) it is; none before the first.
     pub step: Option<StepProgress>,
-    /// `rolling`: instances of the new version that are wished, over all participants.
+    /// `rolling`: instances that are replaced once the present batch is done, over all participants
+    /// in order of name. On the way back it lies one batch below what `desired` stands for.
     pub replaced: u32,
     /// `rolling` on its way back: batches that went well in a row.
     pub good_batches: u32,
