@@ -1,5 +1,7 @@
 //! The program `tidegate-agent`: reads its arguments and hands over to the library.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 use tidegate_agent::proxy::{self, ProxyArgs};
 
@@ -17,8 +19,15 @@ enum Command {
     Proxy(ProxyArgs),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
         Command::Proxy(args) => proxy::main(args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

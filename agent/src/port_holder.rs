@@ -48,7 +48,9 @@ pub fn port_taken_message(address: SocketAddr) -> String {
     let (port, ip) = (address.port(), address.ip());
     match port_holder(address) {
         Some(holder) => format!("port {port} on {ip} is held by {holder}"),
-        None => format!("port {port} on {ip} is held by another process (its name is not visible to this user)"),
+        None => format!(
+            "port {port} on {ip} is held by another process (its name is not visible to this user)"
+        ),
     }
 }
 
@@ -63,7 +65,11 @@ fn parse_socket(line: &str) -> Option<Socket> {
     let local = parse_address(fields.nth(1)?)?;
     let listening = fields.nth(1)? == LISTEN;
     let inode = fields.nth(5)?.parse().ok()?;
-    Some(Socket { local, listening, inode })
+    Some(Socket {
+        local,
+        listening,
+        inode,
+    })
 }
 
 /// `0100007F:1F90`: the address as 32-bit words in the byte order of the machine, the port in hex.
@@ -97,12 +103,19 @@ fn in_the_way(held: SocketAddr, wanted: SocketAddr) -> bool {
 fn owner_of(inode: u64) -> Option<PortHolder> {
     let target = format!("socket:[{inode}]");
     for process in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         if holds(&process.path().join("fd"), &target) {
             let name = fs::read_to_string(process.path().join("comm")).ok()?;
-            return Some(PortHolder { pid, name: name.trim().to_owned() });
+            return Some(PortHolder {
+                pid,
+                name: name.trim().to_owned(),
+            });
         }
     }
     None
@@ -113,9 +126,9 @@ fn holds(descriptors: &Path, target: &str) -> bool {
     let Ok(entries) = fs::read_dir(descriptors) else {
         return false;
     };
-    entries.flatten().any(|entry| {
-        fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == target)
-    })
+    entries
+        .flatten()
+        .any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link.as_os_str() == target))
 }
 
 #[cfg(test)]
@@ -149,7 +162,12 @@ mod tests {
         assert_eq!(socket.local, "127.0.0.1:8080".parse().expect("address"));
         assert!(socket.listening);
         assert_eq!(socket.inode, 4242);
-        for broken in ["", "0:", "0: zz:1F90 x 0A", "0: 0100007:1F90 0 0A a b c d e f"] {
+        for broken in [
+            "",
+            "0:",
+            "0: zz:1F90 x 0A",
+            "0: 0100007:1F90 0 0A a b c d e f",
+        ] {
             assert!(parse_socket(broken).is_none(), "{broken}");
         }
     }

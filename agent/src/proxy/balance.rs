@@ -48,7 +48,9 @@ mod tests {
 
     #[test]
     fn the_share_is_spread_not_clustered() {
-        let hits: Vec<u64> = (0..100).filter(|n| pick(&[1000, 9000], *n) == Some(0)).collect();
+        let hits: Vec<u64> = (0..100)
+            .filter(|n| pick(&[1000, 9000], *n) == Some(0))
+            .collect();
         assert_eq!(hits, (0..10).map(|k| k * 10 + 9).collect::<Vec<u64>>());
     }
 

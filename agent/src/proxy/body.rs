@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::listener::Active;
 use super::upstream::{Lease, Sender};
 
 /// How far a request's body has come, seen by the one who waits for the answer.
@@ -45,7 +46,10 @@ impl From<Incoming> for RequestBody {
         if body.is_end_stream() {
             return Self::Empty;
         }
-        Self::Stream { body, progress: Arc::default() }
+        Self::Stream {
+            body,
+            progress: Arc::default(),
+        }
     }
 }
 
@@ -112,7 +116,13 @@ impl Ending {
 }
 
 /// The body of an answer on its way to a client.
-pub(super) enum ResponseBody {
+pub(super) struct ResponseBody {
+    source: Source,
+    /// Keeps the client's connection awake until this body is gone.
+    _active: Active,
+}
+
+enum Source {
     /// A text of the proxy's own.
     Text(Option<Bytes>),
     /// The instance's body. `ending` is taken when it is complete; while it is there, dropping the body
@@ -124,12 +134,31 @@ pub(super) enum ResponseBody {
 }
 
 impl ResponseBody {
-    pub(super) fn stream(body: Incoming, ending: Ending) -> Self {
-        if body.is_end_stream() {
-            ending.complete();
-            return Self::Stream { body, ending: None };
+    pub(super) fn empty(active: Active) -> Self {
+        Self {
+            source: Source::Text(None),
+            _active: active,
         }
-        Self::Stream { body, ending: Some(ending) }
+    }
+
+    pub(super) fn text(text: String, active: Active) -> Self {
+        Self {
+            source: Source::Text(Some(text.into())),
+            _active: active,
+        }
+    }
+
+    pub(super) fn stream(body: Incoming, ending: Ending, active: Active) -> Self {
+        let ending = if body.is_end_stream() {
+            ending.complete();
+            None
+        } else {
+            Some(ending)
+        };
+        Self {
+            source: Source::Stream { body, ending },
+            _active: active,
+        }
     }
 }
 
@@ -141,35 +170,40 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Self::Stream { body, ending } => {
-                let frame = ready!(Pin::new(&mut *body).poll_frame(context));
-                if let Some(Err(_)) = &frame {
-                    if let Some(ending) = ending.take() {
-                        ending.lease.aborted();
-                    }
-                } else if frame.is_none() || body.is_end_stream() {
-                    if let Some(ending) = ending.take() {
-                        ending.complete();
-                    }
+        let (body, ending) = match &mut self.get_mut().source {
+            Source::Text(text) => {
+                return Poll::Ready(text.take().map(|text| Ok(Frame::data(text))));
+            }
+            Source::Stream { body, ending } => (body, ending),
+        };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+        match &frame {
+            Some(Err(_)) => {
+                if let Some(ending) = ending.take() {
+                    ending.lease.aborted();
                 }
-                Poll::Ready(frame)
+            }
+            Some(Ok(_)) if !body.is_end_stream() => {}
+            Some(Ok(_)) | None => {
+                if let Some(ending) = ending.take() {
+                    ending.complete();
+                }
             }
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Text(text) => text.is_none(),
-            Self::Stream { body, .. } => body.is_end_stream(),
+        match &self.source {
+            Source::Text(text) => text.is_none(),
+            Source::Stream { body, .. } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Stream { body, .. } => body.size_hint(),
+        match &self.source {
+            Source::Text(text) => SizeHint::with_exact(text.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Stream { body, .. } => body.size_hint(),
         }
     }
 }

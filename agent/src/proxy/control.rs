@@ -47,11 +47,17 @@ impl SocketPath {
     fn in_folder(dir: &Path) -> io::Result<Self> {
         let path = dir.join("control");
         if path.as_os_str().len() <= PATH_LIMIT {
-            return Ok(Self { path, _folder: None });
+            return Ok(Self {
+                path,
+                _folder: None,
+            });
         }
         let folder = fs::File::open(dir)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}/control", folder.as_raw_fd()));
-        Ok(Self { path, _folder: Some(folder) })
+        Ok(Self {
+            path,
+            _folder: Some(folder),
+        })
     }
 }
 
@@ -72,7 +78,10 @@ impl Server {
         let socket = UnixListener::bind(&path.path)?;
         // The folder is 0700, so nobody came in before this line.
         fs::set_permissions(&path.path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { socket, started_at: unix_ms() })
+        Ok(Self {
+            socket,
+            started_at: unix_ms(),
+        })
     }
 
     /// Serves until the task is aborted, which ends every control connection too: what a proxy answers
@@ -135,7 +144,9 @@ async fn converse(
             Ok(ControlRequest::Observe) => ControlReply::Held(engine.observe().await),
             Ok(ControlRequest::Converge { table }) => match engine.converge(table).await {
                 Ok(held) => ControlReply::Held(held),
-                Err(error) => ControlReply::Refused { message: error.to_string() },
+                Err(error) => ControlReply::Refused {
+                    message: error.to_string(),
+                },
             },
             Err(reason) => {
                 warn!(reason, "malformed control message, its connection is ended");
@@ -151,7 +162,10 @@ async fn converse(
 /// cut off.
 async fn read_line(read: &mut BufReader<OwnedReadHalf>, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    (&mut *read).take(limit + 1).read_until(b'\n', &mut line).await?;
+    (&mut *read)
+        .take(limit + 1)
+        .read_until(b'\n', &mut line)
+        .await?;
     if line.is_empty() {
         return Ok(None);
     }
@@ -166,7 +180,10 @@ async fn read_line(read: &mut BufReader<OwnedReadHalf>, limit: u64) -> io::Resul
     Err(io::Error::new(io::ErrorKind::InvalidData, reason))
 }
 
-async fn write_line<T: serde::Serialize>(write: &mut OwnedWriteHalf, message: &T) -> io::Result<()> {
+async fn write_line<T: serde::Serialize>(
+    write: &mut OwnedWriteHalf,
+    message: &T,
+) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     write.write_all(&line).await
@@ -187,7 +204,10 @@ impl ControlClient {
     pub async fn connect(dir: &Path) -> io::Result<Self> {
         let path = SocketPath::in_folder(dir)?;
         let (read, write) = UnixStream::connect(&path.path).await?.into_split();
-        Ok(Self { read: BufReader::new(read), write })
+        Ok(Self {
+            read: BufReader::new(read),
+            write,
+        })
     }
 
     /// Sends one request and waits for its answer. After an error the connection is of no more use. Give

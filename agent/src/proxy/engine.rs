@@ -83,7 +83,10 @@ impl Engine {
             scopes: BTreeMap::new(),
             stopped: false,
         };
-        Self { state: AsyncMutex::new(state), leaving: Mutex::default() }
+        Self {
+            state: AsyncMutex::new(state),
+            leaving: Mutex::default(),
+        }
     }
 
     /// Puts the table of the last run in force again. A table that cannot be read is set aside.
@@ -135,7 +138,11 @@ impl Engine {
         }
         let now = Instant::now();
         for scope in state.scopes.values() {
-            for member in scope.versions.values().flat_map(|version| version.instances.values()) {
+            for member in scope
+                .versions
+                .values()
+                .flat_map(|version| version.instances.values())
+            {
                 member.instance.sweep(now);
             }
         }
@@ -165,10 +172,16 @@ impl Engine {
     /// Requests, tunnels and client connections that are still open.
     pub(super) async fn open(&self) -> u64 {
         let state = self.state.lock().await;
-        let members = state.scopes.values().flat_map(|scope| scope.versions.values());
+        let members = state
+            .scopes
+            .values()
+            .flat_map(|scope| scope.versions.values());
         let members = members.flat_map(|version| version.instances.values());
         let requests: u64 = members.map(|member| member.instance.ledger.open()).sum();
-        let connections: usize = lock(&self.leaving).iter().map(|door| door.connections()).sum();
+        let connections: usize = lock(&self.leaving)
+            .iter()
+            .map(|door| door.connections())
+            .sum();
         requests + connections as u64
     }
 }
@@ -178,7 +191,10 @@ impl State {
     async fn apply(&mut self, table: &Table) -> Vec<Arc<Door>> {
         let now_ms = unix_ms();
         for route in &table.scopes {
-            let scope = self.scopes.entry(route.scope.clone()).or_insert_with(Scope::new);
+            let scope = self
+                .scopes
+                .entry(route.scope.clone())
+                .or_insert_with(Scope::new);
             scope.admit(route, now_ms);
         }
         for route in &table.scopes {
@@ -189,9 +205,17 @@ impl State {
                 scope.dismiss(route);
             }
         }
-        let named: BTreeSet<&str> = table.scopes.iter().map(|route| route.scope.as_str()).collect();
-        let gone: Vec<String> =
-            self.scopes.keys().filter(|scope| !named.contains(scope.as_str())).cloned().collect();
+        let named: BTreeSet<&str> = table
+            .scopes
+            .iter()
+            .map(|route| route.scope.as_str())
+            .collect();
+        let gone: Vec<String> = self
+            .scopes
+            .keys()
+            .filter(|scope| !named.contains(scope.as_str()))
+            .cloned()
+            .collect();
         for scope in gone {
             info!(scope, "scope dropped");
             if let Some(scope) = self.scopes.remove(&scope) {
@@ -231,16 +255,27 @@ impl State {
                 None => scope.listen = None,
             }
         }
-        if let Some(problem) = problem.as_ref().filter(|new| scope.problem.as_ref() != Some(*new)) {
+        if let Some(problem) = problem
+            .as_ref()
+            .filter(|new| scope.problem.as_ref() != Some(*new))
+        {
             warn!(problem.message, "cannot listen, trying on");
         }
         scope.problem = problem;
     }
 
     async fn close_unused(&mut self) -> Vec<Arc<Door>> {
-        let used: BTreeSet<SocketAddr> = self.scopes.values().filter_map(|scope| scope.listen).collect();
-        let unused: Vec<SocketAddr> =
-            self.listeners.keys().filter(|address| !used.contains(address)).copied().collect();
+        let used: BTreeSet<SocketAddr> = self
+            .scopes
+            .values()
+            .filter_map(|scope| scope.listen)
+            .collect();
+        let unused: Vec<SocketAddr> = self
+            .listeners
+            .keys()
+            .filter(|address| !used.contains(address))
+            .copied()
+            .collect();
         let mut doors = Vec::new();
         for address in unused {
             if let Some(listener) = self.listeners.remove(&address) {
@@ -272,8 +307,15 @@ impl State {
     }
 
     fn held(&self) -> Held {
-        let scopes = self.scopes.iter().map(|(name, scope)| scope.held(name)).collect();
-        Held { scopes, persist_problem: self.persist_problem.clone() }
+        let scopes = self
+            .scopes
+            .iter()
+            .map(|(name, scope)| scope.held(name))
+            .collect();
+        Held {
+            scopes,
+            persist_problem: self.persist_problem.clone(),
+        }
     }
 }
 
@@ -286,12 +328,18 @@ fn listen_problem(route: &ScopeRoute, error: &io::Error) -> ListenProblem {
             (ListenProblemKind::AddressNotHere, reason)
         }
         io::ErrorKind::PermissionDenied => {
-            let reason = format!("port {} needs the capability CAP_NET_BIND_SERVICE", listen.port());
+            let reason = format!(
+                "port {} needs the capability CAP_NET_BIND_SERVICE",
+                listen.port()
+            );
             (ListenProblemKind::NotPermitted, reason)
         }
         _ => (ListenProblemKind::Other, error.to_string()),
     };
-    ListenProblem { kind, message: format!("scope {scope}: cannot listen on {listen}: {reason}") }
+    ListenProblem {
+        kind,
+        message: format!("scope {scope}: cannot listen on {listen}: {reason}"),
+    }
 }
 
 impl Scope {
@@ -316,13 +364,20 @@ impl Scope {
 
     /// Ends new requests for everything that the route gives none, after the new routes are published.
     fn dismiss(&mut self, route: &ScopeRoute) {
-        let named: BTreeSet<&str> =
-            route.versions.iter().map(|version| version.deployment.as_str()).collect();
+        let named: BTreeSet<&str> = route
+            .versions
+            .iter()
+            .map(|version| version.deployment.as_str())
+            .collect();
         for version in self.versions.values_mut() {
             version.dismiss();
         }
-        let gone: Vec<String> =
-            self.versions.keys().filter(|id| !named.contains(id.as_str())).cloned().collect();
+        let gone: Vec<String> = self
+            .versions
+            .keys()
+            .filter(|id| !named.contains(id.as_str()))
+            .cloned()
+            .collect();
         for deployment in gone {
             if let Some(version) = self.versions.remove(&deployment) {
                 version.depart();
@@ -332,7 +387,11 @@ impl Scope {
 
     fn routes(&self, route: &ScopeRoute) -> Routes {
         let mut versions = Vec::new();
-        for wanted in route.versions.iter().filter(|version| version.takes_requests()) {
+        for wanted in route
+            .versions
+            .iter()
+            .filter(|version| version.takes_requests())
+        {
             let Some(version) = self.versions.get(&wanted.deployment) else {
                 continue;
             };
@@ -365,7 +424,12 @@ impl Scope {
 
 impl Version {
     fn new(route: &VersionRoute) -> Self {
-        Self { route: route.clone(), marks: Arc::default(), instances: BTreeMap::new(), replaced: Vec::new() }
+        Self {
+            route: route.clone(),
+            marks: Arc::default(),
+            instances: BTreeMap::new(),
+            replaced: Vec::new(),
+        }
     }
 
     fn admit(&mut self, wanted: &VersionRoute, now_ms: u64) {
@@ -403,7 +467,11 @@ impl Version {
             None => Arc::new(Ledger::new(Arc::clone(&self.marks), now_ms)),
         };
         let instance = Arc::new(Instance::new(route.instance.clone(), route.address, ledger));
-        let member = Member { instance, listed: true, healthy: route.healthy };
+        let member = Member {
+            instance,
+            listed: true,
+            healthy: route.healthy,
+        };
         self.instances.insert(route.instance.clone(), member);
     }
 
@@ -475,7 +543,10 @@ impl Version {
             deployment: self.route.deployment.clone(),
             weight: self.route.weight,
             draining: self.route.draining || self.route.close,
-            open_requests: instances.iter().map(|instance| instance.open_requests).sum(),
+            open_requests: instances
+                .iter()
+                .map(|instance| instance.open_requests)
+                .sum(),
             first_error_at: self.marks.first(),
             last_error_at: self.marks.last(),
             instances,

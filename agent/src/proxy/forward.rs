@@ -17,7 +17,7 @@ use tracing::debug;
 
 use super::body::{Ending, RequestBody, ResponseBody};
 use super::headers;
-use super::listener::Client;
+use super::listener::{Active, Client};
 use super::routes::{RoutedVersion, Routes};
 use super::tunnel;
 use super::upstream::{Answer, Failure, Lease};
@@ -41,12 +41,16 @@ pub(super) async fn forward(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let _active = client.activity.begin();
+    let active = client.activity.begin();
     let started = Instant::now();
     let mut request = request;
     if request.method() == Method::CONNECT {
         let reason = "tidegate: CONNECT is not served here";
-        return Ok(text(StatusCode::METHOD_NOT_ALLOWED, reason.to_owned()));
+        return Ok(text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            reason.to_owned(),
+            active,
+        ));
     }
     let upgrade = match request.version() {
         Version::HTTP_11 => headers::wanted_upgrade(request.headers()),
@@ -60,9 +64,11 @@ pub(super) async fn forward(
         let mut outdated = false;
         for version in routes.next() {
             match ask(version, &routes, request, started).await {
-                Asked::Answered(lease, answer) => return Ok(finish(lease, answer, client_side)),
+                Asked::Answered(lease, answer) => {
+                    return Ok(finish(lease, answer, client_side, active));
+                }
                 Asked::Failed(status, reason) => {
-                    return Ok(failure(&routes, &version.deployment, status, &reason));
+                    return Ok(failure(&routes, version, status, &reason, active));
                 }
                 Asked::Refused(unsent) => {
                     refused = true;
@@ -76,13 +82,13 @@ pub(super) async fn forward(
             }
         }
         if !outdated {
-            return Ok(nobody(&routes, refused));
+            return Ok(nobody(&routes, refused, active));
         }
         // The engine publishes new routes before it stops instances, so the next picture is there already;
         // only a scope that was dropped has none.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    Ok(nobody(&client.door.routes(), refused))
+    Ok(nobody(&client.door.routes(), refused, active))
 }
 
 /// Tries the instances of one version until one of them has the request.
@@ -102,8 +108,16 @@ async fn ask(
                 lease.answered(answer.response.status());
                 return Asked::Answered(lease, answer);
             }
-            Err(Failure::Connect { request: unsent, reason }) => {
-                debug!(scope = routes.scope, instance = instance.id, reason, "connection refused");
+            Err(Failure::Connect {
+                request: unsent,
+                reason,
+            }) => {
+                debug!(
+                    scope = routes.scope,
+                    instance = instance.id,
+                    reason,
+                    "connection refused"
+                );
                 instance.ledger.stats.connect_error();
                 instance.avoid();
                 tried.push(index);
@@ -112,9 +126,17 @@ async fn ask(
                 request = *unsent;
             }
             Err(Failure::Lost { reason }) => {
-                debug!(scope = routes.scope, instance = instance.id, reason, "no answer");
+                debug!(
+                    scope = routes.scope,
+                    instance = instance.id,
+                    reason,
+                    "no answer"
+                );
                 lease.failed();
-                return Asked::Failed(StatusCode::BAD_GATEWAY, format!("sent no answer ({reason})"));
+                return Asked::Failed(
+                    StatusCode::BAD_GATEWAY,
+                    format!("sent no answer ({reason})"),
+                );
             }
             Err(Failure::Timeout) => {
                 lease.failed();
@@ -155,44 +177,70 @@ fn origin_form(uri: Uri) -> Uri {
     if uri.authority().is_none() {
         return uri;
     }
-    uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()))
+    uri.path_and_query()
+        .map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()))
 }
 
-fn finish(lease: Lease, answer: Answer, client_side: Option<OnUpgrade>) -> Response<ResponseBody> {
-    let Answer { mut response, sender, progress } = answer;
+fn finish(
+    lease: Lease,
+    answer: Answer,
+    client_side: Option<OnUpgrade>,
+    active: Active,
+) -> Response<ResponseBody> {
+    let Answer {
+        mut response,
+        sender,
+        progress,
+    } = answer;
     // The hop to the client has its own version; an answer in HTTP/1.0 must not end its connection.
     *response.version_mut() = Version::HTTP_11;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let Some(client_side) = client_side else {
             let reason = "tidegate: the instance changed the protocol without being asked";
-            return text(StatusCode::BAD_GATEWAY, reason.to_owned());
+            return text(StatusCode::BAD_GATEWAY, reason.to_owned(), active);
         };
-        return tunnel::join(lease, response, client_side);
+        return tunnel::join(lease, response, client_side, active);
     }
     headers::strip_hop(response.headers_mut());
     let (parts, body) = response.into_parts();
-    let ending = Ending { lease, sender, progress };
-    Response::from_parts(parts, ResponseBody::stream(body, ending))
+    let ending = Ending {
+        lease,
+        sender,
+        progress,
+    };
+    Response::from_parts(parts, ResponseBody::stream(body, ending, active))
 }
 
-fn failure(routes: &Routes, deployment: &str, status: StatusCode, reason: &str) -> Response<ResponseBody> {
-    let scope = &routes.scope;
-    text(status, format!("tidegate: scope {scope}: the instance of {deployment} {reason}"))
+fn failure(
+    routes: &Routes,
+    version: &RoutedVersion,
+    status: StatusCode,
+    reason: &str,
+    active: Active,
+) -> Response<ResponseBody> {
+    let (scope, deployment) = (&routes.scope, &version.deployment);
+    text(
+        status,
+        format!("tidegate: scope {scope}: the instance of {deployment} {reason}"),
+        active,
+    )
 }
 
-fn nobody(routes: &Routes, refused: bool) -> Response<ResponseBody> {
+fn nobody(routes: &Routes, refused: bool, active: Active) -> Response<ResponseBody> {
     let scope = &routes.scope;
     if refused {
-        let line = format!("tidegate: scope {scope}: no healthy instance, every connection was refused");
-        return text(StatusCode::BAD_GATEWAY, line);
+        let line =
+            format!("tidegate: scope {scope}: no healthy instance, every connection was refused");
+        return text(StatusCode::BAD_GATEWAY, line, active);
     }
     routes.unrouted.fetch_add(1, Ordering::Relaxed);
-    text(StatusCode::SERVICE_UNAVAILABLE, format!("tidegate: scope {scope}: no healthy instance"))
+    let line = format!("tidegate: scope {scope}: no healthy instance");
+    text(StatusCode::SERVICE_UNAVAILABLE, line, active)
 }
 
-fn text(status: StatusCode, mut line: String) -> Response<ResponseBody> {
+fn text(status: StatusCode, mut line: String, active: Active) -> Response<ResponseBody> {
     line.push('\n');
-    let mut response = Response::new(ResponseBody::Text(Some(line.into())));
+    let mut response = Response::new(ResponseBody::text(line, active));
     *response.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);

@@ -2,7 +2,8 @@
 //! from. RFC 9110 §7.6.1. Pure; the forwarding calls it.
 
 use hyper::header::{
-    self, CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    self, CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::uri::{Authority, Uri};
 
@@ -35,7 +36,13 @@ pub(super) fn strip_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &TRANSFER_ENCODING, &UPGRADE, &HTTP2_SETTINGS] {
+    for name in [
+        &KEEP_ALIVE,
+        &PROXY_CONNECTION,
+        &TRANSFER_ENCODING,
+        &UPGRADE,
+        &HTTP2_SETTINGS,
+    ] {
         headers.remove(name);
     }
 }
@@ -72,10 +79,10 @@ pub(super) fn prepare_request(
     if !headers.contains_key(&FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
-    if !headers.contains_key(&FORWARDED_HOST) {
-        if let Some(host) = headers.get(HOST).filter(|host| !host.is_empty()).cloned() {
-            headers.insert(FORWARDED_HOST, host);
-        }
+    if !headers.contains_key(&FORWARDED_HOST)
+        && let Some(host) = headers.get(HOST).filter(|host| !host.is_empty()).cloned()
+    {
+        headers.insert(FORWARDED_HOST, host);
     }
 }
 
@@ -100,7 +107,11 @@ fn join(headers: &mut HeaderMap, name: &HeaderName, separator: &[u8]) {
     if headers.get_all(name).iter().nth(1).is_none() {
         return;
     }
-    let values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    let values: Vec<&[u8]> = headers
+        .get_all(name)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
     // Made of valid values and a valid separator, so it is valid.
     if let Ok(value) = HeaderValue::from_bytes(&values.join(separator)) {
         headers.insert(name.clone(), value);
@@ -109,7 +120,10 @@ fn join(headers: &mut HeaderMap, name: &HeaderName, separator: &[u8]) {
 
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     let values = headers.get_all(name).into_iter();
-    values.filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(',')).map(str::trim)
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .map(str::trim)
 }
 
 #[cfg(test)]
@@ -129,7 +143,12 @@ mod tests {
         let mut headers = of(fields);
         let upgrade = wanted_upgrade(&headers);
         let client = HeaderValue::from_static("10.1.2.3");
-        prepare_request(&mut headers, &uri.parse().expect("a uri"), &client, upgrade.as_ref());
+        prepare_request(
+            &mut headers,
+            &uri.parse().expect("a uri"),
+            &client,
+            upgrade.as_ref(),
+        );
         headers
     }
 
@@ -177,19 +196,35 @@ mod tests {
 
     #[test]
     fn an_absolute_target_names_the_host() {
-        let headers = prepared(&[("host", "wrong")], "http://me:secret@shop.example:81/path");
+        let headers = prepared(
+            &[("host", "wrong")],
+            "http://me:secret@shop.example:81/path",
+        );
         assert_eq!(headers["host"], "shop.example:81");
         assert_eq!(prepared(&[], "/")["host"], "");
-        assert_eq!(prepared(&[("cookie", "a=1"), ("cookie", "b=2")], "/")["cookie"], "a=1; b=2");
+        assert_eq!(
+            prepared(&[("cookie", "a=1"), ("cookie", "b=2")], "/")["cookie"],
+            "a=1; b=2"
+        );
     }
 
     #[test]
     fn upgrades_pass_but_not_to_cleartext_http2() {
-        let headers = prepared(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")], "/");
+        let headers = prepared(
+            &[
+                ("connection", "keep-alive, Upgrade"),
+                ("upgrade", "websocket"),
+            ],
+            "/",
+        );
         assert_eq!(headers["connection"], "upgrade");
         assert_eq!(headers["upgrade"], "websocket");
         let settings = ("http2-settings", "AAMAAABkAAQ");
-        let fields = [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), settings];
+        let fields = [
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "h2c"),
+            settings,
+        ];
         let headers = prepared(&fields, "/");
         for gone in ["connection", "upgrade", "http2-settings"] {
             assert!(!headers.contains_key(gone), "{gone}");

@@ -66,17 +66,21 @@ pub(super) struct Activity {
     last_ms: AtomicU64,
 }
 
-/// A request is under way on a connection while this lives.
-pub(super) struct Active<'a>(&'a Activity);
+/// A request is under way on a connection while this lives: until the last byte of its answer.
+pub(super) struct Active(Arc<Activity>);
 
 impl Activity {
     fn new() -> Self {
-        Self { born: Instant::now(), active: AtomicUsize::new(0), last_ms: AtomicU64::new(0) }
+        Self {
+            born: Instant::now(),
+            active: AtomicUsize::new(0),
+            last_ms: AtomicU64::new(0),
+        }
     }
 
-    pub(super) fn begin(&self) -> Active<'_> {
+    pub(super) fn begin(self: &Arc<Self>) -> Active {
         self.active.fetch_add(1, Ordering::Relaxed);
-        Active(self)
+        Active(Arc::clone(self))
     }
 
     fn asleep_for(&self) -> Duration {
@@ -88,7 +92,7 @@ impl Activity {
     }
 }
 
-impl Drop for Active<'_> {
+impl Drop for Active {
     fn drop(&mut self) {
         let now = self.0.born.elapsed().as_millis() as u64;
         self.0.last_ms.store(now, Ordering::Relaxed);
@@ -212,9 +216,24 @@ fn serve(stream: TcpStream, peer: SocketAddr, door: &Arc<Door>) {
     let (end, ended) = oneshot::channel();
     // Held until the entry is in the map, so that the task cannot remove it before it is there.
     let mut connections = lock(&door.connections);
-    let task = tokio::spawn(drive(stream, client, ended, Registered { id, door: Arc::clone(door) }));
+    let task = tokio::spawn(drive(
+        stream,
+        client,
+        ended,
+        Registered {
+            id,
+            door: Arc::clone(door),
+        },
+    ));
     let task = task.abort_handle();
-    connections.insert(id, Connection { end: Some(end), task, activity });
+    connections.insert(
+        id,
+        Connection {
+            end: Some(end),
+            task,
+            activity,
+        },
+    );
 }
 
 /// Takes a connection out of the map when its task ends, however that happens.
@@ -250,5 +269,35 @@ async fn drive(
     drop(registered);
     if let Err(error) = outcome {
         debug!(%error, "client connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_sleeps_only_between_requests() {
+        let activity = Arc::new(Activity {
+            born: Instant::now() - Duration::from_secs(100),
+            active: AtomicUsize::new(0),
+            last_ms: AtomicU64::new(0),
+        });
+        assert!(
+            activity.asleep_for() >= Duration::from_secs(100),
+            "no request ever came"
+        );
+        let (first, second) = (activity.begin(), activity.begin());
+        drop(first);
+        assert_eq!(
+            activity.asleep_for(),
+            Duration::ZERO,
+            "an answer is still on its way"
+        );
+        drop(second);
+        assert!(
+            activity.asleep_for() < Duration::from_secs(50),
+            "its sleep begins anew"
+        );
     }
 }

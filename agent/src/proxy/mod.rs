@@ -128,8 +128,10 @@ impl Proxy {
         init_log(LogFile::open(&dir)?);
         raise_descriptor_limit();
         let engine = Arc::new(Engine::new(TableFile::new(&dir)));
-        let server = Server::bind(&dir)
-            .map_err(|error| FolderError::Io { path: dir.join("control"), reason: error })?;
+        let server = Server::bind(&dir).map_err(|error| FolderError::Io {
+            path: dir.join("control"),
+            reason: error,
+        })?;
         let (stop_sender, stop) = mpsc::channel(1);
         let (serving, tending) = (Arc::clone(&engine), Arc::clone(&engine));
         let control = tokio::spawn(async move {
@@ -138,7 +140,13 @@ impl Proxy {
             server.serve(serving, stop_sender).await;
         });
         info!(pid = std::process::id(), dir = %dir.display(), "proxy started");
-        Ok(Self { dir, lock, engine, control, stop })
+        Ok(Self {
+            dir,
+            lock,
+            engine,
+            control,
+            stop,
+        })
     }
 
     /// Serves until `signal` or a `shutdown` request, then ends gently.
@@ -184,7 +192,10 @@ async fn tend(engine: Arc<Engine>) {
 
 fn init_log(file: LogFile) {
     let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(file);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(file);
     // Fails when the embedding program logs already; its log then has our lines.
     subscriber.try_init().ok();
 }
@@ -193,7 +204,10 @@ fn init_log(file: LogFile) {
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         warn!(%error, "the limit of open files could not be raised");
     }

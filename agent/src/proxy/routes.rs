@@ -33,7 +33,11 @@ pub(super) struct RoutedVersion {
 
 impl RoutedVersion {
     pub(super) fn new(deployment: String, instances: Vec<Arc<Instance>>) -> Self {
-        Self { deployment, instances, turn: AtomicUsize::new(0) }
+        Self {
+            deployment,
+            instances,
+            turn: AtomicUsize::new(0),
+        }
     }
 
     /// The instance with the fewest open requests among those not in `tried`, taking turns where they are
@@ -62,15 +66,29 @@ impl Routes {
         versions: Vec<(u16, RoutedVersion)>,
     ) -> Self {
         let (weights, versions) = versions.into_iter().unzip();
-        Self { scope, spread, unrouted, silence, versions, weights }
+        Self {
+            scope,
+            spread,
+            unrouted,
+            silence,
+            versions,
+            weights,
+        }
     }
 
     /// Every version that may take the next request, the one whose turn it is first, the others after it
     /// by falling weight.
     pub(super) fn next(&self) -> impl Iterator<Item = &RoutedVersion> {
-        let n = if self.versions.len() > 1 { self.spread.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        let n = if self.versions.len() > 1 {
+            self.spread.fetch_add(1, Ordering::Relaxed)
+        } else {
+            0
+        };
         let first = balance::pick(&self.weights, n);
         let others = (0..self.versions.len()).filter(move |index| Some(*index) != first);
-        first.into_iter().chain(others).map(|index| &self.versions[index])
+        first
+            .into_iter()
+            .chain(others)
+            .map(|index| &self.versions[index])
     }
 }

@@ -16,7 +16,10 @@ const LATENCY_BUCKETS: usize = 32 * histogram::BUCKETS_PER_OCTAVE as usize;
 
 /// Now as unix milliseconds; 0 before 1970.
 pub(super) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis() as u64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_millis() as u64
 }
 
 /// When a version answered with 5xx. Zero stands for never.
@@ -29,7 +32,9 @@ pub(super) struct ErrorMarks {
 impl ErrorMarks {
     fn mark(&self, at: u64) {
         // Fails when the first error is known already, which is all right.
-        self.first.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed).ok();
+        self.first
+            .compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed)
+            .ok();
         self.last.fetch_max(at, Ordering::Relaxed);
     }
 
@@ -107,15 +112,23 @@ impl Stats {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        let counts = self.responses.iter().chain([&self.connect_errors, &self.abandoned]);
-        counts.map(|count| count.load(Ordering::Relaxed)).sum::<u64>() == 0
+        let counts = self
+            .responses
+            .iter()
+            .chain([&self.connect_errors, &self.abandoned]);
+        counts
+            .map(|count| count.load(Ordering::Relaxed))
+            .sum::<u64>()
+            == 0
     }
 
     pub(super) fn snapshot(&self) -> Counters {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let responses: [u64; 5] = std::array::from_fn(|class| read(&self.responses[class]));
         let abandoned = read(&self.abandoned);
-        let buckets = (0_u16..).zip(self.latency.iter().map(read)).filter(|(_, count)| *count > 0);
+        let buckets = (0_u16..)
+            .zip(self.latency.iter().map(read))
+            .filter(|(_, count)| *count > 0);
         Counters {
             since_ms: self.since_ms,
             requests: responses.iter().sum::<u64>() + abandoned,

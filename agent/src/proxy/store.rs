@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::FlockOperation;
+use tidegate_shared::error::Reason;
 use tracing::error;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -26,7 +27,7 @@ const LOG_LIMIT: u64 = 8 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// Another process holds the lock.
-    #[error("another proxy{holder} runs in {dir}: stop it first, or use another folder")]
+    #[error("another proxy{holder} runs in {dir}: stop it first, or use another folder ({code})", code = self.reason().code())]
     Locked {
         /// The folder.
         dir: PathBuf,
@@ -34,13 +35,23 @@ pub enum FolderError {
         holder: String,
     },
     /// The folder cannot be used.
-    #[error("cannot use {path}: {reason}")]
+    #[error("cannot use {path}: {reason} ({code})", code = self.reason().code())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// The system's reason.
         reason: io::Error,
     },
+}
+
+impl FolderError {
+    /// Its entry in the table of error codes.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Locked { .. } | Self::Io { .. } => Reason::DataFolder,
+        }
+    }
 }
 
 /// The lock of a folder; free again when dropped.
@@ -57,10 +68,19 @@ impl FolderLock {
             let path = path.to_owned();
             move |reason| FolderError::Io { path, reason }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(failed(dir))?;
         let path = dir.join("lock");
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
         let mut file = options.open(&path).map_err(failed(&path))?;
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut text = String::new();
@@ -70,7 +90,10 @@ impl FolderLock {
                 Ok(pid) => format!(" (pid {pid})"),
                 Err(_) => String::new(),
             };
-            return Err(FolderError::Locked { dir: dir.to_owned(), holder });
+            return Err(FolderError::Locked {
+                dir: dir.to_owned(),
+                holder,
+            });
         }
         let write = |file: &mut File| {
             file.set_len(0)?;
@@ -90,7 +113,9 @@ pub(super) struct TableFile {
 
 impl TableFile {
     pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self {
+            dir: dir.to_owned(),
+        }
     }
 
     /// The stored table, `None` when there is none. One that cannot be read is set aside as
@@ -139,7 +164,10 @@ struct Log {
 impl LogFile {
     pub(super) fn open(dir: &Path) -> Result<Self, FolderError> {
         let path = dir.join("proxy.log");
-        let failed = |reason| FolderError::Io { path: path.clone(), reason };
+        let failed = |reason| FolderError::Io {
+            path: path.clone(),
+            reason,
+        };
         let file = append_to(&path).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
         Ok(Self(Arc::new(Mutex::new(Log { path, file, size }))))
@@ -147,7 +175,11 @@ impl LogFile {
 }
 
 fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
 }
 
 impl Write for LogFile {
@@ -185,7 +217,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let held = FolderLock::take(dir.path()).expect("free");
         let error = FolderLock::take(dir.path()).expect_err("held").to_string();
-        assert!(error.contains(&format!("another proxy (pid {})", std::process::id())), "{error}");
+        assert!(
+            error.contains(&format!("another proxy (pid {})", std::process::id())),
+            "{error}"
+        );
         drop(held);
         FolderLock::take(dir.path()).expect("free again");
     }

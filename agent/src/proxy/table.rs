@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use tidegate_shared::error::Reason;
 use tidegate_shared::verdict::histogram::Histogram;
 
 /// All of a version's share, in basis points.
@@ -121,7 +122,9 @@ pub enum TableError {
         limit: usize,
     },
     /// A name is empty, too long or has control characters.
-    #[error("{place}: the {what} name {name:?} must have 1 to {MAX_NAME} bytes and no control characters")]
+    #[error(
+        "{place}: the {what} name {name:?} must have 1 to {MAX_NAME} bytes and no control characters"
+    )]
     BadName {
         /// The scope or version, or "table".
         place: String,
@@ -141,7 +144,9 @@ pub enum TableError {
         name: String,
     },
     /// A weight is above 10,000.
-    #[error("scope {scope:?}, deployment {deployment:?}: the weight {weight} is above 10000 basis points")]
+    #[error(
+        "scope {scope:?}, deployment {deployment:?}: the weight {weight} is above 10000 basis points"
+    )]
     BadWeight {
         /// The scope.
         scope: String,
@@ -202,7 +207,9 @@ impl ScopeRoute {
             return Err(self.bad_address("its listener", self.listen, "has port 0"));
         }
         if self.response_timeout_ms == 0 {
-            return Err(TableError::BadTimeout { scope: self.scope.clone() });
+            return Err(TableError::BadTimeout {
+                scope: self.scope.clone(),
+            });
         }
         within(&place, "versions", self.versions.len(), MAX_VERSIONS)?;
         let mut deployments = BTreeSet::new();
@@ -238,13 +245,23 @@ impl ScopeRoute {
     }
 
     fn bad_address(&self, what: &str, address: SocketAddr, reason: &'static str) -> TableError {
-        TableError::BadAddress { scope: self.scope.clone(), what: what.to_owned(), address, reason }
+        TableError::BadAddress {
+            scope: self.scope.clone(),
+            what: what.to_owned(),
+            address,
+            reason,
+        }
     }
 }
 
 fn within(place: &str, what: &'static str, count: usize, limit: usize) -> Result<(), TableError> {
     if count > limit {
-        return Err(TableError::TooMany { place: place.to_owned(), what, count, limit });
+        return Err(TableError::TooMany {
+            place: place.to_owned(),
+            what,
+            count,
+            limit,
+        });
     }
     Ok(())
 }
@@ -261,7 +278,11 @@ fn fresh_name<'a>(
         return Err(TableError::BadName { place, what, name });
     }
     if !seen.insert(name) {
-        return Err(TableError::Repeated { place, what, name: name.to_owned() });
+        return Err(TableError::Repeated {
+            place,
+            what,
+            name: name.to_owned(),
+        });
     }
     Ok(())
 }
@@ -316,6 +337,17 @@ pub enum ListenProblemKind {
     NotPermitted,
     /// Anything else; the message carries the system's reason.
     Other,
+}
+
+impl ListenProblemKind {
+    /// Its entry in the table of error codes.
+    #[must_use]
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::AddressInUse => Reason::AddressInUse,
+            Self::AddressNotHere | Self::NotPermitted | Self::Other => Reason::Config,
+        }
+    }
 }
 
 /// One version as it is held.
@@ -424,7 +456,9 @@ impl HeldScope {
     /// The version of a deployment.
     #[must_use]
     pub fn version(&self, deployment: &str) -> Option<&HeldVersion> {
-        self.versions.iter().find(|version| version.deployment == deployment)
+        self.versions
+            .iter()
+            .find(|version| version.deployment == deployment)
     }
 }
 
@@ -531,10 +565,22 @@ mod tests {
     fn every_rule_names_its_place() {
         let cases: [Case; 9] = [
             (|t| t.scopes[0].scope.clear(), "table: the scope name \"\""),
-            (|t| t.scopes.push(t.scopes[0].clone()), "the scope \"shop/eu\" stands there twice"),
-            (|t| t.scopes[0].listen.set_port(0), "its listener has port 0"),
-            (|t| t.scopes[0].response_timeout_ms = 0, "response_timeout_ms must be at least 1"),
-            (|t| t.scopes[0].versions[0].weight = 10_001, "the weight 10001 is above 10000"),
+            (
+                |t| t.scopes.push(t.scopes[0].clone()),
+                "the scope \"shop/eu\" stands there twice",
+            ),
+            (
+                |t| t.scopes[0].listen.set_port(0),
+                "its listener has port 0",
+            ),
+            (
+                |t| t.scopes[0].response_timeout_ms = 0,
+                "response_timeout_ms must be at least 1",
+            ),
+            (
+                |t| t.scopes[0].versions[0].weight = 10_001,
+                "the weight 10001 is above 10000",
+            ),
             (
                 |t| {
                     let version = t.scopes[0].versions[0].clone();

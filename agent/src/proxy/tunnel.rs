@@ -2,15 +2,16 @@
 //! The instance counts as busy for as long; `close` and the end of the proxy cut it. The forwarding calls
 //! this after a 101.
 
+use hyper::Response;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
 use hyper::upgrade::OnUpgrade;
-use hyper::Response;
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::body::ResponseBody;
 use super::headers;
+use super::listener::Active;
 use super::upstream::Lease;
 
 /// Answers 101 to the client and joins both sides once that is written.
@@ -18,11 +19,14 @@ pub(super) fn join(
     lease: Lease,
     mut response: Response<Incoming>,
     client_side: OnUpgrade,
+    active: Active,
 ) -> Response<ResponseBody> {
     let instance_side = hyper::upgrade::on(&mut response);
     let protocol = response.headers().get(UPGRADE).cloned();
     headers::strip_hop(response.headers_mut());
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocol) = protocol {
         response.headers_mut().insert(UPGRADE, protocol);
     }
@@ -33,7 +37,8 @@ pub(super) fn join(
         match tokio::try_join!(client_side, instance_side) {
             Ok((client, instance)) => {
                 let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
-                if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut instance).await {
+                if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut instance).await
+                {
                     debug!(%error, "tunnel broke");
                 }
             }
@@ -41,5 +46,5 @@ pub(super) fn join(
         }
     });
     ledger.adopt(task.abort_handle());
-    response.map(|_| ResponseBody::Text(None))
+    response.map(|_| ResponseBody::empty(active))
 }

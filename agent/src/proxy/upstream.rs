@@ -128,7 +128,10 @@ struct Idle {
 /// Why a request got no answer.
 pub(super) enum Failure {
     /// No connection could be made and nothing was sent: the request can go elsewhere.
-    Connect { request: Box<Request<RequestBody>>, reason: String },
+    Connect {
+        request: Box<Request<RequestBody>>,
+        reason: String,
+    },
     /// It was sent, or may have been, and no answer came.
     Lost { reason: String },
     /// The instance was silent for too long.
@@ -190,7 +193,10 @@ impl Instance {
         }
         let mut idle = lock(&self.idle);
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle {
+                sender,
+                since: Instant::now(),
+            });
         }
         drop(idle);
         if !self.is_accepting() {
@@ -229,7 +235,13 @@ impl Instance {
             }
             let copy = repeatable.then(|| copy_of(&request));
             match exchange(&mut sender, request, progress.as_deref(), silence).await {
-                Ok(response) => return Ok(Answer { response, sender, progress }),
+                Ok(response) => {
+                    return Ok(Answer {
+                        response,
+                        sender,
+                        progress,
+                    });
+                }
                 Err(Broken::Unsent(unsent)) => request = *unsent,
                 Err(Broken::Silent) => return Err(Failure::Timeout),
                 Err(Broken::Lost(reason)) => match copy {
@@ -243,10 +255,19 @@ impl Instance {
         }
         let mut sender = match self.connect().await {
             Ok(sender) => sender,
-            Err(reason) => return Err(Failure::Connect { request: Box::new(request), reason }),
+            Err(reason) => {
+                return Err(Failure::Connect {
+                    request: Box::new(request),
+                    reason,
+                });
+            }
         };
         match exchange(&mut sender, request, progress.as_deref(), silence).await {
-            Ok(response) => Ok(Answer { response, sender, progress }),
+            Ok(response) => Ok(Answer {
+                response,
+                sender,
+                progress,
+            }),
             Err(Broken::Unsent(request)) => {
                 let reason = "the connection was closed as soon as it was accepted".to_owned();
                 Err(Failure::Connect { request, reason })
@@ -257,12 +278,20 @@ impl Instance {
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(error.to_string()),
-            Err(_) => return Err(format!("no connection within {} s", CONNECT_TIMEOUT.as_secs())),
-        };
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        let stream =
+            match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return Err(error.to_string()),
+                Err(_) => {
+                    return Err(format!(
+                        "no connection within {} s",
+                        CONNECT_TIMEOUT.as_secs()
+                    ));
+                }
+            };
+        stream
+            .set_nodelay(true)
+            .map_err(|error| error.to_string())?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| error.to_string())?;
         let task = tokio::spawn(async move {
@@ -307,8 +336,15 @@ async fn exchange(
 
 /// Methods that may be sent twice (RFC 9110 §9.2.2).
 fn is_idempotent(method: &Method) -> bool {
-    [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE, Method::TRACE]
-        .contains(method)
+    [
+        Method::GET,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::PUT,
+        Method::DELETE,
+        Method::TRACE,
+    ]
+    .contains(method)
 }
 
 fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
@@ -330,7 +366,11 @@ impl Lease {
     /// `None` when the instance takes no new requests any more.
     pub(super) fn take(instance: &Arc<Instance>, started: Instant) -> Option<Self> {
         instance.ledger.open.fetch_add(1, Ordering::SeqCst);
-        let lease = Self { instance: Arc::clone(instance), started, settled: false };
+        let lease = Self {
+            instance: Arc::clone(instance),
+            started,
+            settled: false,
+        };
         if instance.is_accepting() {
             return Some(lease);
         }
@@ -351,7 +391,9 @@ impl Lease {
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.settled = true;
         let ledger = &self.instance.ledger;
-        ledger.stats.answered(status, self.started.elapsed(), &ledger.marks);
+        ledger
+            .stats
+            .answered(status, self.started.elapsed(), &ledger.marks);
     }
 
     /// No answer came.

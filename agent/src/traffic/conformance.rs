@@ -3,7 +3,11 @@
 //! A provider's tests make a [`Subject`] and call [`run`]. Each rule is a function of its own and starts
 //! from an empty table. Failing is panicking: this is test code.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a failed rule is a panic")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a failed rule is a panic"
+)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,17 +48,19 @@ pub async fn run(subject: &mut impl Subject) {
 
 /// A scope with one instance per version.
 fn scope(name: &str, listen: SocketAddr, versions: &[(&str, u16, SocketAddr)]) -> ScopeRoute {
-    let versions = versions.iter().map(|(deployment, weight, address)| VersionRoute {
-        deployment: (*deployment).to_owned(),
-        weight: *weight,
-        draining: false,
-        close: false,
-        instances: vec![InstanceRoute {
-            instance: (*deployment).to_owned(),
-            address: *address,
-            healthy: true,
-        }],
-    });
+    let versions = versions
+        .iter()
+        .map(|(deployment, weight, address)| VersionRoute {
+            deployment: (*deployment).to_owned(),
+            weight: *weight,
+            draining: false,
+            close: false,
+            instances: vec![InstanceRoute {
+                instance: (*deployment).to_owned(),
+                address: *address,
+                healthy: true,
+            }],
+        });
     ScopeRoute {
         scope: name.to_owned(),
         listen,
@@ -65,9 +71,18 @@ fn scope(name: &str, listen: SocketAddr, versions: &[(&str, u16, SocketAddr)]) -
 }
 
 async fn hold(subject: &impl Subject, scopes: &[&ScopeRoute]) -> Held {
-    let table = Table { scopes: scopes.iter().map(|scope| (*scope).clone()).collect() };
-    let held = subject.provider().converge(table).await.expect("the table is valid");
-    assert_eq!(weights(&held), weights(&subject.provider().observe().await.expect("it runs")));
+    let table = Table {
+        scopes: scopes.iter().map(|scope| (*scope).clone()).collect(),
+    };
+    let held = subject
+        .provider()
+        .converge(table)
+        .await
+        .expect("the table is valid");
+    assert_eq!(
+        weights(&held),
+        weights(&subject.provider().observe().await.expect("it runs"))
+    );
     held
 }
 
@@ -77,29 +92,52 @@ fn weights(held: &Held) -> Vec<(String, Option<SocketAddr>, String, u16)> {
     for scope in &held.scopes {
         for version in &scope.versions {
             let deployment = version.deployment.clone();
-            list.push((scope.scope.clone(), scope.listen, deployment, version.weight));
+            list.push((
+                scope.scope.clone(),
+                scope.listen,
+                deployment,
+                version.weight,
+            ));
         }
     }
     list
 }
 
-async fn count(subject: &impl Subject, listen: SocketAddr, requests: usize) -> BTreeMap<String, usize> {
+async fn count(
+    subject: &impl Subject,
+    listen: SocketAddr,
+    requests: usize,
+) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for _ in 0..requests {
-        let answered = subject.request(listen).await.unwrap_or_else(|| "nobody".to_owned());
+        let answered = subject
+            .request(listen)
+            .await
+            .unwrap_or_else(|| "nobody".to_owned());
         *counts.entry(answered).or_default() += 1;
     }
     counts
 }
 
 fn counts<const N: usize>(expected: [(&str, usize); N]) -> BTreeMap<String, usize> {
-    expected.into_iter().map(|(id, count)| (id.to_owned(), count)).collect()
+    expected
+        .into_iter()
+        .map(|(id, count)| (id.to_owned(), count))
+        .collect()
 }
 
 async fn shares_are_exact_and_absolute(subject: &mut impl Subject) {
-    let (listen, blue, green) = (subject.listener(), subject.instance("blue"), subject.instance("green"));
+    let (listen, blue, green) = (
+        subject.listener(),
+        subject.instance("blue"),
+        subject.instance("green"),
+    );
     for (share, percent) in [(1_000, 10), (5_000, 50), (2_500, 25), (10_000, 100), (0, 0)] {
-        let route = scope("a", listen, &[("blue", 10_000 - share, blue), ("green", share, green)]);
+        let route = scope(
+            "a",
+            listen,
+            &[("blue", 10_000 - share, blue), ("green", share, green)],
+        );
         let held = hold(subject, &[&route]).await;
         assert_eq!(held.acknowledged_weight("a", "green"), Some(share));
         assert_eq!(held.acknowledged_weight("a", "blue"), Some(10_000 - share));
@@ -137,8 +175,16 @@ async fn weight_zero_ends_new_requests(subject: &mut impl Subject) {
 }
 
 async fn draining_and_unhealthy_get_nothing(subject: &mut impl Subject) {
-    let (listen, blue, green) = (subject.listener(), subject.instance("blue"), subject.instance("green"));
-    let mut route = scope("a", listen, &[("blue", 5_000, blue), ("green", 5_000, green)]);
+    let (listen, blue, green) = (
+        subject.listener(),
+        subject.instance("blue"),
+        subject.instance("green"),
+    );
+    let mut route = scope(
+        "a",
+        listen,
+        &[("blue", 5_000, blue), ("green", 5_000, green)],
+    );
     route.versions[1].draining = true;
     let held = hold(subject, &[&route]).await;
     assert_eq!(held.acknowledged_weight("a", "green"), Some(0));
@@ -151,7 +197,11 @@ async fn draining_and_unhealthy_get_nothing(subject: &mut impl Subject) {
 }
 
 async fn a_scope_that_is_not_named_is_dropped(subject: &mut impl Subject) {
-    let (one, two, blue) = (subject.listener(), subject.listener(), subject.instance("blue"));
+    let (one, two, blue) = (
+        subject.listener(),
+        subject.listener(),
+        subject.instance("blue"),
+    );
     let first = scope("a", one, &[("blue", 10_000, blue)]);
     let second = scope("b", two, &[("blue", 10_000, blue)]);
     hold(subject, &[&first, &second]).await;
@@ -164,15 +214,29 @@ async fn a_scope_that_is_not_named_is_dropped(subject: &mut impl Subject) {
 }
 
 async fn an_occupied_listener_concerns_its_scope_alone(subject: &mut impl Subject) {
-    let (free, taken, blue) = (subject.listener(), subject.occupied(), subject.instance("blue"));
+    let (free, taken, blue) = (
+        subject.listener(),
+        subject.occupied(),
+        subject.instance("blue"),
+    );
     let good = scope("a", free, &[("blue", 10_000, blue)]);
     hold(subject, &[&good]).await;
-    let held = hold(subject, &[&good, &scope("b", taken, &[("blue", 10_000, blue)])]).await;
+    let held = hold(
+        subject,
+        &[&good, &scope("b", taken, &[("blue", 10_000, blue)])],
+    )
+    .await;
     assert_eq!(held.acknowledged_weight("a", "blue"), Some(10_000));
     assert_eq!(held.acknowledged_weight("b", "blue"), None);
-    let problem = held.scope("b").and_then(|scope| scope.problem.clone()).expect("it says so");
+    let problem = held
+        .scope("b")
+        .and_then(|scope| scope.problem.clone())
+        .expect("it says so");
     assert!(problem.message.contains("scope b") && problem.message.contains(&taken.to_string()));
-    assert_eq!(held.scope("a").map(|scope| scope.problem.is_none()), Some(true));
+    assert_eq!(
+        held.scope("a").map(|scope| scope.problem.is_none()),
+        Some(true)
+    );
     assert_eq!(subject.request(free).await.as_deref(), Some("blue"));
     hold(subject, &[]).await;
 }
@@ -188,7 +252,10 @@ async fn listeners_change_hands(subject: &mut impl Subject) {
     hold(subject, &[&a, &b]).await;
     let (a, b) = pair(two, one);
     let held = hold(subject, &[&a, &b]).await;
-    assert!(held.scopes.iter().all(|scope| scope.problem.is_none()), "{held:?}");
+    assert!(
+        held.scopes.iter().all(|scope| scope.problem.is_none()),
+        "{held:?}"
+    );
     assert_eq!(subject.request(one).await.as_deref(), Some("green"));
     assert_eq!(subject.request(two).await.as_deref(), Some("blue"));
     hold(subject, &[]).await;
@@ -200,7 +267,9 @@ async fn an_invalid_table_changes_nothing(subject: &mut impl Subject) {
     let before = weights(&hold(subject, &[&good]).await);
     let mut bad = scope("b", subject.listener(), &[("green", 10_001, blue)]);
     bad.versions[0].instances.clear();
-    let table = Table { scopes: vec![scope("a", listen, &[("blue", 0, blue)]), bad] };
+    let table = Table {
+        scopes: vec![scope("a", listen, &[("blue", 0, blue)]), bad],
+    };
     match subject.provider().converge(table).await {
         Err(TrafficError::Refused { reason, .. }) => assert!(reason.contains("10001"), "{reason}"),
         other => panic!("not refused: {other:?}"),
@@ -212,7 +281,11 @@ async fn an_invalid_table_changes_nothing(subject: &mut impl Subject) {
 }
 
 async fn counters_are_cumulative(subject: &mut impl Subject) {
-    let (listen, blue, green) = (subject.listener(), subject.instance("blue"), subject.instance("green"));
+    let (listen, blue, green) = (
+        subject.listener(),
+        subject.instance("blue"),
+        subject.instance("green"),
+    );
     let mut since = None;
     for round in 1..=3_u64 {
         let share = 2_500 * round as u16;
@@ -224,7 +297,10 @@ async fn counters_are_cumulative(subject: &mut impl Subject) {
         let sums = [versions[0].counters(), versions[1].counters()];
         assert_eq!(sums[0].requests + sums[1].requests, 4 * round);
         for sum in &sums {
-            assert_eq!(sum.requests, sum.responses.iter().sum::<u64>() + sum.abandoned);
+            assert_eq!(
+                sum.requests,
+                sum.responses.iter().sum::<u64>() + sum.abandoned
+            );
             assert_eq!(sum.latency_us.count(), sum.requests);
         }
         let stamp = *since.get_or_insert(sums[1].since_ms);

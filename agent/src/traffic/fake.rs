@@ -53,7 +53,9 @@ impl FakeTraffic {
 
     /// Sets how many requests of a version are open.
     pub fn set_open(&self, scope: &str, deployment: &str, open: u64) {
-        self.state().open.insert((scope.to_owned(), deployment.to_owned()), open);
+        self.state()
+            .open
+            .insert((scope.to_owned(), deployment.to_owned()), open);
     }
 
     /// One request to a listener, answered with `status` after `latency_us`: the instance that got it.
@@ -64,13 +66,19 @@ impl FakeTraffic {
 
 fn ready(version: &VersionRoute) -> Option<&str> {
     let healthy = version.instances.iter().find(|instance| instance.healthy)?;
-    version.takes_requests().then_some(healthy.instance.as_str())
+    version
+        .takes_requests()
+        .then_some(healthy.instance.as_str())
 }
 
 impl State {
     fn request(&mut self, listen: SocketAddr, status: u16, latency_us: u64) -> Option<String> {
         let scope = self.listening.get(&listen)?.clone();
-        let route = self.table.scopes.iter().find(|route| route.scope == scope)?;
+        let route = self
+            .table
+            .scopes
+            .iter()
+            .find(|route| route.scope == scope)?;
         let weights: Vec<u16> = route
             .versions
             .iter()
@@ -95,7 +103,8 @@ impl State {
     fn converge(&mut self, table: Table) {
         let mut listening = BTreeMap::new();
         for route in &table.scopes {
-            if self.listening.contains_key(&route.listen) || !self.occupied.contains(&route.listen) {
+            if self.listening.contains_key(&route.listen) || !self.occupied.contains(&route.listen)
+            {
                 listening.insert(route.listen, route.scope.clone());
             }
         }
@@ -104,34 +113,49 @@ impl State {
             let route = table.scopes.iter().find(|route| route.scope == scope);
             route.is_some_and(|route| route.versions.iter().any(|v| v.deployment == deployment))
         };
-        self.counters.retain(|(scope, deployment, _), _| named(scope, deployment));
-        self.open.retain(|(scope, deployment), _| named(scope, deployment));
-        self.unrouted.retain(|scope, _| table.scopes.iter().any(|route| route.scope == *scope));
+        self.counters
+            .retain(|(scope, deployment, _), _| named(scope, deployment));
+        self.open
+            .retain(|(scope, deployment), _| named(scope, deployment));
+        self.unrouted
+            .retain(|scope, _| table.scopes.iter().any(|route| route.scope == *scope));
         self.table = table;
     }
 
     fn held(&self) -> Held {
-        let mut scopes: Vec<HeldScope> = self.table.scopes.iter().map(|route| {
-            let listens = self.listening.get(&route.listen) == Some(&route.scope);
-            let problem = (!listens).then(|| ListenProblem {
-                kind: ListenProblemKind::AddressInUse,
-                message: format!(
-                    "scope {}: cannot listen on {}: it is occupied", route.scope, route.listen
-                ),
-            });
-            let mut versions: Vec<HeldVersion> =
-                route.versions.iter().map(|version| self.version(&route.scope, version)).collect();
-            versions.sort_by(|one, two| one.deployment.cmp(&two.deployment));
-            HeldScope {
-                scope: route.scope.clone(),
-                listen: listens.then_some(route.listen),
-                problem,
-                unrouted: self.unrouted.get(&route.scope).copied().unwrap_or(0),
-                versions,
-            }
-        }).collect();
+        let mut scopes: Vec<HeldScope> = self
+            .table
+            .scopes
+            .iter()
+            .map(|route| {
+                let listens = self.listening.get(&route.listen) == Some(&route.scope);
+                let problem = (!listens).then(|| ListenProblem {
+                    kind: ListenProblemKind::AddressInUse,
+                    message: format!(
+                        "scope {}: cannot listen on {}: it is occupied",
+                        route.scope, route.listen
+                    ),
+                });
+                let mut versions: Vec<HeldVersion> = route
+                    .versions
+                    .iter()
+                    .map(|version| self.version(&route.scope, version))
+                    .collect();
+                versions.sort_by(|one, two| one.deployment.cmp(&two.deployment));
+                HeldScope {
+                    scope: route.scope.clone(),
+                    listen: listens.then_some(route.listen),
+                    problem,
+                    unrouted: self.unrouted.get(&route.scope).copied().unwrap_or(0),
+                    versions,
+                }
+            })
+            .collect();
         scopes.sort_by(|one, two| one.scope.cmp(&two.scope));
-        Held { scopes, persist_problem: None }
+        Held {
+            scopes,
+            persist_problem: None,
+        }
     }
 
     fn version(&self, scope: &str, version: &VersionRoute) -> HeldVersion {
@@ -187,5 +211,8 @@ impl TrafficProvider for FakeTraffic {
 }
 
 fn unreachable(reason: &str) -> TrafficError {
-    TrafficError::Unreachable { provider: "fake", reason: reason.to_owned() }
+    TrafficError::Unreachable {
+        provider: "fake",
+        reason: reason.to_owned(),
+    }
 }

@@ -67,7 +67,11 @@ impl ProxyTraffic {
     /// The proxy in `dir`, started as `program proxy --dir DIR --detach`.
     #[must_use]
     pub fn with_program(dir: PathBuf, program: PathBuf) -> Self {
-        Self { dir, program, link: Mutex::default() }
+        Self {
+            dir,
+            program,
+            link: Mutex::default(),
+        }
     }
 
     /// Finds the proxy or starts it, and tells who it is.
@@ -76,9 +80,15 @@ impl ProxyTraffic {
     /// When it cannot be started or does not answer.
     pub async fn ensure_running(&self) -> Result<ProxyIdentity, TrafficError> {
         match self.ask(ControlRequest::Ping).await? {
-            ControlReply::Pong { pid, version, started_at } => {
-                Ok(ProxyIdentity { pid, version, started_at })
-            }
+            ControlReply::Pong {
+                pid,
+                version,
+                started_at,
+            } => Ok(ProxyIdentity {
+                pid,
+                version,
+                started_at,
+            }),
             other => Err(misfit(&other)),
         }
     }
@@ -94,7 +104,9 @@ impl ProxyTraffic {
         let Ok(mut client) = ControlClient::connect(&self.dir).await else {
             return Ok(());
         };
-        let request = ControlRequest::Shutdown { grace_ms: grace.as_millis() as u64 };
+        let request = ControlRequest::Shutdown {
+            grace_ms: grace.as_millis() as u64,
+        };
         match timeout(ANSWER_LIMIT, client.ask(&request)).await {
             Ok(Ok(ControlReply::Stopping)) => Ok(()),
             Ok(Ok(other)) => Err(misfit(&other)),
@@ -137,11 +149,18 @@ impl ProxyTraffic {
             match ControlClient::connect(&self.dir).await {
                 Ok(client) => return Ok(client),
                 Err(error) if Instant::now() >= deadline => {
-                    return Err(unreachable(format!("it does not come up: {error}; {}", self.log_hint())));
+                    return Err(unreachable(format!(
+                        "it does not come up: {error}; {}",
+                        self.log_hint()
+                    )));
                 }
                 Err(_) => {}
             }
-            if let Some(status) = link.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+            if let Some(status) = link
+                .child
+                .as_mut()
+                .and_then(|child| child.try_wait().ok().flatten())
+            {
                 // Another process may have been faster; then its socket answers.
                 return ControlClient::connect(&self.dir).await.map_err(|_| {
                     unreachable(format!("it ended at once ({status}); {}", self.log_hint()))
@@ -156,12 +175,29 @@ impl ProxyTraffic {
             unreachable(format!("cannot start {}: {error}", self.program.display()))
         };
         let mut folder = std::fs::DirBuilder::new();
-        folder.recursive(true).mode(0o700).create(&self.dir).map_err(failed)?;
+        folder
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(failed)?;
         let mut log = OpenOptions::new();
-        let log = log.append(true).create(true).mode(0o600).open(self.log_path()).map_err(failed)?;
+        let log = log
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(self.log_path())
+            .map_err(failed)?;
         let mut command = Command::new(&self.program);
-        command.arg("proxy").arg("--dir").arg(&self.dir).arg("--detach");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(false);
+        command
+            .arg("proxy")
+            .arg("--dir")
+            .arg(&self.dir)
+            .arg("--detach");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(false);
         let child = command.spawn().map_err(failed)?;
         info!(pid = child.id(), dir = %self.dir.display(), "proxy started");
         link.child = Some(child);
@@ -183,7 +219,10 @@ impl ProxyTraffic {
 }
 
 fn unreachable(reason: String) -> TrafficError {
-    TrafficError::Unreachable { provider: PROVIDER, reason }
+    TrafficError::Unreachable {
+        provider: PROVIDER,
+        reason,
+    }
 }
 
 fn no_answer() -> TrafficError {
@@ -192,15 +231,19 @@ fn no_answer() -> TrafficError {
 
 fn misfit(reply: &ControlReply) -> TrafficError {
     let reason = format!("{reply:?}").chars().take(200).collect();
-    TrafficError::Protocol { provider: PROVIDER, reason }
+    TrafficError::Protocol {
+        provider: PROVIDER,
+        reason,
+    }
 }
 
 fn held(reply: ControlReply) -> Result<Held, TrafficError> {
     match reply {
         ControlReply::Held(held) => Ok(held),
-        ControlReply::Refused { message } => {
-            Err(TrafficError::Refused { provider: PROVIDER, reason: message })
-        }
+        ControlReply::Refused { message } => Err(TrafficError::Refused {
+            provider: PROVIDER,
+            reason: message,
+        }),
         other => Err(misfit(&other)),
     }
 }

@@ -53,7 +53,11 @@ impl Subject for FakeWorld {
 
 #[tokio::test]
 async fn the_fake_conforms() {
-    run(&mut FakeWorld { fake: FakeTraffic::default(), next_port: 10_000 }).await;
+    run(&mut FakeWorld {
+        fake: FakeTraffic::default(),
+        next_port: 10_000,
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -85,10 +89,20 @@ async fn serve(socket: TcpListener, id: String) {
         tokio::spawn(async move {
             let mut stream = BufReader::new(stream);
             let mut line = String::new();
-            while stream.read_line(&mut line).await.is_ok_and(|count| count > 0) {
+            while stream
+                .read_line(&mut line)
+                .await
+                .is_ok_and(|count| count > 0)
+            {
                 if line.trim().is_empty() {
-                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{id}", id.len());
-                    stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{id}",
+                        id.len()
+                    );
+                    stream
+                        .write_all(answer.as_bytes())
+                        .await
+                        .expect("the proxy reads");
                 }
                 line.clear();
             }
@@ -138,15 +152,27 @@ impl Subject for ProxyWorld {
 async fn the_proxy_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
     let dir = folder.path().join("p");
-    let args = ProxyArgs { dir: dir.clone(), detach: false, threads: 2 };
+    let args = ProxyArgs {
+        dir: dir.clone(),
+        detach: false,
+        threads: 2,
+    };
     let proxy = tokio::spawn(crate::proxy::run(args));
     while ControlClient::connect(&dir).await.is_err() {
         assert!(!proxy.is_finished(), "the proxy ended");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let provider = ProxyTraffic::new(dir).expect("the program has a path");
-    let mut world = ProxyWorld { provider, instances: HashMap::new(), occupied: Vec::new() };
+    let mut world = ProxyWorld {
+        provider,
+        instances: HashMap::new(),
+        occupied: Vec::new(),
+    };
     run(&mut world).await;
-    world.provider.shutdown(Duration::from_secs(5)).await.expect("it runs");
+    world
+        .provider
+        .shutdown(Duration::from_secs(5))
+        .await
+        .expect("it runs");
     proxy.await.expect("no panic").expect("a clean end");
 }

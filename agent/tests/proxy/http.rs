@@ -13,7 +13,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::support::{Client, Proxy, Server, free_address, raw, request, route};
 
 async fn one_version() -> (Proxy, std::net::SocketAddr, Server) {
-    let (proxy, listen, blue) = (Proxy::start().await, free_address(), Server::start("blue").await);
+    let (proxy, listen, blue) = (
+        Proxy::start().await,
+        free_address(),
+        Server::start("blue").await,
+    );
     proxy.hold(route(listen, &[(10_000, &[&blue])])).await;
     (proxy, listen, blue)
 }
@@ -24,11 +28,21 @@ async fn bodies_stream_both_ways() {
     let (pieces, stream) = mpsc::channel::<Result<Frame<Bytes>, hyper::Error>>(1);
     let body = StreamBody::new(ReceiverStream::new(stream)).boxed();
     let mut client = Client::connect(listen).await;
-    pieces.send(Ok(Frame::data("one".into()))).await.expect("open");
-    let mut answer = client.send(request("POST", "/echo", body)).await.expect("a head").into_body();
+    pieces
+        .send(Ok(Frame::data("one".into())))
+        .await
+        .expect("open");
+    let mut answer = client
+        .send(request("POST", "/echo", body))
+        .await
+        .expect("a head")
+        .into_body();
     for piece in ["one", "two", "three"] {
         if piece != "one" {
-            pieces.send(Ok(Frame::data(piece.into()))).await.expect("open");
+            pieces
+                .send(Ok(Frame::data(piece.into())))
+                .await
+                .expect("open");
         }
         // The next piece is sent only after this one came back: nothing waits for the end.
         let frame = answer.frame().await.expect("a frame").expect("no error");
@@ -39,25 +53,44 @@ async fn bodies_stream_both_ways() {
     assert!(answer.frame().await.is_none());
     proxy.until_open("blue", 0).await;
     let big = Bytes::from(vec![7; 3_000_000]);
-    let body = Full::new(big.clone()).map_err(|never| match never {}).boxed();
-    let answer = client.send(request("PUT", "/echo", body)).await.expect("a head");
+    let body = Full::new(big.clone())
+        .map_err(|never| match never {})
+        .boxed();
+    let answer = client
+        .send(request("PUT", "/echo", body))
+        .await
+        .expect("a head");
     assert_eq!(answer.headers()["content-length"], "3000000");
-    assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), big);
+    assert_eq!(
+        answer
+            .into_body()
+            .collect()
+            .await
+            .expect("a body")
+            .to_bytes(),
+        big
+    );
 }
 
 #[tokio::test]
 async fn a_changed_protocol_passes_through() {
     let (proxy, listen, _blue) = one_version().await;
     let mut stream = TcpStream::connect(listen).await.expect("it listens");
-    let head = "GET /upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: capitals\r\n\r\n";
+    let head =
+        "GET /upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: capitals\r\n\r\n";
     stream.write_all(head.as_bytes()).await.expect("sent");
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
         answer.push(stream.read_u8().await.expect("a head"));
     }
-    let answer = String::from_utf8(answer).expect("text").to_ascii_lowercase();
+    let answer = String::from_utf8(answer)
+        .expect("text")
+        .to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 101"), "{answer}");
-    assert!(answer.contains("upgrade: capitals") && answer.contains("connection: upgrade"), "{answer}");
+    assert!(
+        answer.contains("upgrade: capitals") && answer.contains("connection: upgrade"),
+        "{answer}"
+    );
     for word in ["tide", "gate"] {
         stream.write_all(word.as_bytes()).await.expect("sent");
         let mut echo = [0; 4];
@@ -67,14 +100,18 @@ async fn a_changed_protocol_passes_through() {
     proxy.until_open("blue", 1).await;
     drop(stream);
     proxy.until_open("blue", 0).await;
-    assert_eq!(proxy.version("blue").await.counters().responses, [1, 0, 0, 0, 0]);
+    assert_eq!(
+        proxy.version("blue").await.counters().responses,
+        [1, 0, 0, 0, 0]
+    );
 }
 
 #[tokio::test]
 async fn close_cuts_a_changed_protocol_too() {
     let (proxy, listen, blue) = one_version().await;
     let mut stream = TcpStream::connect(listen).await.expect("it listens");
-    let head = "GET /upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: capitals\r\n\r\n";
+    let head =
+        "GET /upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: capitals\r\n\r\n";
     stream.write_all(head.as_bytes()).await.expect("sent");
     assert_eq!(stream.read_u8().await.expect("a head"), b'H');
     proxy.until_open("blue", 1).await;
@@ -91,7 +128,10 @@ async fn close_cuts_a_changed_protocol_too() {
 async fn http_1_0_clients_and_instances_are_served() {
     let (proxy, listen, _blue) = one_version().await;
     let answer = raw(listen, "GET / HTTP/1.0\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with("\r\n\r\nblue"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.0 200") && answer.ends_with("\r\n\r\nblue"),
+        "{answer}"
+    );
 
     let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let mut table = route(listen, &[(10_000, &[&Server::start("old").await])]);
@@ -102,13 +142,19 @@ async fn http_1_0_clients_and_instances_are_served() {
             let mut head = [0; 1024];
             let count = stream.read(&mut head).await.expect("a request");
             assert!(count > 0);
-            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nuntil the end").await.expect("sent");
+            stream
+                .write_all(b"HTTP/1.0 200 OK\r\n\r\nuntil the end")
+                .await
+                .expect("sent");
         }
     });
     let mut client = Client::connect(listen).await;
     for _ in 0..3 {
         // The client's connection outlives those to the instance.
-        assert_eq!(client.get("/").await.expect("an answer"), (200, "until the end".to_owned()));
+        assert_eq!(
+            client.get("/").await.expect("an answer"),
+            (200, "until the end".to_owned())
+        );
     }
 }
 
@@ -116,15 +162,33 @@ async fn http_1_0_clients_and_instances_are_served() {
 async fn http_2_with_prior_knowledge_is_served() {
     let (_proxy, listen, _blue) = one_version().await;
     let stream = TcpStream::connect(listen).await.expect("it listens");
-    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = handshake.await.expect("http/2");
     tokio::spawn(connection);
-    let request = Request::builder().uri("http://shop.test/headers").body(Empty::<Bytes>::new());
-    let response = sender.send_request(request.expect("a request")).await.expect("an answer");
-    assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
-    let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+    let request = Request::builder()
+        .uri("http://shop.test/headers")
+        .body(Empty::<Bytes>::new());
+    let response = sender
+        .send_request(request.expect("a request"))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (response.status().as_u16(), response.version()),
+        (200, Version::HTTP_2)
+    );
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .expect("a body")
+        .to_bytes();
     let text = String::from_utf8(bytes.to_vec()).expect("text");
-    for line in ["host: shop.test\n", "x-forwarded-for: 127.0.0.1\n", "x-forwarded-host: shop.test\n"] {
+    for line in [
+        "host: shop.test\n",
+        "x-forwarded-for: 127.0.0.1\n",
+        "x-forwarded-host: shop.test\n",
+    ] {
         assert!(text.contains(line), "{text} lacks {line}");
     }
 }
@@ -134,11 +198,17 @@ async fn statuses_are_counted_by_class_and_heads_have_no_body() {
     let (proxy, listen, _blue) = one_version().await;
     let mut client = Client::connect(listen).await;
     for status in [204, 302, 304, 404, 404, 500, 503] {
-        let answer = client.get(&format!("/status/{status}")).await.expect("an answer");
+        let answer = client
+            .get(&format!("/status/{status}"))
+            .await
+            .expect("an answer");
         assert_eq!(answer.0, status);
     }
     let body = Empty::new().map_err(|never| match never {}).boxed();
-    let head = client.send(request("HEAD", "/", body)).await.expect("an answer");
+    let head = client
+        .send(request("HEAD", "/", body))
+        .await
+        .expect("an answer");
     assert_eq!(head.headers()["content-length"], "4");
     let version = proxy.version("blue").await;
     assert_eq!(version.counters().responses, [0, 2, 2, 2, 2]);
@@ -153,7 +223,10 @@ async fn closes_at_the_second(socket: TcpListener) {
             let mut head = [0; 4096];
             for answer in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", ""] {
                 if stream.read(&mut head).await.is_ok_and(|count| count > 0) {
-                    stream.write_all(answer.as_bytes()).await.expect("the proxy reads");
+                    stream
+                        .write_all(answer.as_bytes())
+                        .await
+                        .expect("the proxy reads");
                 }
             }
         });
@@ -170,13 +243,25 @@ async fn a_pooled_connection_that_ends_costs_no_repeatable_request() {
     proxy.hold(table).await;
     let mut client = Client::connect(listen).await;
     for _ in 0..10 {
-        assert_eq!(client.get("/").await.expect("an answer"), (200, "ok".to_owned()));
+        assert_eq!(
+            client.get("/").await.expect("an answer"),
+            (200, "ok".to_owned())
+        );
     }
     let counters = proxy.version("blue").await.counters();
     assert_eq!((counters.requests, counters.errors()), (10, 0));
-    let body = Full::new(Bytes::from("pay")).map_err(|never| match never {}).boxed();
-    let answer = client.send(request("POST", "/", body)).await.expect("an answer");
-    assert_eq!(answer.status().as_u16(), 502, "what may not be repeated is not repeated");
+    let body = Full::new(Bytes::from("pay"))
+        .map_err(|never| match never {})
+        .boxed();
+    let answer = client
+        .send(request("POST", "/", body))
+        .await
+        .expect("an answer");
+    assert_eq!(
+        answer.status().as_u16(),
+        502,
+        "what may not be repeated is not repeated"
+    );
     let counters = proxy.version("blue").await.counters();
     assert_eq!((counters.errors(), counters.failures), (1, 1));
 }
@@ -187,16 +272,29 @@ async fn an_instance_that_dies_in_the_middle_is_counted() {
     let (mut client, mut other) = (Client::connect(listen).await, Client::connect(listen).await);
     let waiting = tokio::spawn(async move { client.get("/wait").await });
     let body = Empty::new().map_err(|never| match never {}).boxed();
-    let mut half = other.send(request("GET", "/break", body)).await.expect("a head").into_body();
+    let mut half = other
+        .send(request("GET", "/break", body))
+        .await
+        .expect("a head")
+        .into_body();
     assert!(half.frame().await.expect("a frame").is_ok());
     proxy.until_open("blue", 2).await;
     blue.die().await;
-    assert!(half.frame().await.expect("not the end").is_err(), "half a body is not a whole one");
+    assert!(
+        half.frame().await.expect("not the end").is_err(),
+        "half a body is not a whole one"
+    );
     let (status, text) = waiting.await.expect("no panic").expect("an answer");
     assert_eq!(status, 502);
-    assert!(text.starts_with("tidegate: scope shop/eu: the instance of blue sent no answer"), "{text}");
+    assert!(
+        text.starts_with("tidegate: scope shop/eu: the instance of blue sent no answer"),
+        "{text}"
+    );
     let counters = proxy.version("blue").await.counters();
-    assert_eq!((counters.failures, counters.errors(), counters.aborted), (1, 1, 1));
+    assert_eq!(
+        (counters.failures, counters.errors(), counters.aborted),
+        (1, 1, 1)
+    );
 }
 
 #[tokio::test]
@@ -205,15 +303,25 @@ async fn a_silent_instance_ends_in_504_and_an_impatient_client_is_counted() {
     let mut table = route(listen, &[(10_000, &[&blue])]);
     table.response_timeout_ms = 50;
     proxy.hold(table).await;
-    let (status, text) = Client::connect(listen).await.get("/wait").await.expect("an answer");
+    let (status, text) = Client::connect(listen)
+        .await
+        .get("/wait")
+        .await
+        .expect("an answer");
     assert_eq!(status, 504);
     assert!(text.contains("no answer within 50 ms"), "{text}");
     proxy.hold(route(listen, &[(10_000, &[&blue])])).await;
     let mut stream = TcpStream::connect(listen).await.expect("it listens");
-    stream.write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+    stream
+        .write_all(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .expect("sent");
     proxy.until_open("blue", 1).await;
     drop(stream);
     proxy.until_open("blue", 0).await;
     let counters = proxy.version("blue").await.counters();
-    assert_eq!((counters.requests, counters.errors(), counters.abandoned), (2, 1, 1));
+    assert_eq!(
+        (counters.requests, counters.errors(), counters.abandoned),
+        (2, 1, 1)
+    );
 }

@@ -1,5 +1,7 @@
 //! The proxy as its users meet it: a process, its control socket and its listeners.
 
+#![allow(clippy::expect_used, reason = "a failed expectation is a failed test")]
+
 mod http;
 mod process;
 mod support;

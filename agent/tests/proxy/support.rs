@@ -43,7 +43,12 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(60), wait).await.is_ok(), "never: {what}");
+    assert!(
+        tokio::time::timeout(Duration::from_secs(60), wait)
+            .await
+            .is_ok(),
+        "never: {what}"
+    );
 }
 
 /// A proxy process in a folder of its own, killed at the end.
@@ -65,18 +70,30 @@ impl Proxy {
     }
 
     pub async fn hold(&self, route: ScopeRoute) -> Held {
-        let held = self.traffic.converge(Table { scopes: vec![route] }).await.expect("valid");
+        let held = self
+            .traffic
+            .converge(Table {
+                scopes: vec![route],
+            })
+            .await
+            .expect("valid");
         assert_eq!(held.scopes[0].problem, None);
         held
     }
 
     pub async fn version(&self, deployment: &str) -> HeldVersion {
         let held = self.traffic.observe().await.expect("it runs");
-        held.scope(SCOPE).and_then(|scope| scope.version(deployment)).expect("it is held").clone()
+        held.scope(SCOPE)
+            .and_then(|scope| scope.version(deployment))
+            .expect("it is held")
+            .clone()
     }
 
     pub async fn until_open(&self, deployment: &str, open: u64) {
-        until("open requests", || async { self.version(deployment).await.open_requests == open }).await;
+        until("open requests", || async {
+            self.version(deployment).await.open_requests == open
+        })
+        .await;
     }
 }
 
@@ -90,7 +107,11 @@ impl Drop for Proxy {
 
 /// The process id in the lock file of a folder.
 pub fn locked_by(dir: &Path) -> Option<u32> {
-    std::fs::read_to_string(dir.join("lock")).ok()?.trim().parse().ok()
+    std::fs::read_to_string(dir.join("lock"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn pid(pid: u32) -> Pid {
@@ -105,7 +126,9 @@ pub fn signal(process: u32, signal: Signal) {
 /// Whether a process runs; one that ended and was not waited for yet does not.
 pub fn is_running(process: u32) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let zombie = state.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'));
+    let zombie = state
+        .rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with('Z'));
     test_kill_process(pid(process)).is_ok() && !zombie
 }
 
@@ -131,7 +154,9 @@ struct Shared {
 type Body = BoxBody<Bytes, hyper::Error>;
 
 fn full(text: impl Into<Bytes>) -> Body {
-    Full::new(text.into()).map_err(|never| match never {}).boxed()
+    Full::new(text.into())
+        .map_err(|never| match never {})
+        .boxed()
 }
 
 impl Server {
@@ -144,8 +169,14 @@ impl Server {
             stopped: AtomicBool::new(false),
             connections: Mutex::default(),
         });
-        let accept = tokio::spawn(accept(socket, id.to_owned(), Arc::clone(&shared))).abort_handle();
-        Self { id: id.to_owned(), address, shared, accept }
+        let accept =
+            tokio::spawn(accept(socket, id.to_owned(), Arc::clone(&shared))).abort_handle();
+        Self {
+            id: id.to_owned(),
+            address,
+            shared,
+            accept,
+        }
     }
 
     /// Lets one request to `/wait` go.
@@ -164,11 +195,18 @@ impl Server {
         for connection in self.shared.connections.lock().expect("no panic").iter() {
             connection.abort();
         }
-        until("the port is closed", || async { TcpStream::connect(self.address).await.is_err() }).await;
+        until("the port is closed", || async {
+            TcpStream::connect(self.address).await.is_err()
+        })
+        .await;
     }
 
     pub fn route(&self) -> InstanceRoute {
-        InstanceRoute { instance: self.id.clone(), address: self.address, healthy: true }
+        InstanceRoute {
+            instance: self.id.clone(),
+            address: self.address,
+            healthy: true,
+        }
     }
 }
 
@@ -182,12 +220,21 @@ async fn accept(socket: TcpListener, id: String, shared: Arc<Shared>) {
     while let Ok((stream, _)) = socket.accept().await {
         let (id, inner) = (id.clone(), Arc::clone(&shared));
         let task = tokio::spawn(async move {
-            let service = service_fn(move |request| answer(id.clone(), Arc::clone(&inner), request));
+            let service =
+                service_fn(move |request| answer(id.clone(), Arc::clone(&inner), request));
             let server = hyper::server::conn::http1::Builder::new();
             // Broken by the test, mostly.
-            server.serve_connection(TokioIo::new(stream), service).with_upgrades().await.ok();
+            server
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+                .await
+                .ok();
         });
-        shared.connections.lock().expect("no panic").push(task.abort_handle());
+        shared
+            .connections
+            .lock()
+            .expect("no panic")
+            .push(task.abort_handle());
     }
 }
 
@@ -208,7 +255,8 @@ async fn answer(
         "/echo" => return Ok(Response::new(request.into_body().boxed())),
         "/headers" => {
             let fields = request.headers().iter();
-            let lines = fields.map(|(name, value)| format!("{name}: {}\n", value.to_str().expect("text")));
+            let lines =
+                fields.map(|(name, value)| format!("{name}: {}\n", value.to_str().expect("text")));
             return Ok(Response::new(full(lines.collect::<String>())));
         }
         "/break" => {
@@ -229,7 +277,9 @@ async fn answer(
                 }
             });
             let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
-            let response = response.header("connection", "upgrade").header("upgrade", "capitals");
+            let response = response
+                .header("connection", "upgrade")
+                .header("upgrade", "capitals");
             return Ok(response.body(full("")).expect("a response"));
         }
         _ => {}
@@ -262,13 +312,18 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("the proxy listens");
+        let stream = TcpStream::connect(address)
+            .await
+            .expect("the proxy listens");
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("http");
         tokio::spawn(connection.with_upgrades());
         Self { sender }
     }
 
-    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, hyper::Error> {
+    pub async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, hyper::Error> {
         self.sender.ready().await?;
         self.sender.send_request(request).await
     }
@@ -291,13 +346,18 @@ impl Client {
 }
 
 pub fn request(method: &str, path: &str, body: Body) -> Request<Body> {
-    let request = Request::builder().method(method).uri(path).header("host", "shop.test");
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "shop.test");
     request.body(body).expect("a request")
 }
 
 /// Sends bytes and reads until the proxy closes.
 pub async fn raw(address: SocketAddr, bytes: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("the proxy listens");
+    let mut stream = TcpStream::connect(address)
+        .await
+        .expect("the proxy listens");
     stream.write_all(bytes.as_bytes()).await.expect("sent");
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.expect("read");

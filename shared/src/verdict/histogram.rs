@@ -125,8 +125,12 @@ impl From<Histogram> for Wire {
 impl Histogram {
     /// An empty histogram.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub const fn new() -> Self {
+        Self {
+            sum: 0,
+            count: 0,
+            buckets: BTreeMap::new(),
+        }
     }
 
     /// A histogram from bucket counts that were gathered elsewhere (the proxy's atomic counters, a message).
