@@ -85,7 +85,7 @@ pub(crate) mod percent {
         let basis_points = weight.basis_points();
         if !serializer.is_human_readable() {
             serializer.serialize_u16(basis_points)
-        } else if basis_points % 100 == 0 {
+        } else if basis_points.is_multiple_of(100) {
             serializer.serialize_u16(basis_points / 100)
         } else {
             serializer.serialize_f64(f64::from(basis_points) / 100.0)

@@ -213,3 +213,96 @@ pub fn validate_labels(labels: &Labels) -> FieldErrors {
     }
     errors
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors_of(kind: Kind, json: &str) -> Vec<String> {
+        let spec = ObjectSpec::from_json(kind, json).unwrap();
+        spec.validate()
+            .0
+            .into_iter()
+            .map(|error| error.field)
+            .collect()
+    }
+
+    #[test]
+    fn a_spec_reads_back_what_it_writes() {
+        for (kind, json) in [
+            (Kind::Application, r#"{"description": "shop"}"#),
+            (Kind::Environment, r#"{"tier": 3}"#),
+            (
+                Kind::Strategy,
+                r#"{"kind": "rolling", "batch": {"max_unavailable": "25%"}}"#,
+            ),
+            (
+                Kind::Scope,
+                r#"{"application": "web", "environment": "production", "type": "hosts", "port": 8080,
+                    "agents": "role=web", "health_check": {"http": {"path": "/healthz"}}}"#,
+            ),
+            (
+                Kind::Policy,
+                r#"{"selector": "", "approval": {"required": 2}}"#,
+            ),
+            (
+                Kind::Parameter,
+                r#"{"variable": "COLOR", "value": "red", "target": {"scope": "web-prod"}}"#,
+            ),
+        ] {
+            let spec = ObjectSpec::from_json(kind, json).unwrap();
+            assert_eq!(spec.kind(), kind);
+            assert_eq!(spec.validate(), FieldErrors::default(), "{json}");
+            let again = ObjectSpec::from_json(kind, &spec.to_json().unwrap()).unwrap();
+            assert_eq!(again, spec);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        for kind in Kind::ALL {
+            let error = ObjectSpec::from_json(kind, r#"{"colour": 1}"#).unwrap_err();
+            assert!(
+                error.to_string().contains("unknown field `colour`"),
+                "{kind}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let scope = r#"{"application": "web", "environment": "production", "port": "none",
+            "instances_per_agent": 0, "max_restarts": 1001, "parameters": {"PORT": "1"},
+            "health_check": {"http": {"path": "x", "status": 99}, "tcp": true, "interval": "1ms"}}"#;
+        assert_eq!(
+            errors_of(Kind::Scope, scope),
+            [
+                "instances_per_agent",
+                "max_restarts",
+                "parameters",
+                "health_check.http",
+                "health_check.http.path",
+                "health_check.http.status",
+                "health_check.interval",
+            ]
+        );
+        assert_eq!(errors_of(Kind::Policy, "{}"), ["approval"]);
+        let both =
+            r#"{"variable": "A", "value": "", "target": {"scope": "s", "environment": "e"}}"#;
+        assert_eq!(errors_of(Kind::Parameter, both), ["target"]);
+        let none = r#"{"variable": "1A", "value": "", "target": {}}"#;
+        assert_eq!(errors_of(Kind::Parameter, none), ["variable", "target"]);
+    }
+
+    #[test]
+    fn ports_are_numbers_or_none() {
+        let scope = |port: &str| {
+            let json = format!(r#"{{"application": "a", "environment": "e", "port": {port}}}"#);
+            ObjectSpec::from_json(Kind::Scope, &json)
+        };
+        assert!(scope("8080").is_ok() && scope("\"none\"").is_ok());
+        for wrong in ["0", "65536", "-1", "\"http\"", "null"] {
+            assert!(scope(wrong).is_err(), "{wrong}");
+        }
+    }
+}
