@@ -14,6 +14,7 @@ pub mod observed;
 pub mod rejection;
 pub mod state;
 pub mod strategy;
+pub mod telemetry;
 
 pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestKey};
 pub use event::Event;

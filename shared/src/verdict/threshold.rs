@@ -20,7 +20,7 @@ pub enum Verdict {
     Pass,
     /// The comparison holds, for long enough.
     Fail,
-    /// Fewer samples than the rule asks for.
+    /// Fewer samples than the rule asks for, or the comparison does not hold for long enough yet.
     Inconclusive,
     /// Nothing was measured.
     NoData,
