@@ -69,14 +69,14 @@ impl Ledger {
         self.open.load(Ordering::SeqCst)
     }
 
-    /// Counts a request that began at `started` and got no answer; connections that were cut on purpose do not count.
-    /// False when it was not counted.
-    pub(super) fn failed(&self, started: Instant) -> bool {
-        let counts = !self.closed.load(Ordering::SeqCst);
-        if counts {
+    /// Counts a request that began at `started` and got no answer. Where connections were cut on purpose
+    /// that is not the instance's fault.
+    pub(super) fn failed(&self, started: Instant) {
+        if self.closed.load(Ordering::SeqCst) {
+            self.stats.abandoned(started.elapsed());
+        } else {
             self.stats.failed(started.elapsed(), &self.marks);
         }
-        counts
     }
 
     /// Remembers a task so that [`Self::close`] ends it.
@@ -398,7 +398,8 @@ impl Lease {
 
     /// No answer came.
     pub(super) fn failed(mut self) {
-        self.settled = self.instance.ledger.failed(self.started);
+        self.settled = true;
+        self.instance.ledger.failed(self.started);
     }
 
     /// The answer broke off after its head.

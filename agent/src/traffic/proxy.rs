@@ -28,6 +28,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a started proxy may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
+/// How often a start is tried in one call, and the pause between.
+const STARTS: usize = 5;
+const START_PAUSE: Duration = Duration::from_millis(100);
+
 const START_POLL: Duration = Duration::from_millis(10);
 
 /// Who runs on the other side of the socket.
@@ -115,62 +119,71 @@ impl ProxyTraffic {
         }
     }
 
-    /// Asks over the standing connection; when that has ended, once more over a new one. Every request is
-    /// a level, so asking twice does no harm.
+    /// Asks over the standing connection; when that has ended, over a new one. Every request is a level, so
+    /// asking twice does no harm. A proxy that is just dying may still take a connection and drop it, so
+    /// that is tried again for a while.
     async fn ask(&self, request: ControlRequest) -> Result<ControlReply, TrafficError> {
         let mut link = self.link.lock().await;
-        if let Some(mut client) = link.client.take() {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let mut client = match link.client.take() {
+                Some(client) => client,
+                None => self.connect(&mut link).await?,
+            };
             match timeout(ANSWER_LIMIT, client.ask(&request)).await {
                 Ok(Ok(reply)) => {
                     link.client = Some(client);
                     return Ok(reply);
                 }
-                Ok(Err(_)) => {}
+                Ok(Err(error)) if Instant::now() >= deadline => {
+                    return Err(unreachable(error.to_string()));
+                }
+                Ok(Err(_)) => sleep(START_POLL).await,
                 Err(_) => return Err(no_answer()),
             }
         }
-        let mut client = self.connect(&mut link).await?;
-        let reply = match timeout(ANSWER_LIMIT, client.ask(&request)).await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(error)) => return Err(unreachable(error.to_string())),
-            Err(_) => return Err(no_answer()),
-        };
-        link.client = Some(client);
-        Ok(reply)
     }
 
+    /// Connects to the proxy that runs, or starts one. A start that fails is repeated a few times: the
+    /// proxy before it may not have let go of the folder yet.
     async fn connect(&self, link: &mut Link) -> Result<ControlClient, TrafficError> {
-        if let Ok(client) = ControlClient::connect(&self.dir).await {
-            return Ok(client);
-        }
-        let deadline = Instant::now() + START_LIMIT;
-        self.start(link)?;
+        let mut starts = 1;
         loop {
-            match ControlClient::connect(&self.dir).await {
-                Ok(client) => return Ok(client),
-                Err(error) if Instant::now() >= deadline => {
-                    return Err(unreachable(format!(
-                        "it does not come up: {error}; {}",
-                        self.log_hint()
-                    )));
-                }
-                Err(_) => {}
+            if let Ok(client) = ControlClient::connect(&self.dir).await {
+                return Ok(client);
             }
-            if let Some(status) = link
-                .child
-                .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten())
-            {
-                // Another process may have been faster; then its socket answers.
-                return ControlClient::connect(&self.dir).await.map_err(|_| {
-                    unreachable(format!("it ended at once ({status}); {}", self.log_hint()))
-                });
+            let child = self.start()?;
+            match self.wait_for(link.child.insert(child)).await {
+                Err(_) if starts < STARTS => {
+                    starts += 1;
+                    sleep(START_PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Waits until the started proxy answers.
+    async fn wait_for(&self, child: &mut Child) -> Result<ControlClient, TrafficError> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let error = match ControlClient::connect(&self.dir).await {
+                Ok(client) => return Ok(client),
+                Err(error) => error,
+            };
+            if let Ok(Some(status)) = child.try_wait() {
+                let reason = format!("it ended at once ({status}); {}", self.log_hint());
+                return Err(unreachable(reason));
+            }
+            if Instant::now() >= deadline {
+                let reason = format!("it does not come up: {error}; {}", self.log_hint());
+                return Err(unreachable(reason));
             }
             sleep(START_POLL).await;
         }
     }
 
-    fn start(&self, link: &mut Link) -> Result<(), TrafficError> {
+    fn start(&self) -> Result<Child, TrafficError> {
         let failed = |error: io::Error| {
             unreachable(format!("cannot start {}: {error}", self.program.display()))
         };
@@ -200,8 +213,7 @@ impl ProxyTraffic {
             .kill_on_drop(false);
         let child = command.spawn().map_err(failed)?;
         info!(pid = child.id(), dir = %self.dir.display(), "proxy started");
-        link.child = Some(child);
-        Ok(())
+        Ok(child)
     }
 
     /// What the proxy says before it has a log, and what it says when it panics.

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::support::{Client, Proxy, Server, free_address, raw, request, route};
+use crate::support::{Client, Proxy, Server, free_address, raw, request, route, until};
 
 async fn one_version() -> (Proxy, std::net::SocketAddr, Server) {
     let (proxy, listen, blue) = (
@@ -278,7 +278,7 @@ async fn an_instance_that_dies_in_the_middle_is_counted() {
         .expect("a head")
         .into_body();
     assert!(half.frame().await.expect("a frame").is_ok());
-    proxy.until_open("blue", 2).await;
+    until("both arrived", async || blue.served() == 2).await;
     blue.die().await;
     assert!(
         half.frame().await.expect("not the end").is_err(),
