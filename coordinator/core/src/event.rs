@@ -35,3 +35,104 @@ pub struct Event {
     /// SHA-256 over the canonical bytes of the rest.
     pub hash: Digest,
 }
+
+impl Event {
+    /// SHA-256 over the canonical bytes (CBOR, fields in the order above) of everything but `hash`.
+    pub fn computed_hash(&self) -> Digest {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            index: u64,
+            ordinal: u32,
+            at: Timestamp,
+            actor: &'a Actor,
+            kind: &'a str,
+            object_kind: &'a str,
+            object: &'a str,
+            outcome: &'a str,
+            message: &'a str,
+            details: &'a std::collections::BTreeMap<String, String>,
+            previous_hash: Digest,
+        }
+        let Self {
+            index,
+            ordinal,
+            at,
+            actor,
+            kind,
+            object_kind,
+            object,
+            outcome,
+            message,
+            details,
+            previous_hash,
+            hash: _,
+        } = self;
+        canonical_digest(&Body {
+            index: *index,
+            ordinal: *ordinal,
+            at: *at,
+            actor,
+            kind,
+            object_kind,
+            object,
+            outcome,
+            message,
+            details,
+            previous_hash: *previous_hash,
+        })
+    }
+
+    /// Closes the event: its hash is set over the rest.
+    pub fn sealed(mut self) -> Self {
+        self.hash = self.computed_hash();
+        self
+    }
+}
+
+/// The first event of a log that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("event {index}.{ordinal}: {message}")]
+pub struct BrokenChain {
+    /// Index of its log entry.
+    pub index: u64,
+    /// Its number in the entry.
+    pub ordinal: u32,
+    /// Whether the event itself or its link to the one before is wrong.
+    pub message: String,
+}
+
+/// Checks a whole audit log, oldest first; gives the hash of its last event.
+///
+/// # Errors
+/// Names the first event whose content does not fit its hash, or that does not follow the one
+/// before.
+pub fn verify_chain<'a>(
+    events: impl IntoIterator<Item = &'a Event>,
+) -> Result<Digest, BrokenChain> {
+    let mut previous = Digest::ZERO;
+    for event in events {
+        let broken = |message: &str| BrokenChain {
+            index: event.index,
+            ordinal: event.ordinal,
+            message: message.to_owned(),
+        };
+        if event.previous_hash != previous {
+            return Err(broken("does not follow the event before it"));
+        }
+        if event.computed_hash() != event.hash {
+            return Err(broken("its content does not fit its hash"));
+        }
+        previous = event.hash;
+    }
+    Ok(previous)
+}
+
+/// SHA-256 over the CBOR of a value.
+pub(crate) fn canonical_digest<T: Serialize>(value: &T) -> Digest {
+    let mut bytes = Vec::new();
+    match ciborium::into_writer(value, &mut bytes) {
+        Ok(()) => Digest::of(&bytes),
+        // Writing plain values into memory does not fail.
+        Err(_) => Digest::ZERO,
+    }
+}

@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 
 pub mod command;
+pub mod deployment;
 pub mod desired;
 pub mod event;
 pub mod observed;

@@ -308,6 +308,8 @@ pub struct Traffic {
     /// `rolling`: instances that are replaced once the present batch is done, over all participants
     /// in order of name. On the way back it lies one batch below what `desired` stands for.
     pub replaced: u32,
+    /// Instances of a version over all participants, as last counted.
+    pub total: u32,
     /// `rolling` on its way back: batches that went well in a row.
     pub good_batches: u32,
     /// A person set this weight; `resume` goes on with the first step above it.

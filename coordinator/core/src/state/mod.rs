@@ -1,5 +1,6 @@
 //! The replicated state: ordered persistent tables, cheap to clone.
 
+mod access;
 mod cluster;
 mod deployment;
 mod scope;
@@ -63,8 +64,8 @@ pub struct State {
     pub deployments: Table<DeploymentId, Deployment>,
     /// Every short id that was ever given.
     pub short_ids: Table<ShortId, DeploymentId>,
-    /// Deployments by scope, oldest first.
-    pub history: imbl::OrdSet<(Name, DeploymentId)>,
+    /// Deployments by scope and the revision that they were made with: oldest first.
+    pub history: Table<(Name, u64), DeploymentId>,
     /// Outcomes of requests: a client's for 24 h after it was minted, the planner's good ones for
     /// ten minutes.
     pub requests: Table<RequestKey, Remembered>,
