@@ -1,0 +1,423 @@
+//! `Deployments`: making, seeing and steering them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_coordinator_core::command::{ActOnDeployment, Command, CreateDeployments};
+use tidegate_coordinator_core::{Reply, State};
+use tidegate_proto::control::v1::deployments_client::DeploymentsClient;
+use tidegate_proto::control::v1::deployments_server::Deployments;
+use tidegate_proto::control::v1::{
+    ActRequest, CreateDeploymentRequest, CreateDeploymentResponse, Deployment,
+    GetDeploymentRequest, HistoryRequest, HistoryResponse, ListDeploymentsRequest,
+    ListDeploymentsResponse, WatchDeploymentRequest,
+};
+use tidegate_shared::error::Reason;
+use tidegate_shared::id::{DeploymentId, Name};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::authn::Caller;
+use super::relay::{self, ask_leader};
+use super::{Context, caller, convert, expected, paging, request_key, status};
+
+/// Scopes that one request may deploy to.
+const MOST_SCOPES: usize = 1_000;
+/// Shortest interval of a watch's live figures.
+const FASTEST_WATCH: Duration = Duration::from_millis(100);
+/// What a watch takes when nothing is said.
+const USUAL_WATCH: Duration = Duration::from_secs(1);
+
+/// The service.
+pub struct DeploymentsApi(pub Arc<Context>);
+
+/// A deployment as this node sees it now, at or after everything that was answered before.
+///
+/// # Errors
+/// No leader in time, or it is gone.
+pub async fn present(context: &Context, id: DeploymentId) -> Result<Response<Deployment>, Status> {
+    let view = context.read().await?;
+    show(context, &view.state, id).map(Response::new)
+}
+
+fn show(context: &Context, state: &State, id: DeploymentId) -> Result<Deployment, Status> {
+    let found = state.deployments.get(&id).ok_or_else(|| {
+        status::refusal(Reason::NotFound, format!("there is no deployment \"{id}\""))
+    })?;
+    Ok(context
+        .live
+        .picture(context, state, |picture| picture.deployment(found)))
+}
+
+/// The one deployment that a command made or acted on: the newest of its answer.
+///
+/// # Errors
+/// The answer names none: a bug.
+pub fn made(reply: &Reply) -> Result<DeploymentId, Status> {
+    let id = match reply {
+        Reply::Deployments(ids) => ids.last().copied(),
+        Reply::Done | Reply::Object { .. } | Reply::Joined { .. } => None,
+    };
+    id.ok_or_else(|| status::internal(&"a command on a deployment named none"))
+}
+
+fn scopes_of(names: &[String]) -> Result<Vec<Name>, Status> {
+    if names.is_empty() || names.len() > MOST_SCOPES {
+        return Err(status::wrong_field(
+            "scopes",
+            format!("want 1 to {MOST_SCOPES} scopes"),
+        ));
+    }
+    names
+        .iter()
+        .enumerate()
+        .map(|(position, text)| convert::name(&format!("scopes[{position}]"), text))
+        .collect()
+}
+
+#[tonic::async_trait]
+impl Deployments for DeploymentsApi {
+    type WatchStream = ReceiverStream<Result<Deployment, Status>>;
+
+    async fn create(
+        &self,
+        request: Request<CreateDeploymentRequest>,
+    ) -> Result<Response<CreateDeploymentResponse>, Status> {
+        let actor = caller(&request)?.actor();
+        let message = request.into_inner();
+        let strategy = match message.strategy.as_str() {
+            "" => None,
+            text => Some(convert::name("strategy", text)?),
+        };
+        let command = Command::CreateDeployments(CreateDeployments {
+            application: convert::name("application", &message.application)?,
+            version: convert::version("version", &message.version)?,
+            scopes: scopes_of(&message.scopes)?,
+            strategy,
+            overrides: convert::overrides(&message.overrides)?,
+            labels: convert::labels(message.labels)?,
+            on_conflict: convert::on_conflict(&message.on_conflict)?,
+        });
+        let reply = self
+            .0
+            .propose(actor, request_key(&message.request_id)?, command)
+            .await?;
+        let ids = match reply {
+            Reply::Deployments(ids) => ids,
+            Reply::Done | Reply::Object { .. } | Reply::Joined { .. } => Vec::new(),
+        };
+        let view = self.0.read().await?;
+        let deployments = self.0.live.picture(&self.0, &view.state, |picture| {
+            ids.iter()
+                .filter_map(|id| view.state.deployments.get(id))
+                .map(|found| picture.deployment(found))
+                .collect()
+        });
+        Ok(Response::new(CreateDeploymentResponse { deployments }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<GetDeploymentRequest>,
+    ) -> Result<Response<Deployment>, Status> {
+        let caller = caller(&request)?;
+        let message = request.into_inner();
+        if let Some(answer) = ask_leader!(self.0, caller, DeploymentsClient, get, message.clone()) {
+            return Ok(answer);
+        }
+        let view = self.0.read().await?;
+        let id = convert::deployment_id(&view.state, &message.id)?;
+        show(&self.0, &view.state, id).map(Response::new)
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListDeploymentsRequest>,
+    ) -> Result<Response<ListDeploymentsResponse>, Status> {
+        let caller = caller(&request)?;
+        let message = request.into_inner();
+        if let Some(answer) = ask_leader!(self.0, caller, DeploymentsClient, list, message.clone())
+        {
+            return Ok(answer);
+        }
+        let view = self.0.read().await?;
+        let scope = optional_name("scope", &message.scope)?;
+        let application = optional_name("application", &message.application)?;
+        // Newest first.
+        let rows = view
+            .state
+            .deployments
+            .values()
+            .rev()
+            .filter(|found| {
+                scope
+                    .as_ref()
+                    .is_none_or(|scope| *scope == found.origin.scope)
+                    && application
+                        .as_ref()
+                        .is_none_or(|application| *application == found.origin.application)
+                    && !(message.unfinished && found.status.is_end())
+            })
+            .map(|found| (paging::descending(u128::from(found.id.ulid())), found));
+        let page = paging::page(message.page.as_ref(), rows)?;
+        let deployments = self.0.live.picture(&self.0, &view.state, |picture| {
+            page.rows
+                .iter()
+                .map(|found| picture.summary(found))
+                .collect()
+        });
+        Ok(Response::new(ListDeploymentsResponse {
+            deployments,
+            next_page_token: page.next,
+        }))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<WatchDeploymentRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request)?;
+        let mut message = request.into_inner();
+        let view = self.0.read().await?;
+        let id = convert::deployment_id(&view.state, &message.id)?;
+        // A short id may mean another one later.
+        message.id = id.to_string();
+        let (sender, receiver) = mpsc::channel(4);
+        let watch = Watch {
+            context: self.0.clone(),
+            caller,
+            message,
+            id,
+            sender,
+        };
+        tokio::spawn(watch.run());
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<HistoryResponse>, Status> {
+        let message = request.into_inner();
+        let view = self.0.read().await?;
+        match (message.id.as_str(), message.scope.as_str()) {
+            (id, "") if !id.is_empty() => {
+                let id = convert::deployment_id(&view.state, id)?.to_string();
+                let rows = view
+                    .state
+                    .events
+                    .values()
+                    .filter(|event| event.object_kind == "deployment" && event.object == id)
+                    .map(|event| (format!("{:020}/{:010}", event.index, event.ordinal), event));
+                let page = paging::page(message.page.as_ref(), rows)?;
+                Ok(Response::new(HistoryResponse {
+                    events: page.rows.into_iter().map(convert::event).collect(),
+                    deployments: Vec::new(),
+                    next_page_token: page.next,
+                }))
+            }
+            ("", scope) if !scope.is_empty() => {
+                let scope = convert::name("scope", scope)?;
+                let rows = view
+                    .state
+                    .deployments
+                    .values()
+                    .rev()
+                    .filter(|found| found.origin.scope == scope)
+                    .map(|found| (paging::descending(u128::from(found.id.ulid())), found));
+                let page = paging::page(message.page.as_ref(), rows)?;
+                let deployments = self.0.live.picture(&self.0, &view.state, |picture| {
+                    page.rows
+                        .iter()
+                        .map(|found| picture.summary(found))
+                        .collect()
+                });
+                Ok(Response::new(HistoryResponse {
+                    events: Vec::new(),
+                    deployments,
+                    next_page_token: page.next,
+                }))
+            }
+            _ => Err(status::wrong_field("id", "give either id or scope")),
+        }
+    }
+
+    async fn act(&self, request: Request<ActRequest>) -> Result<Response<Deployment>, Status> {
+        let actor = caller(&request)?.actor();
+        let message = request.into_inner();
+        let key = request_key(&message.request_id)?;
+        let view = self.0.read().await?;
+        let id = convert::deployment_id(&view.state, &message.id)?;
+        let command = Command::ActOnDeployment(ActOnDeployment {
+            deployment: id,
+            verb: convert::verb(message.verb(), message.weight)?,
+            expected_revision: expected(message.expected_revision),
+            reason: message.reason,
+        });
+        let reply = self.0.propose(actor, key, command).await?;
+        // A retry or a fast rollback makes a new one, which is then what the caller wants to see.
+        present(&self.0, made(&reply).unwrap_or(id)).await
+    }
+}
+
+fn optional_name(field: &str, text: &str) -> Result<Option<Name>, Status> {
+    match text {
+        "" => Ok(None),
+        text => convert::name(field, text).map(Some),
+    }
+}
+
+/// One open watch. Where this node leads it looks itself, else it passes on the leader's; when the
+/// lead moves it goes on with the new leader.
+struct Watch {
+    context: Arc<Context>,
+    caller: Caller,
+    message: WatchDeploymentRequest,
+    id: DeploymentId,
+    sender: mpsc::Sender<Result<Deployment, Status>>,
+}
+
+impl Watch {
+    async fn run(self) {
+        loop {
+            let done = match relay::leader_channel(&self.context, &self.caller) {
+                Some(channel) => self.pass_on(channel).await,
+                None => self.look().await,
+            };
+            match done {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(status) => {
+                    self.sender.send(Err(status)).await.ok();
+                    return;
+                }
+            }
+            if self.sender.is_closed() || self.context.stop.is_cancelled() {
+                return;
+            }
+            tokio::time::sleep(FASTEST_WATCH).await;
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        match self.message.interval_ms {
+            0 => USUAL_WATCH,
+            millis => Duration::from_millis(u64::from(millis)).max(FASTEST_WATCH),
+        }
+    }
+
+    /// Passes on what the leader streams; true: it is all told.
+    async fn pass_on(&self, channel: tonic::transport::Channel) -> Result<bool, Status> {
+        let mut client =
+            DeploymentsClient::new(channel).max_decoding_message_size(relay::MAX_MESSAGE);
+        let request = relay::request_for(&self.caller, self.message.clone())?;
+        let Some(answer) = relay::answered(client.watch(request).await)? else {
+            return Ok(false);
+        };
+        let mut stream = answer.into_inner();
+        let mut views = self.context.query.views();
+        loop {
+            tokio::select! {
+                message = stream.message() => match message {
+                    Ok(Some(deployment)) => {
+                        if self.sender.send(Ok(deployment)).await.is_err() {
+                            return Ok(true);
+                        }
+                    }
+                    Ok(None) => {
+                        let view = self.context.query.stale();
+                        return Ok(self.has_ended(&view.state));
+                    }
+                    Err(_) => return Ok(false),
+                },
+                changed = views.changed() => {
+                    if changed.is_err() {
+                        return Ok(true);
+                    }
+                    let view = views.borrow_and_update().clone();
+                    self.check_caller(&view.state)?;
+                }
+                () = self.context.stop.cancelled() => return Err(stopping()),
+                () = self.sender.closed() => return Ok(true),
+            }
+        }
+    }
+
+    fn has_ended(&self, state: &State) -> bool {
+        state
+            .deployments
+            .get(&self.id)
+            .is_none_or(|found| found.status.is_end())
+    }
+
+    /// A person who was removed sees no more.
+    fn check_caller(&self, state: &State) -> Result<(), Status> {
+        self.caller
+            .check_known(state)
+            .map_err(|refused| status::refusal(refused.reason, refused.message))
+    }
+
+    /// Looks itself; true: it is all told.
+    async fn look(&self) -> Result<bool, Status> {
+        let mut views = self.context.query.views();
+        let mut leadership = self.context.status.clone();
+        let led = self.context.leads();
+        let mut timer = tokio::time::interval(self.interval());
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last: Option<Deployment> = None;
+        loop {
+            let view = views.borrow_and_update().clone();
+            self.check_caller(&view.state)?;
+            let shown = show(&self.context, &view.state, self.id)?;
+            let is_over = self.has_ended(&view.state);
+            if last.as_ref() != Some(&shown) {
+                last = Some(shown.clone());
+                if self.sender.send(Ok(shown)).await.is_err() {
+                    return Ok(true);
+                }
+            }
+            if is_over {
+                return Ok(true);
+            }
+            // Changes of other things wake it too; then only the record is compared.
+            let revision = revision_of(&view.state, self.id);
+            loop {
+                tokio::select! {
+                    changed = views.changed() => {
+                        if changed.is_err() {
+                            return Ok(true);
+                        }
+                        let view = views.borrow_and_update().clone();
+                        if self.caller.check_known(&view.state).is_err()
+                            || revision_of(&view.state, self.id) != revision
+                        {
+                            break;
+                        }
+                    }
+                    _ = timer.tick() => break,
+                    changed = leadership.changed() => {
+                        if changed.is_err() {
+                            return Ok(true);
+                        }
+                        if self.context.leads() != led
+                            || relay::leader_channel(&self.context, &self.caller).is_some()
+                        {
+                            return Ok(false);
+                        }
+                    }
+                    () = self.context.stop.cancelled() => return Err(stopping()),
+                    () = self.sender.closed() => return Ok(true),
+                }
+            }
+        }
+    }
+}
+
+fn revision_of(state: &State, id: DeploymentId) -> Option<u64> {
+    state.deployments.get(&id).map(|found| found.meta.revision)
+}
+
+fn stopping() -> Status {
+    status::refusal(Reason::ShuttingDown, "this coordinator is stopping")
+}

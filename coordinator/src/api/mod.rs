@@ -1,0 +1,252 @@
+//! What people, tools and agents call: one file per service, all behind one gate.
+//!
+//! [`Context`] holds the parts that the services use; [`gate`] asks who calls and whether they
+//! may; [`convert`] is the only place where wire messages and the core's values meet. Writes go
+//! through [`Context::propose`], reads through [`Context::read`]; what only the leader knows is
+//! relayed to it by [`relay`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tidegate_coordinator_core::command::Command;
+use tidegate_coordinator_core::{Actor, Item, Reply, RequestKey, State};
+use tidegate_shared::error::Reason;
+use tidegate_shared::id::RequestId;
+use tidegate_shared::time::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::agents::Sessions;
+use crate::ca::{Ca, ClusterKey};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::entropy;
+use crate::leader::Live;
+use crate::propose::Proposer;
+use crate::query::Query;
+use crate::raft::membership::Members;
+use crate::raft::transport::PeerClients;
+use crate::raft::{RaftStatus, Role};
+use crate::replica::{AppliedEntries, View};
+use crate::storage::blobs::Blobs;
+use crate::storage::data_dir::Identity;
+
+pub mod agents;
+pub mod approvals;
+pub mod authn;
+pub mod authz;
+pub mod cluster;
+pub mod convert;
+pub mod deployments;
+pub mod gate;
+pub mod objects;
+pub mod paging;
+pub mod relay;
+pub mod releases;
+pub mod scopes;
+pub mod status;
+pub mod tokens;
+
+use authn::Caller;
+
+/// Asks the node to hand over the lead; the answer is whether another one leads.
+pub type TransferRequests = mpsc::Sender<oneshot::Sender<bool>>;
+
+/// The parts of a running node that services use.
+pub struct Context {
+    /// The configuration.
+    pub config: Config,
+    /// Who this node is.
+    pub identity: Identity,
+    /// The clocks.
+    pub clock: Clock,
+    /// The door for commands.
+    pub proposer: Proposer,
+    /// The way to read.
+    pub query: Query,
+    /// Applied entries as they come.
+    pub entries: AppliedEntries,
+    /// How replication stands.
+    pub status: watch::Receiver<RaftStatus>,
+    /// Connections to the other members.
+    pub peers: PeerClients,
+    /// Changes of the membership.
+    pub members: Members,
+    /// The store of assets.
+    pub blobs: Blobs,
+    /// The certificate authority.
+    pub authority: Authority,
+    /// What the leader knows beyond the state.
+    pub live: Live,
+    /// Sessions of agents at this node.
+    pub sessions: Sessions,
+    /// Hands over the lead.
+    pub transfers: TransferRequests,
+    /// Cancelled when the node stops.
+    pub stop: CancellationToken,
+}
+
+impl Context {
+    /// The present time by this machine's clock; for certificates and messages, never for the log.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.clock.wall_ms())
+    }
+
+    /// The state, at least as new as everything that was answered before.
+    ///
+    /// # Errors
+    /// No leader in time.
+    pub async fn read(&self) -> Result<Arc<View>, Status> {
+        self.query
+            .linearizable()
+            .await
+            .map_err(|error| status::from_query(&error))
+    }
+
+    /// Proposes a command of a caller and waits for its outcome.
+    ///
+    /// # Errors
+    /// The refusal of the state machine, or that there is no outcome.
+    pub async fn propose(
+        &self,
+        actor: Actor,
+        request: RequestKey,
+        command: Command,
+    ) -> Result<Reply, Status> {
+        let item = Item {
+            actor,
+            request,
+            command,
+        };
+        self.proposer
+            .propose(item)
+            .await
+            .map_err(|error| status::from_propose(&error))?
+            .map_err(|rejection| status::from_rejection(&rejection))
+    }
+
+    /// A request key of this node's own.
+    ///
+    /// # Errors
+    /// No randomness.
+    pub fn own_request(&self) -> Result<RequestKey, Status> {
+        entropy::ulid(self.clock.wall_ms())
+            .map(|ulid| RequestKey::Client(RequestId::new(ulid)))
+            .map_err(|error| status::internal(&error))
+    }
+
+    /// Whether this node leads.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.status.borrow().role == Role::Leader
+    }
+
+    /// The opened certificate authority.
+    ///
+    /// # Errors
+    /// There is no state yet, or the cluster key does not fit.
+    pub fn ca(&self, state: &State) -> Result<Arc<Ca>, Status> {
+        self.authority.open(state)
+    }
+
+    /// Asks the node to hand over the lead; whether another one leads now.
+    ///
+    /// # Errors
+    /// The node is stopping.
+    pub async fn transfer(&self, limit: Duration) -> Result<bool, Status> {
+        let (answer, receiver) = oneshot::channel();
+        let stopping = || status::refusal(Reason::ShuttingDown, "this coordinator is stopping");
+        self.transfers.send(answer).await.map_err(|_| stopping())?;
+        match tokio::time::timeout(limit, receiver).await {
+            Ok(Ok(is_done)) => Ok(is_done),
+            Ok(Err(_)) => Err(stopping()),
+            Err(_) => Ok(false),
+        }
+    }
+}
+
+/// Opens the certificate authority of the state with the cluster key, once per record.
+pub struct Authority {
+    key: ClusterKey,
+    opened: Mutex<Option<Arc<Ca>>>,
+}
+
+impl Authority {
+    /// With the key of this node.
+    #[must_use]
+    pub const fn new(key: ClusterKey) -> Self {
+        Self {
+            key,
+            opened: Mutex::new(None),
+        }
+    }
+
+    /// The cluster key, for a coordinator that joins.
+    #[must_use]
+    pub const fn key(&self) -> &ClusterKey {
+        &self.key
+    }
+
+    /// The authority of the state.
+    ///
+    /// # Errors
+    /// There is no state yet, or the cluster key does not fit.
+    pub fn open(&self, state: &State) -> Result<Arc<Ca>, Status> {
+        let Some(cluster) = &state.cluster else {
+            return Err(status::refusal(
+                Reason::NoLeader,
+                "this coordinator has not heard from the cluster yet",
+            ));
+        };
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ca) = opened
+            .as_ref()
+            .filter(|ca| ca.roots() == cluster.ca.certificate)
+        {
+            return Ok(ca.clone());
+        }
+        let ca = Ca::open(&cluster.ca, &self.key).map_err(|error| status::from_ca(&error))?;
+        let ca = Arc::new(ca);
+        *opened = Some(ca.clone());
+        Ok(ca)
+    }
+}
+
+/// The caller that the gate found.
+///
+/// # Errors
+/// The request did not come through the gate: a bug.
+pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
+    request
+        .extensions()
+        .get::<Caller>()
+        .cloned()
+        .ok_or_else(|| status::internal(&"a request came past the gate"))
+}
+
+/// Checks the `request_id` of a mutation.
+///
+/// # Errors
+/// It is missing or no ULID.
+pub fn request_key(text: &str) -> Result<RequestKey, Status> {
+    if text.is_empty() {
+        return Err(status::wrong_field(
+            "request_id",
+            "is missing: want a ULID that is new for each request",
+        ));
+    }
+    let id: RequestId = text
+        .parse()
+        .map_err(|error: tidegate_shared::id::IdError| {
+            status::wrong_field("request_id", error.message)
+        })?;
+    Ok(RequestKey::Client(id))
+}
+
+/// 0 on the wire: any revision.
+#[must_use]
+pub const fn expected(revision: u64) -> Option<u64> {
+    if revision == 0 { None } else { Some(revision) }
+}

@@ -1,0 +1,185 @@
+//! The replica: the only holder of `&mut State`.
+//!
+//! One thread takes committed entries in order, applies them, publishes a new read view, and only
+//! then answers those who wait, so whoever was answered finds the effect in the view. A read view
+//! is an O(1) clone; readers never block applying.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use tidegate_coordinator_core::{Applied, Entry, Event, State};
+use tidegate_shared::time::Timestamp;
+use tokio::sync::{broadcast, watch};
+
+use crate::raft::driver::RaftHandle;
+use crate::raft::snapshot::{Snapshotter, read_state};
+use crate::raft::{Committed, CommittedEntry, Fate, OnFatal, Ticket, spawn_thread};
+use crate::storage::codec;
+use crate::storage::log::{EntryKind, Mark, Membership};
+use crate::storage::snapshot::{SnapshotError, SnapshotFile, SnapshotStore};
+
+/// Entries that a slow subscriber may be behind before it must start from a view.
+pub const EVENT_BACKLOG: usize = 4096;
+
+/// The state at one index. Cheap to clone and to keep.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The state.
+    pub state: State,
+    /// The last entry that it includes.
+    pub index: u64,
+    /// That entry's term.
+    pub term: u64,
+}
+
+/// The newest view, always.
+pub type Views = watch::Receiver<Arc<View>>;
+
+/// What one entry did. Entries without events are published too, so indexes have no gaps but
+/// those of membership changes and of a snapshot's installation.
+#[derive(Clone, Debug)]
+pub struct AppliedEntry {
+    /// The entry's index.
+    pub index: u64,
+    /// The entry's time.
+    pub at: Timestamp,
+    /// What happened, in order.
+    pub events: Vec<Event>,
+}
+
+/// Applied entries as they come. A receiver that lags starts again from the view.
+pub type AppliedEntries = broadcast::Sender<Arc<AppliedEntry>>;
+
+/// The state machine: changes the state by one entry, with one [`Applied`] per item.
+pub type ApplyFn = fn(&mut State, u64, &Entry) -> Vec<Applied>;
+
+/// Everything that the thread needs.
+pub(crate) struct ReplicaParts {
+    pub apply: ApplyFn,
+    pub state: State,
+    pub mark: Mark,
+    pub membership: Membership,
+    pub snapshots: SnapshotStore,
+    pub snapshotter: Snapshotter,
+    pub raft: RaftHandle,
+    pub views: watch::Sender<Arc<View>>,
+    pub entries: AppliedEntries,
+    pub on_fatal: OnFatal,
+}
+
+/// Starts the thread; it ends when `committed` is closed.
+///
+/// # Errors
+/// When the system gives no thread.
+pub(crate) fn spawn(
+    parts: ReplicaParts,
+    committed: mpsc::Receiver<Committed>,
+) -> std::io::Result<JoinHandle<()>> {
+    let on_fatal = parts.on_fatal.clone();
+    let mut replica = Replica { parts };
+    spawn_thread("replica", on_fatal, move || {
+        while let Ok(work) = committed.recv() {
+            if let Err(message) = replica.take(work) {
+                (replica.parts.on_fatal)(message);
+                return;
+            }
+        }
+    })
+}
+
+struct Replica {
+    parts: ReplicaParts,
+}
+
+impl Replica {
+    fn take(&mut self, work: Committed) -> Result<(), String> {
+        match work {
+            Committed::Entries(list) => self.entries(list)?,
+            Committed::Install(file) => self
+                .install(&file)
+                .map_err(|e| format!("{e}; the node cannot go on without it"))?,
+            Committed::TakeSnapshot => {
+                let parts = &mut self.parts;
+                parts
+                    .snapshotter
+                    .consider(true, parts.mark, &parts.membership, &parts.state);
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&mut self, list: Vec<CommittedEntry>) -> Result<(), String> {
+        let mut answers: Vec<(Ticket, Fate)> = Vec::new();
+        let mut published = Vec::with_capacity(list.len());
+        let parts = &mut self.parts;
+        for committed in list {
+            let entry = committed.entry;
+            parts.snapshotter.count(entry.data.len() as u64);
+            parts.mark = Mark {
+                index: entry.index,
+                term: entry.term,
+            };
+            if let Some(membership) = committed.membership {
+                parts.membership = membership;
+            }
+            if entry.kind == EntryKind::Membership || entry.data.is_empty() {
+                continue;
+            }
+            let decoded: Entry = codec::decode(&entry.data).map_err(|e| {
+                format!(
+                    "entry {} cannot be applied: {e}. Run the newer program that the cluster uses",
+                    entry.index
+                )
+            })?;
+            let applied = (parts.apply)(&mut parts.state, entry.index, &decoded);
+            let mut outcomes = Vec::with_capacity(applied.len());
+            let mut events = Vec::new();
+            for one in applied {
+                outcomes.push(one.outcome);
+                events.extend(one.events);
+            }
+            published.push(Arc::new(AppliedEntry {
+                index: entry.index,
+                at: decoded.at,
+                events,
+            }));
+            if let Some(ticket) = committed.ticket {
+                answers.push((ticket, Fate::Applied(outcomes)));
+            }
+        }
+        self.publish();
+        for entry in published {
+            // Nobody listening is fine.
+            self.parts.entries.send(entry).ok();
+        }
+        for (ticket, fate) in answers {
+            ticket.send(fate).ok();
+        }
+        let parts = &mut self.parts;
+        parts
+            .snapshotter
+            .consider(false, parts.mark, &parts.membership, &parts.state);
+        Ok(())
+    }
+
+    fn publish(&self) {
+        let parts = &self.parts;
+        parts.views.send_replace(Arc::new(View {
+            state: parts.state.clone(),
+            index: parts.mark.index,
+            term: parts.mark.term,
+        }));
+        parts.raft.applied(parts.mark);
+    }
+
+    fn install(&mut self, file: &SnapshotFile) -> Result<(), SnapshotError> {
+        self.parts.state = read_state(&self.parts.snapshots, file)?;
+        self.parts.mark = file.head.mark;
+        self.parts.membership = file.head.membership.clone();
+        self.parts.snapshotter.installed(file.head.mark.index);
+        self.publish();
+        tracing::info!(index = file.head.mark.index, "continued from a snapshot");
+        Ok(())
+    }
+}

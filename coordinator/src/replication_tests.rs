@@ -1,0 +1,752 @@
+//! Whole clusters in one process: real threads, real disks, real gRPC over loopback with mutual
+//! TLS. The state machine is a small one of its own: these tests are about replication.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tidegate_coordinator_core::command::{
+    Applied, Command, InitCluster, MemberId, RaiseLevel, UpdateMember,
+};
+use tidegate_coordinator_core::state::{
+    Addresses, CaRecord, Cluster, Member, Remembered, SealedKey,
+};
+use tidegate_coordinator_core::{Actor, Entry, Item, Reply, RequestKey, State};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::id::{ClusterId, Name, RequestId};
+use tidegate_shared::time::Timestamp;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::entropy;
+use crate::propose::ProposeError;
+use crate::query::QueryError;
+use crate::raft::membership::{bootstrap, claim};
+use crate::raft::peer_service::AskFuture;
+use crate::raft::snapshot::{read_state, write_state};
+use crate::raft::{MembershipChange, MembershipError, RaftSettings, Role};
+use crate::replication::{Replication, ReplicationConfig};
+use crate::storage::data_dir::{DataDir, Identity, Peer};
+use crate::storage::disk::FolderDisk;
+use crate::storage::log::Membership;
+use crate::storage::snapshot::SnapshotStore;
+use crate::tls::testing::TestCa;
+use crate::tls::{Tls, TlsMaterial};
+
+const WAIT: Duration = Duration::from_secs(20);
+const CLUSTER: &str = "01JD00000000000000000000AB";
+
+/// Remembers every request, counts them, and keeps the member table.
+fn apply(state: &mut State, _index: u64, entry: &Entry) -> Vec<Applied> {
+    state.at = entry.at;
+    entry
+        .items
+        .iter()
+        .map(|item| {
+            if let Some(known) = state.requests.get(&item.request) {
+                return Applied {
+                    outcome: known.outcome.clone(),
+                    events: Vec::new(),
+                };
+            }
+            state.last_revision += 1;
+            change(state, &item.command);
+            let outcome = Ok(Reply::Object {
+                revision: state.last_revision,
+                created: true,
+                changed: true,
+            });
+            let remembered = Remembered {
+                at: entry.at,
+                command: Digest::of(b""),
+                outcome: outcome.clone(),
+            };
+            state.requests.insert(item.request, remembered);
+            Applied {
+                outcome,
+                events: Vec::new(),
+            }
+        })
+        .collect()
+}
+
+fn change(state: &mut State, command: &Command) {
+    match command {
+        Command::InitCluster(init) => {
+            state.cluster = Some(Cluster {
+                id: init.cluster,
+                trust_domain: init.trust_domain.clone(),
+                level: init.level,
+                epoch: 1,
+                next_node: 1,
+                members: Default::default(),
+                ca: init.ca.clone(),
+            });
+            member(state, 1, &init.addresses);
+        }
+        Command::UpdateMember(update) => member(state, update.node, &update.addresses),
+        Command::RemoveMember(MemberId { node }) => {
+            state.cluster.as_mut().unwrap().members.remove(node);
+        }
+        Command::RaiseLevel(_) => {}
+        other => panic!("the tests do not use {other:?}"),
+    }
+}
+
+fn member(state: &mut State, node: u64, addresses: &Addresses) {
+    let cluster = state.cluster.as_mut().unwrap();
+    cluster.next_node = cluster.next_node.max(node + 1);
+    let member = Member {
+        name: Name::new(format!("n{node}")).unwrap(),
+        addresses: addresses.clone(),
+        version: String::new(),
+        level: 1,
+    };
+    cluster.members.insert(node, member);
+}
+
+fn peer_address(address: &str) -> Addresses {
+    Addresses {
+        peer: address.to_owned(),
+        ..Addresses::default()
+    }
+}
+
+fn item(command: Command) -> Item {
+    let now = Clock::system().wall_ms();
+    Item {
+        actor: Actor::System,
+        request: RequestKey::Client(RequestId::new(entropy::ulid(now).unwrap())),
+        command,
+    }
+}
+
+fn write() -> Item {
+    item(Command::RaiseLevel(RaiseLevel { level: 1 }))
+}
+
+struct Node {
+    running: Option<Replication>,
+    clock: Clock,
+    address: String,
+    material: watch::Sender<Arc<TlsMaterial>>,
+}
+
+struct TestCluster {
+    folder: tempfile::TempDir,
+    ca: TestCa,
+    settings: RaftSettings,
+    propose_limit: Duration,
+    nodes: BTreeMap<u64, Node>,
+    fatal: Arc<Mutex<Vec<String>>>,
+}
+
+impl TestCluster {
+    fn new() -> TestCluster {
+        // Shown with a failing test; RUST_LOG chooses.
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init()
+            .ok();
+        TestCluster {
+            folder: tempfile::tempdir().unwrap(),
+            ca: TestCa::new().unwrap(),
+            settings: RaftSettings {
+                tick: Duration::from_millis(20),
+                ..RaftSettings::default()
+            },
+            propose_limit: Duration::from_secs(20),
+            nodes: BTreeMap::new(),
+            fatal: Arc::default(),
+        }
+    }
+
+    /// Node 1 by bootstrap, the others by joining; all of them voters.
+    async fn of(count: u64) -> TestCluster {
+        let mut cluster = TestCluster::new();
+        cluster.grow(count).await;
+        cluster
+    }
+
+    async fn grow(&mut self, count: u64) {
+        for id in self.nodes.len() as u64 + 1..=count {
+            self.add(id).await;
+        }
+        let all: Vec<u64> = (1..=count).collect();
+        for id in 1..=count {
+            self.until(id, "all vote", |s| s.membership.voters == all)
+                .await;
+        }
+    }
+
+    fn dir(&self, id: u64) -> DataDir {
+        DataDir::open(&self.folder.path().join(format!("n{id}"))).unwrap()
+    }
+
+    fn identity(&self, id: u64) -> Identity {
+        Identity {
+            cluster_id: CLUSTER.to_owned(),
+            trust_domain: "td".to_owned(),
+            node_id: id,
+            name: format!("n{id}"),
+            peers: self
+                .nodes
+                .iter()
+                .map(|(&node_id, node)| Peer {
+                    node_id,
+                    name: format!("n{node_id}"),
+                    address: node.address.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    async fn add(&mut self, id: u64) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let dir = self.dir(id);
+        if id == 1 {
+            let init = item(Command::InitCluster(InitCluster {
+                cluster: ClusterId::new(CLUSTER.parse().unwrap()),
+                trust_domain: "td".to_owned(),
+                name: Name::new("n1").unwrap(),
+                addresses: peer_address(&address),
+                ca: CaRecord {
+                    certificate: String::new(),
+                    key: SealedKey {
+                        nonce: Vec::new(),
+                        sealed: Vec::new(),
+                    },
+                },
+                admin: Name::new("admin").unwrap(),
+                level: 1,
+            }));
+            let entry = Entry {
+                at: Timestamp::from_millis(1),
+                items: vec![init],
+            };
+            bootstrap(&dir, &self.identity(1), apply, &entry).unwrap();
+        } else {
+            let update = item(Command::UpdateMember(UpdateMember {
+                node: id,
+                addresses: peer_address(&address),
+                version: String::new(),
+                level: 1,
+            }));
+            let proposer = self.node(1).proposer.clone();
+            proposer.propose(update).await.unwrap().unwrap();
+            claim(&dir, &self.identity(id)).unwrap();
+        }
+        let uri = format!("spiffe://td/coordinator/n{id}");
+        let (material, _) = watch::channel(Arc::new(self.ca.issue(&uri).unwrap()));
+        self.nodes.insert(
+            id,
+            Node {
+                running: None,
+                clock: Clock::system(),
+                address,
+                material,
+            },
+        );
+        self.run(id, dir, listener);
+    }
+
+    fn run(&mut self, id: u64, dir: DataDir, listener: TcpListener) {
+        let fatal = self.fatal.clone();
+        let node = self.nodes.get_mut(&id).unwrap();
+        let tls = Tls::new(node.material.subscribe(), "td");
+        let mut config = ReplicationConfig::new(dir, tls, listener, node.address.clone(), apply);
+        config.raft = self.settings.clone();
+        config.propose_limit = self.propose_limit;
+        config.segment_bytes = 256 * 1024;
+        config.clock = node.clock.clone();
+        config.on_fatal = Arc::new(move |message| fatal.lock().unwrap().push(message));
+        node.running = Some(Replication::start(config).unwrap());
+    }
+
+    async fn restart(&mut self, id: u64) {
+        let dir = self.dir(id);
+        let listener = TcpListener::bind(&self.nodes[&id].address).await.unwrap();
+        self.run(id, dir, listener);
+    }
+
+    async fn kill(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&id).unwrap().running.take().unwrap();
+        node.kill().await;
+    }
+
+    fn node(&self, id: u64) -> &Replication {
+        self.nodes[&id].running.as_ref().unwrap()
+    }
+
+    async fn until(&self, id: u64, what: &str, is_so: impl Fn(&crate::raft::RaftStatus) -> bool) {
+        let mut status = self.node(id).status.clone();
+        let reached = tokio::time::timeout(WAIT, status.wait_for(|s| is_so(s))).await;
+        assert!(
+            matches!(reached, Ok(Ok(_))),
+            "node {id}: {what}: {:?}; fatal: {:?}",
+            self.node(id).status.borrow(),
+            self.fatal.lock().unwrap()
+        );
+    }
+
+    async fn leader(&self) -> u64 {
+        let deadline = tokio::time::Instant::now() + WAIT;
+        loop {
+            for (&id, node) in &self.nodes {
+                if let Some(node) = &node.running
+                    && node.status.borrow().role == Role::Leader
+                    && node.proposer.leader_now().is_some()
+                {
+                    return id;
+                }
+            }
+            assert!(tokio::time::Instant::now() < deadline, "nobody leads");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn follower(&self) -> u64 {
+        let leader = self.leader().await;
+        *self
+            .nodes
+            .iter()
+            .find(|(id, n)| **id != leader && n.running.is_some())
+            .unwrap()
+            .0
+    }
+
+    async fn write(&self, id: u64) -> Item {
+        let one = write();
+        let outcome = self.node(id).proposer.propose(one.clone()).await;
+        outcome.unwrap().unwrap();
+        one
+    }
+
+    async fn reads(&self, id: u64, one: &Item) -> bool {
+        let view = self.node(id).query.linearizable().await.unwrap();
+        view.state.requests.contains_key(&one.request)
+    }
+
+    /// Every running node has the same state.
+    async fn assert_equal(&self) {
+        let leader = self.leader().await;
+        let view = self.node(leader).query.linearizable().await.unwrap();
+        for node in self.nodes.values().filter_map(|n| n.running.as_ref()) {
+            let mut views = node.views.clone();
+            let other = tokio::time::timeout(WAIT, views.wait_for(|v| v.index >= view.index))
+                .await
+                .unwrap()
+                .unwrap()
+                .clone();
+            assert_eq!(other.state, view.state);
+        }
+        assert_eq!(*self.fatal.lock().unwrap(), Vec::<String>::new());
+    }
+
+    async fn stop(mut self) {
+        for node in self.nodes.values_mut() {
+            if let Some(node) = node.running.take() {
+                node.kill().await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_node_leads_at_once_and_keeps_what_it_acknowledged() {
+    let mut cluster = TestCluster::of(1).await;
+    let one = cluster.write(1).await;
+    cluster.kill(1).await;
+    cluster.restart(1).await;
+    assert!(cluster.reads(1, &one).await);
+    let running = cluster.nodes.get_mut(&1).unwrap().running.take().unwrap();
+    running.shutdown().await;
+    cluster.restart(1).await;
+    assert!(cluster.reads(1, &one).await);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_followers_write_is_forwarded_and_read_on_every_node() {
+    let cluster = TestCluster::of(3).await;
+    let follower = cluster.follower().await;
+    let one = cluster.write(follower).await;
+    for id in 1..=3 {
+        assert!(cluster.reads(id, &one).await, "node {id}");
+    }
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_is_killed_and_nothing_acknowledged_is_lost() {
+    let mut cluster = TestCluster::of(3).await;
+    let mut written = Vec::new();
+    for round in 0..3 {
+        let leader = cluster.leader().await;
+        written.push(cluster.write(leader).await);
+        cluster.kill(leader).await;
+        let other = cluster.leader().await;
+        assert_ne!(other, leader, "round {round}");
+        written.push(cluster.write(other).await);
+        cluster.restart(leader).await;
+        for one in &written {
+            assert!(cluster.reads(leader, one).await, "round {round}");
+        }
+    }
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_whole_cluster_is_killed_and_comes_back() {
+    let mut cluster = TestCluster::of(3).await;
+    let one = cluster.write(2).await;
+    for id in 1..=3 {
+        cluster.kill(id).await;
+    }
+    for id in 1..=3 {
+        cluster.restart(id).await;
+    }
+    for id in 1..=3 {
+        assert!(cluster.reads(id, &one).await);
+    }
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lagging_follower_gets_a_snapshot() {
+    let mut cluster = TestCluster::new();
+    cluster.settings.snapshot_entries = 20;
+    cluster.settings.keep_entries = 5;
+    cluster.grow(3).await;
+    let follower = cluster.follower().await;
+    cluster.kill(follower).await;
+    let leader = cluster.leader().await;
+    let behind = cluster.node(leader).status.borrow().last_index;
+    let mut last = write();
+    while cluster.node(leader).status.borrow().compacted <= behind {
+        last = cluster.write(leader).await;
+    }
+    let before = cluster.write(leader).await;
+    cluster.restart(follower).await;
+    assert!(cluster.reads(follower, &last).await);
+    assert!(cluster.reads(follower, &before).await);
+    // And it starts again from what it was sent.
+    cluster.kill(follower).await;
+    cluster.restart(follower).await;
+    assert!(cluster.reads(follower, &before).await);
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lead_is_handed_over_and_no_request_fails() {
+    let cluster = TestCluster::of(3).await;
+    let first = cluster.leader().await;
+    let follower = cluster.follower().await;
+    let (stop, stopped) = watch::channel(false);
+    let writers: Vec<_> = [first, follower]
+        .into_iter()
+        .map(|id| {
+            let proposer = cluster.node(id).proposer.clone();
+            let stopped = stopped.clone();
+            tokio::spawn(async move {
+                let mut done = 0;
+                while !*stopped.borrow() {
+                    proposer.propose(write()).await.unwrap().unwrap();
+                    done += 1;
+                }
+                done
+            })
+        })
+        .collect();
+    for _ in 0..5 {
+        let leader = cluster.leader().await;
+        let moved = cluster.node(leader).transfer_leadership(WAIT).await;
+        assert!(moved);
+        assert_ne!(cluster.leader().await, leader);
+    }
+    stop.send(true).unwrap();
+    for writer in writers {
+        assert!(writer.await.unwrap() > 0);
+    }
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_proposals_at_once_from_every_node() {
+    let cluster = TestCluster::of(3).await;
+    cluster.leader().await;
+    let before = cluster.node(1).query.linearizable().await.unwrap();
+    let tasks: Vec<_> = (0..1000_u64)
+        .map(|i| {
+            let proposer = cluster.node(i % 3 + 1).proposer.clone();
+            tokio::spawn(async move { proposer.propose(write()).await })
+        })
+        .collect();
+    let mut revisions = std::collections::BTreeSet::new();
+    for task in tasks {
+        match task.await.unwrap().unwrap().unwrap() {
+            Reply::Object { revision, .. } => assert!(revisions.insert(revision)),
+            other => panic!("{other:?}"),
+        }
+    }
+    let after = cluster.node(2).query.linearizable().await.unwrap();
+    assert_eq!(after.state.last_revision - before.state.last_revision, 1000);
+    assert!(
+        after.index - before.index < 900,
+        "commands that wait together share entries: {} entries",
+        after.index - before.index
+    );
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_one_entry_and_a_retry_is_done_once() {
+    let cluster = TestCluster::of(3).await;
+    let follower = cluster.follower().await;
+    let proposer = &cluster.node(follower).proposer;
+    let batch: Vec<Item> = (0..10).map(|_| write()).collect();
+    let first = proposer.propose_batch(batch.clone()).await.unwrap();
+    let again = proposer.propose_batch(batch).await.unwrap();
+    assert_eq!(first, again);
+    assert_eq!(first.len(), 10);
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_the_outcome_is_unknown_and_reads_say_so() {
+    let mut cluster = TestCluster::new();
+    cluster.propose_limit = Duration::from_secs(3);
+    cluster.grow(3).await;
+    let leader = cluster.leader().await;
+    for id in 1..=3 {
+        if id != leader {
+            cluster.kill(id).await;
+        }
+    }
+    let one = write();
+    let (outcome, read) = tokio::join!(
+        cluster.node(leader).proposer.propose(one.clone()),
+        cluster.node(leader).query.linearizable()
+    );
+    assert_eq!(outcome.unwrap_err(), ProposeError::OutcomeUnknown);
+    assert!(matches!(read.unwrap_err(), QueryError::NoLeader { .. }));
+    let late = cluster.node(leader).proposer.propose(write()).await;
+    assert_eq!(late.unwrap_err(), ProposeError::NoLeader);
+    for id in 1..=3 {
+        if id != leader {
+            cluster.restart(id).await;
+        }
+    }
+    // The retry is safe, whether the first attempt took effect or not.
+    let outcome = cluster.node(leader).proposer.propose(one.clone()).await;
+    outcome.unwrap().unwrap();
+    assert!(cluster.reads(leader, &one).await);
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_a_wrong_clock_gives_the_lead_away() {
+    let cluster = TestCluster::of(3).await;
+    let leader = cluster.leader().await;
+    cluster.nodes[&leader].clock.shift(60_000);
+    cluster
+        .until(leader, "gives the lead away", |s| {
+            s.clock_skewed && s.leader.is_some_and(|l| l != leader)
+        })
+        .await;
+    cluster.nodes[&leader].clock.shift(0);
+    cluster
+        .until(leader, "agrees again", |s| !s.clock_skewed)
+        .await;
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_member_leaves_even_if_it_leads() {
+    let mut cluster = TestCluster::of(3).await;
+    let leader = cluster.leader().await;
+    let members = cluster.node(leader).members.clone();
+    let request = write().request;
+    members
+        .remove_member(Actor::System, request, leader, WAIT)
+        .await
+        .unwrap();
+    let other = cluster.follower().await;
+    cluster
+        .until(other, "goes on without it", |s| {
+            !s.membership.contains(leader) && s.membership.voters.len() == 2
+        })
+        .await;
+    cluster.kill(leader).await;
+    let next = cluster.leader().await;
+    assert_ne!(next, leader);
+    cluster.write(next).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_inside_a_joint_membership_leaves_it() {
+    let mut cluster = TestCluster::of(1).await;
+    cluster.kill(1).await;
+    let dir = cluster.dir(1);
+    let disk = Arc::new(FolderDisk::new(&dir.snapshots()).unwrap());
+    let store = SnapshotStore::new(disk, CLUSTER);
+    let file = store.usable(|e| panic!("{e}")).unwrap().remove(0);
+    let state = read_state(&store, &file).unwrap();
+    let joint = Membership {
+        voters: vec![1],
+        voters_outgoing: vec![1],
+        ..Membership::default()
+    };
+    write_state(&store, file.head.mark, &joint, &state).unwrap();
+    drop(dir);
+    cluster.restart(1).await;
+    cluster
+        .until(1, "leaves the joint membership", |s| {
+            s.role == Role::Leader && !s.membership.is_joint()
+        })
+        .await;
+    cluster.write(1).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_change_of_the_membership_has_to_wait() {
+    let cluster = TestCluster::of(1).await;
+    cluster.leader().await;
+    let raft = cluster.node(1).raft();
+    let (first, second) = tokio::join!(
+        raft.change(MembershipChange::AddLearner(7)),
+        raft.change(MembershipChange::AddLearner(8))
+    );
+    first.unwrap();
+    assert_eq!(second.unwrap_err(), MembershipError::Busy);
+    let last = raft.change(MembershipChange::Remove(1)).await;
+    assert!(matches!(
+        last,
+        Err(MembershipError::LastVoter(1) | MembershipError::Busy)
+    ));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_members_of_this_cluster_are_heard() {
+    use tidegate_proto::peer::v1::peer_client::PeerClient;
+    use tidegate_proto::peer::v1::{AskRequest, Envelope};
+    let cluster = TestCluster::of(1).await;
+    let call = async |uri: &str, envelope: Envelope| {
+        let (_material, receiver) = watch::channel(Arc::new(cluster.ca.issue(uri).unwrap()));
+        let tls = Tls::new(receiver, "td");
+        let expected = crate::tls::Expected::AnyCoordinator;
+        let channel = tls.channel(&cluster.nodes[&1].address, expected).unwrap();
+        let request = AskRequest {
+            envelope: Some(envelope),
+            ..AskRequest::default()
+        };
+        PeerClient::new(channel).ask(request).await.unwrap_err()
+    };
+    let good = Envelope {
+        cluster_id: CLUSTER.to_owned(),
+        from: 2,
+        to: 1,
+        clock_ms: Clock::system().wall_ms(),
+        address: String::new(),
+    };
+    let node2 = "spiffe://td/coordinator/n2";
+    let cases = [
+        ("spiffe://td/agent/n2", good.clone(), "only coordinators"),
+        (
+            "spiffe://other/coordinator/n2",
+            good.clone(),
+            "only coordinators",
+        ),
+        (
+            node2,
+            Envelope {
+                cluster_id: "01JD0000000000000000000000".to_owned(),
+                ..good.clone()
+            },
+            "this node belongs to",
+        ),
+        (
+            node2,
+            Envelope {
+                to: 9,
+                ..good.clone()
+            },
+            "this is node 1",
+        ),
+        (
+            node2,
+            Envelope {
+                from: 1,
+                ..good.clone()
+            },
+            "cannot speak as node 1",
+        ),
+        (node2, good.clone(), "nobody here answers"),
+    ];
+    for (uri, envelope, expected) in cases {
+        let status = call(uri, envelope).await;
+        assert!(status.message().contains(expected), "{uri}: {status}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_ask_each_other() {
+    let cluster = TestCluster::of(3).await;
+    cluster.node(2).asks.register(
+        "echo",
+        Arc::new(|from: Peer, payload: bytes::Bytes| -> AskFuture {
+            Box::pin(async move {
+                let mut answer = from.name.into_bytes();
+                answer.extend_from_slice(&payload);
+                Ok(answer.into())
+            })
+        }),
+    );
+    let peers = &cluster.node(1).peers;
+    let answer = peers
+        .ask(2, "echo", bytes::Bytes::from_static(b"!"), WAIT)
+        .await
+        .unwrap();
+    assert_eq!(answer, "n1!");
+    let error = peers
+        .ask(3, "echo", bytes::Bytes::new(), WAIT)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("nobody here answers"), "{error}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewed_certificates_are_used_while_the_cluster_runs() {
+    let mut cluster = TestCluster::of(3).await;
+    for (id, node) in &cluster.nodes {
+        let uri = format!("spiffe://td/coordinator/n{id}");
+        node.material
+            .send(Arc::new(cluster.ca.issue(&uri).unwrap()))
+            .unwrap();
+    }
+    let follower = cluster.follower().await;
+    cluster.kill(follower).await;
+    cluster.restart(follower).await;
+    let one = cluster.write(follower).await;
+    for id in 1..=3 {
+        assert!(cluster.reads(id, &one).await);
+    }
+    cluster.stop().await;
+}
