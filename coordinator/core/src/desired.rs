@@ -52,12 +52,17 @@ pub fn scope_items(state: &State, scope: &Name, agent: &Name) -> (Vec<Assignment
 
 /// Whether an agent acts for a deployment: a participant, or one whose labels match since.
 pub fn concerns(deployment: &Deployment, agent: &Name, known: &Agent) -> bool {
-    deployment.participants.contains(agent)
+    is_participant(deployment, agent)
         || deployment
             .origin
             .scope_spec
             .agents
             .matches(&known.meta.labels)
+}
+
+/// Whether an agent was fixed as a participant; they stand in order of name.
+pub fn is_participant(deployment: &Deployment, agent: &Name) -> bool {
+    deployment.participants.binary_search(agent).is_ok()
 }
 
 /// What is wished of one version on one agent; none: nothing is said about it there.
@@ -120,7 +125,7 @@ pub fn active_wish(state: &State, scope: &Scope, agent: &Name, known: &Agent) ->
         // Neither a participant nor a newcomer: the scope moves away from this agent.
         return Some(leaving(candidate, per_agent));
     }
-    if !candidate.participants.contains(agent) {
+    if !is_participant(candidate, agent) {
         return Some(full);
     }
     Some(match candidate.status {
@@ -195,7 +200,7 @@ fn candidate_weight(candidate: &Deployment) -> Weight {
 /// What is wished of a scope's candidate on an agent.
 pub fn candidate_wish(state: &State, scope: &Scope, agent: &Name) -> Option<Wish> {
     let candidate = candidate(state, scope)?;
-    if !candidate.participants.contains(agent) {
+    if !is_participant(candidate, agent) {
         return None;
     }
     let per_agent = scope.spec.instances_per_agent;
@@ -314,8 +319,7 @@ fn interval_of(state: &State, scope: &Scope, agent: &Name, known: &Agent) -> Opt
     let deleting = scope.active.and_then(|id| state.deployments.get(&id));
     let deleting = deleting
         .filter(|active| active.status == Status::Deleting && concerns(active, agent, known));
-    let rolled_out =
-        candidate(state, scope).filter(|candidate| candidate.participants.contains(agent));
+    let rolled_out = candidate(state, scope).filter(|candidate| is_participant(candidate, agent));
     let deployment = rolled_out.or(deleting)?;
     let rules = deployment.origin.strategy.rules.iter();
     let wanted = rules

@@ -53,33 +53,3 @@ pub fn steps(deployment: &Deployment, scope: &Scope) -> Vec<PlannedStep> {
     }
     steps
 }
-
-/// Index of the present step in [`steps`].
-pub fn index(deployment: &Deployment, count: usize) -> usize {
-    let index = deployment
-        .traffic
-        .step
-        .map_or(0, |step| step.index as usize);
-    index.min(count.saturating_sub(1))
-}
-
-/// The step that it is in, and whether it is the last one.
-pub fn current(deployment: &Deployment, scope: &Scope) -> (PlannedStep, bool) {
-    let steps = steps(deployment, scope);
-    let index = index(deployment, steps.len());
-    let last = if is_batched(deployment) {
-        deployment.traffic.replaced >= rolling::total(deployment, scope)
-    } else {
-        index + 1 == steps.len()
-    };
-    (steps[index], last)
-}
-
-/// How long it bakes at the last step.
-pub fn bake(deployment: &Deployment) -> Span {
-    if deployment.origin.fast {
-        Span::ZERO
-    } else {
-        deployment.origin.strategy.bake
-    }
-}

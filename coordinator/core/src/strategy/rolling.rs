@@ -50,7 +50,12 @@ pub fn is_settled(deployment: &Deployment, scope: &Scope) -> bool {
 
 /// What one participant should run; none: the agent takes no part.
 pub fn local(deployment: &Deployment, scope: &Scope, agent: &Name) -> Option<Local> {
-    let position = deployment.participants.iter().position(|p| p == agent)?;
+    let position = deployment.participants.binary_search(agent).ok()?;
+    Some(local_at(deployment, scope, position))
+}
+
+/// What the participant at a position of the order should run.
+pub fn local_at(deployment: &Deployment, scope: &Scope, position: usize) -> Local {
     let per_agent = scope.spec.instances_per_agent;
     let before = u32::try_from(position)
         .unwrap_or(u32::MAX)
@@ -66,11 +71,11 @@ pub fn local(deployment: &Deployment, scope: &Scope, agent: &Name) -> Option<Loc
         0 => Weight::ZERO,
         done => Weight::share(u64::from(done), u64::from(per_agent)),
     };
-    Some(Local {
+    Local {
         new: replaced.max(done),
         old: per_agent - replaced.min(done),
         weight,
-    })
+    }
 }
 
 /// One step per batch, each with the share that is replaced after it.

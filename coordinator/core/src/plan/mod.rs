@@ -1,0 +1,318 @@
+//! What the leader should propose now: `plan(state, observed, now)`.
+//!
+//! Stateless and pure: if nothing changed it answers the same items with the same request keys (the
+//! shell drops those that are in flight). At most one command per deployment and round, since each
+//! one changes the revision that the next would rest on. Policies, observations, verdicts and
+//! deadlines are evaluated here; a command carries their answer as evidence, and `apply` checks only
+//! what is structural.
+//!
+//! Every status has an evaluator that answers [`Next`]: the move that is due, or what it waits for
+//! and until when. `explain` tells people the same answer.
+//!
+//! A deployment without rules needs no evidence, so nothing of it is ever `unverified`; nor is a
+//! fast rollback, which skips analysis.
+
+mod ending;
+mod evidence;
+mod rollout;
+mod running;
+pub(crate) mod view;
+mod waiting;
+
+pub use waiting::{Gate, GateAnswer};
+pub(crate) use waiting::{gates, next as waiting_next};
+
+use tidegate_shared::digest::Digest;
+use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::time::Timestamp;
+
+use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
+use crate::deployment::phase::{self, Expiry};
+use crate::observed::Observed;
+use crate::state::{Deployment, Scope, State, Status};
+use view::View;
+
+/// What should be proposed, and when to ask again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// In order of scope; at most one per deployment.
+    pub commands: Vec<Item>,
+    /// The earliest instant at which the answer could differ without new input.
+    pub next_wakeup: Option<Timestamp>,
+}
+
+impl Plan {
+    fn wake(&mut self, at: Option<Timestamp>) {
+        self.next_wakeup = sooner(self.next_wakeup, at);
+    }
+}
+
+/// One answer about one deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Next {
+    /// The move that is due.
+    pub(crate) action: Option<Action>,
+    /// What it waits for, in one line.
+    pub(crate) waiting_for: String,
+    /// When to look again at the latest.
+    pub(crate) wake: Option<Timestamp>,
+}
+
+impl Next {
+    pub(crate) fn act(action: Action, why: impl Into<String>) -> Self {
+        Self {
+            action: Some(action),
+            waiting_for: why.into(),
+            wake: None,
+        }
+    }
+
+    pub(crate) fn wait(what: impl Into<String>, wake: Option<Timestamp>) -> Self {
+        Self {
+            action: None,
+            waiting_for: what.into(),
+            wake,
+        }
+    }
+}
+
+/// Everything that is due, over all scopes.
+pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    for (name, scope) in &state.scopes {
+        add_scope(&mut plan, state, observed, now, name, scope);
+    }
+    plan
+}
+
+/// Everything that is due in one scope: what the shell asks after news of that scope alone.
+pub fn plan_scope(state: &State, observed: &Observed, now: Timestamp, scope: &Name) -> Plan {
+    let mut plan = Plan::default();
+    if let Some(found) = state.scopes.get(scope) {
+        add_scope(&mut plan, state, observed, now, scope, found);
+    }
+    plan
+}
+
+fn add_scope(
+    plan: &mut Plan,
+    state: &State,
+    observed: &Observed,
+    now: Timestamp,
+    name: &Name,
+    scope: &Scope,
+) {
+    for id in scope.retired.iter() {
+        if let Some(retired) = state.deployments.get(id) {
+            let gone = ending::leftovers_gone(state, observed, retired);
+            plan.commands
+                .extend(gone.map(|action| item(retired, action)));
+        }
+    }
+    let deleting = scope.active.filter(|id| {
+        let active = state.deployments.get(id);
+        active.is_some_and(|active| active.status == Status::Deleting)
+    });
+    for id in scope.candidate.into_iter().chain(deleting) {
+        add_deployment(plan, state, observed, now, scope, id);
+    }
+    // The newest that passes its gates starts; `apply` ends the older ones.
+    let mut started = false;
+    for id in scope.waiting.iter().rev() {
+        let Some(deployment) = state.deployments.get(id) else {
+            continue;
+        };
+        let next = waiting::next(state, observed, now, name, scope, deployment);
+        plan.wake(next.wake);
+        let starts = matches!(next.action, Some(Action::Start { .. }));
+        if let Some(action) = next.action.filter(|_| !(starts && started)) {
+            plan.commands.push(item(deployment, action));
+        }
+        started |= starts;
+    }
+}
+
+fn add_deployment(
+    plan: &mut Plan,
+    state: &State,
+    observed: &Observed,
+    now: Timestamp,
+    scope: &Scope,
+    id: DeploymentId,
+) {
+    if let Some(deployment) = state.deployments.get(&id) {
+        let next = next(&View::new(state, observed, now, scope, deployment));
+        plan.wake(next.wake);
+        if let Some(action) = next.action {
+            plan.commands.push(item(deployment, action));
+        }
+    }
+}
+
+/// The next move of a deployment that is past `PENDING`.
+pub(crate) fn next(view: &View<'_>) -> Next {
+    let deployment = view.deployment;
+    let mut next = match deployment.status {
+        Status::Creating => rollout::creating(view),
+        Status::WaitingForInstances => rollout::waiting_for_instances(view),
+        Status::Running => running::next(view),
+        Status::Finalizing => ending::finalizing(view),
+        Status::Cancelling | Status::RollingBack => ending::returning(view),
+        Status::Deleting => ending::deleting(view),
+        Status::CreatingApproval
+        | Status::CreatingApprovalDenied
+        | Status::Pending
+        | Status::Finalized
+        | Status::Cancelled
+        | Status::RolledBack
+        | Status::Failed
+        | Status::Deleted => return Next::wait("", None),
+    };
+    let due = phase::due(deployment);
+    if next.action.is_none() {
+        next.action = due
+            .filter(|due| due.at <= view.now)
+            .and_then(|due| expiry(view, due.expiry));
+    }
+    if next.action.is_none() {
+        next.action = bookkeeping(view);
+    }
+    let later = |at: &Timestamp| *at > view.now;
+    next.wake = next.wake.filter(later);
+    next.wake = sooner(next.wake, due.map(|due| due.at).filter(later));
+    let lost = view.participants.iter();
+    let lost = lost.map(|p| view.observed.lost_at(p.name)).filter(later);
+    next.wake = sooner(next.wake, lost.min());
+    next
+}
+
+/// What is noted for people when nothing else is due.
+fn bookkeeping(view: &View<'_>) -> Option<Action> {
+    let lost = view.lost();
+    if lost != view.deployment.lost {
+        return Some(Action::MarkLost { lost });
+    }
+    let known = &view.deployment.causes;
+    if known.len() >= MOST_CAUSES {
+        return None;
+    }
+    let mut causes = view.causes();
+    causes.retain(|cause| {
+        let same = |k: &&crate::state::InstanceCause| {
+            k.agent == cause.agent && k.instance == cause.instance
+        };
+        !known.iter().any(|k| same(&k))
+    });
+    causes.truncate(MOST_CAUSES - known.len());
+    (!causes.is_empty()).then_some(Action::NoteErrors { causes })
+}
+
+/// First causes that a record keeps.
+const MOST_CAUSES: usize = 64;
+
+/// The move that a deadline declares.
+fn expiry(view: &View<'_>, expiry: Expiry) -> Option<Action> {
+    let cause = |kind: &str| Cause {
+        kind: kind.to_owned(),
+        message: deadline_message(view, kind),
+    };
+    Some(match expiry {
+        Expiry::Expire => Action::Expire {
+            leftovers: ending::leftovers(view),
+        },
+        Expiry::TakeBack(kind) => Action::TakeBack {
+            cause: cause(kind),
+            evidence: Vec::new(),
+        },
+        Expiry::Finalize => Action::Finalize {
+            unverified: evidence::is_missing(view),
+        },
+        Expiry::Halt(kind) => {
+            if view.deployment.halted.is_some() {
+                return None;
+            }
+            Action::Halt {
+                cause: cause(kind),
+                evidence: Vec::new(),
+            }
+        }
+    })
+}
+
+fn deadline_message(view: &View<'_>, kind: &str) -> String {
+    let limits = &view.deployment.origin.strategy.deadlines;
+    let status = view.deployment.status;
+    let what = match kind {
+        "pause_max" => format!("paused for {}", limits.pause_max),
+        "halt_max" => format!("halted for {}", limits.halt_max),
+        "progress_deadline" => format!("no further instance became healthy in {}", limits.progress),
+        "stall" => format!("{} past its planned end", limits.stall),
+        other => format!("{status} took too long ({other})"),
+    };
+    match view.troubles().as_str() {
+        "" => what,
+        troubles => format!("{what}: {troubles}"),
+    }
+}
+
+fn item(deployment: &Deployment, action: Action) -> Item {
+    Item {
+        actor: Actor::System,
+        request: RequestKey::Planner(fingerprint(deployment, &action)),
+        command: Command::Advance(Advance {
+            deployment: deployment.id,
+            revision: deployment.meta.revision,
+            action,
+        }),
+    }
+}
+
+/// Hash of (deployment, revision, action). Figures and times that an action carries for people are
+/// left out, so that the same move found due twice is recognised.
+fn fingerprint(deployment: &Deployment, action: &Action) -> Digest {
+    let names = |names: &[Name]| {
+        let names = names.iter().map(Name::as_str);
+        names.collect::<Vec<_>>().join(",")
+    };
+    let what = match action {
+        Action::RequireApproval { .. } => "require_approval".to_owned(),
+        Action::ApprovalSatisfied => "approval_satisfied".to_owned(),
+        Action::ApprovalDenied { .. } => "approval_denied".to_owned(),
+        Action::Start { participants } => format!("start {}", names(participants)),
+        Action::Staged => "staged".to_owned(),
+        Action::Progress { outstanding } => format!("progress {outstanding}"),
+        Action::InstancesReady => "instances_ready".to_owned(),
+        Action::StepReached => "step_reached".to_owned(),
+        Action::StepDone { .. } => "step_done".to_owned(),
+        Action::BatchDone => "batch_done".to_owned(),
+        Action::Finalize { .. } => "finalize".to_owned(),
+        Action::Drained => "drained".to_owned(),
+        Action::Settled { leftovers } => format!("settled {}", names(leftovers)),
+        Action::TakeBack { cause, .. } => format!("take_back {}", cause.kind),
+        Action::Expire { leftovers } => format!("expire {}", names(leftovers)),
+        Action::Halt { cause, .. } => format!("halt {}", cause.kind),
+        Action::Unhalt => "unhalt".to_owned(),
+        Action::MarkLost { lost } => format!("mark_lost {}", names(lost)),
+        Action::NoteErrors { causes } => {
+            let causes = causes.iter().map(|c| format!("{}/{}", c.agent, c.instance));
+            format!("note_errors {}", causes.collect::<Vec<_>>().join(","))
+        }
+        Action::NoteEvidence { evidence } => {
+            let rules = evidence
+                .iter()
+                .map(|e| format!("{}{}{}", e.metric, e.comparison.as_str(), e.threshold));
+            format!("note_evidence {}", rules.collect::<Vec<_>>().join(","))
+        }
+        Action::LeftoversGone { agents } => format!("leftovers_gone {}", names(agents)),
+    };
+    let text = format!("{}\n{}\n{what}", deployment.id, deployment.meta.revision);
+    Digest::of(text.as_bytes())
+}
+
+pub(crate) fn sooner(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, None) => one,
+        (None, other) => other,
+    }
+}

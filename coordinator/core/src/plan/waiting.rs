@@ -1,0 +1,324 @@
+//! Before `CREATING`: approval, and the gates of `PENDING` in their order.
+
+use tidegate_shared::id::Name;
+use tidegate_shared::spec::ReleaseStatus;
+use tidegate_shared::time::Timestamp;
+
+use super::Next;
+use crate::command::Action;
+use crate::deployment::phase;
+use crate::observed::Observed;
+use crate::policy::approval::{self, Answer};
+use crate::state::{Deployment, Scope, ScopeStatus, State, Status};
+
+/// What a gate answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateAnswer {
+    /// Open.
+    Allowed,
+    /// Closed for now.
+    Pending,
+    /// Closed for good.
+    Denied,
+}
+
+impl GateAnswer {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Pending => "pending",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+/// One thing that has to allow the start of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// `release`, `approval`, `pause`, `scope`, `agents`.
+    pub kind: &'static str,
+    /// Whether it is open.
+    pub answer: GateAnswer,
+    /// Why, in one line.
+    pub why: String,
+    /// When it is looked at again or runs out; none: when something changes.
+    pub until: Option<Timestamp>,
+}
+
+impl Gate {
+    fn new(kind: &'static str, answer: GateAnswer, why: impl Into<String>) -> Self {
+        Self {
+            kind,
+            answer,
+            why: why.into(),
+            until: None,
+        }
+    }
+}
+
+/// The next move of a deployment that waits in a scope.
+pub(crate) fn next(
+    state: &State,
+    _observed: &Observed,
+    now: Timestamp,
+    scope_name: &Name,
+    scope: &Scope,
+    deployment: &Deployment,
+) -> Next {
+    let due = phase::due(deployment).filter(|due| due.at <= now);
+    let wake = phase::deadline(deployment).filter(|at| *at > now);
+    let approval = approval::answer(state, deployment);
+    let mut next = match deployment.status {
+        Status::CreatingApproval => approving(deployment, &approval, now),
+        Status::Pending => pending(state, scope_name, scope, deployment, &approval),
+        Status::CreatingApprovalDenied
+        | Status::Creating
+        | Status::WaitingForInstances
+        | Status::Running
+        | Status::Finalizing
+        | Status::Finalized
+        | Status::Cancelling
+        | Status::Cancelled
+        | Status::RollingBack
+        | Status::RolledBack
+        | Status::Failed
+        | Status::Deleting
+        | Status::Deleted => return Next::wait("", None),
+    };
+    if next.action.is_none() && due.is_some() {
+        next.action = Some(match deployment.status == Status::CreatingApproval {
+            true => Action::ApprovalDenied { expired: true },
+            false => Action::Expire {
+                leftovers: Vec::new(),
+            },
+        });
+    }
+    next.wake = super::sooner(next.wake.filter(|at| *at > now), wake);
+    next
+}
+
+fn approving(deployment: &Deployment, approval: &Answer, now: Timestamp) -> Next {
+    match approval {
+        Answer::Satisfied => Next::act(Action::ApprovalSatisfied, "approved"),
+        Answer::Denied { why } => {
+            Next::act(Action::ApprovalDenied { expired: false }, why.as_str())
+        }
+        Answer::Broken { why } => Next::wait(why.as_str(), None),
+        Answer::Pending {
+            policies,
+            expires_at,
+            ..
+        } => {
+            let asked = deployment.required.as_ref();
+            let same =
+                asked.is_some_and(|a| a.policies == *policies && a.expires_at == *expires_at);
+            let what = approval_line(approval);
+            if now >= *expires_at {
+                Next::act(Action::ApprovalDenied { expired: true }, what)
+            } else if same {
+                Next::wait(what, Some(*expires_at))
+            } else {
+                Next::act(require(policies, *expires_at), what)
+            }
+        }
+    }
+}
+
+fn require(policies: &[(Name, u32)], expires_at: Timestamp) -> Action {
+    Action::RequireApproval {
+        policies: policies.to_vec(),
+        expires_at,
+    }
+}
+
+fn approval_line(answer: &Answer) -> String {
+    match answer {
+        Answer::Satisfied => "no approval is missing".to_owned(),
+        Answer::Denied { why } | Answer::Broken { why } => why.clone(),
+        Answer::Pending {
+            policies,
+            expires_at,
+            granted,
+        } => {
+            let policies = policies
+                .iter()
+                .map(|(name, needed)| format!("{name} needs {needed}"));
+            let policies = policies.collect::<Vec<_>>().join(", ");
+            format!("approval by policy: {policies}; {granted} granted, until {expires_at}")
+        }
+    }
+}
+
+fn pending(
+    state: &State,
+    scope_name: &Name,
+    scope: &Scope,
+    deployment: &Deployment,
+    approval: &Answer,
+) -> Next {
+    if let Answer::Pending {
+        policies,
+        expires_at,
+        ..
+    } = approval
+    {
+        return Next::act(require(policies, *expires_at), approval_line(approval));
+    }
+    let gates = gates_with(state, scope_name, scope, deployment, approval);
+    match gates.iter().find(|gate| gate.answer != GateAnswer::Allowed) {
+        Some(closed) => Next::wait(closed.why.clone(), closed.until),
+        None => Next::act(
+            Action::Start {
+                participants: matching(state, deployment),
+            },
+            "every gate is open",
+        ),
+    }
+}
+
+/// Every gate of a waiting deployment with its answer, in the order in which they are asked.
+pub(crate) fn gates(
+    state: &State,
+    scope_name: &Name,
+    scope: &Scope,
+    deployment: &Deployment,
+) -> Vec<Gate> {
+    let approval = approval::answer(state, deployment);
+    gates_with(state, scope_name, scope, deployment, &approval)
+}
+
+fn gates_with(
+    state: &State,
+    scope_name: &Name,
+    scope: &Scope,
+    deployment: &Deployment,
+    approval: &Answer,
+) -> Vec<Gate> {
+    let paused = match &deployment.paused {
+        Some(paused) => Gate {
+            kind: "pause",
+            answer: GateAnswer::Pending,
+            why: format!("paused by {}: `resume` lets it go on", paused.by),
+            until: phase::deadline(deployment),
+        },
+        None => Gate::new("pause", GateAnswer::Allowed, "not paused"),
+    };
+    vec![
+        release_gate(state, deployment),
+        approval_gate(approval),
+        paused,
+        scope_gate(state, scope_name, scope),
+        agents_gate(state, deployment),
+    ]
+}
+
+fn release_gate(state: &State, deployment: &Deployment) -> Gate {
+    let origin = &deployment.origin;
+    let key = (origin.application.clone(), origin.version.clone());
+    let name = format!("release {} {}", origin.application, origin.version);
+    let Some(release) = state.releases.get(&key) else {
+        let why = format!("{name} is not there any more");
+        return Gate::new("release", GateAnswer::Denied, why);
+    };
+    let reason = match release.reason.as_str() {
+        "" => String::new(),
+        reason => format!(": {reason}"),
+    };
+    match release.status {
+        ReleaseStatus::Ready => {
+            Gate::new("release", GateAnswer::Allowed, format!("{name} is ready"))
+        }
+        ReleaseStatus::Building => Gate::new(
+            "release",
+            GateAnswer::Pending,
+            format!("{name} is building: its assets are not all stored yet"),
+        ),
+        ReleaseStatus::Paused => Gate::new(
+            "release",
+            GateAnswer::Pending,
+            format!("{name} is paused{reason}"),
+        ),
+        ReleaseStatus::Rejected if origin.forced => Gate::new(
+            "release",
+            GateAnswer::Allowed,
+            format!("{name} is rejected, but the return to it was forced"),
+        ),
+        ReleaseStatus::Rejected => Gate::new(
+            "release",
+            GateAnswer::Denied,
+            format!("{name} is rejected{reason}"),
+        ),
+    }
+}
+
+fn approval_gate(answer: &Answer) -> Gate {
+    let line = approval_line(answer);
+    match answer {
+        Answer::Satisfied => Gate::new("approval", GateAnswer::Allowed, line),
+        Answer::Pending { expires_at, .. } => Gate {
+            until: Some(*expires_at),
+            ..Gate::new("approval", GateAnswer::Pending, line)
+        },
+        Answer::Broken { .. } => Gate::new("approval", GateAnswer::Pending, line),
+        Answer::Denied { .. } => Gate::new("approval", GateAnswer::Denied, line),
+    }
+}
+
+fn scope_gate(state: &State, name: &Name, scope: &Scope) -> Gate {
+    if let Some(other) = scope.candidate.and_then(|id| state.deployments.get(&id)) {
+        let why = format!(
+            "deployment {} ({} {}) of {} is {} in scope {name}",
+            other.short,
+            other.origin.application,
+            other.origin.version,
+            other.meta.created_by,
+            other.status
+        );
+        return Gate::new("scope", GateAnswer::Pending, why);
+    }
+    match scope.status {
+        ScopeStatus::Creating | ScopeStatus::Ready | ScopeStatus::Stopped => Gate::new(
+            "scope",
+            GateAnswer::Allowed,
+            format!("no other deployment is under way in scope {name}"),
+        ),
+        ScopeStatus::Stopping => Gate::new(
+            "scope",
+            GateAnswer::Pending,
+            format!("scope {name} is stopping"),
+        ),
+        ScopeStatus::Deleted => Gate::new(
+            "scope",
+            GateAnswer::Denied,
+            format!("scope {name} is deleted"),
+        ),
+    }
+}
+
+fn agents_gate(state: &State, deployment: &Deployment) -> Gate {
+    let selector = &deployment.origin.scope_spec.agents;
+    match matching(state, deployment).len() {
+        0 => Gate::new(
+            "agents",
+            GateAnswer::Pending,
+            format!("no_agents: no agent matches \"{selector}\""),
+        ),
+        1 => Gate::new("agents", GateAnswer::Allowed, "1 agent matches"),
+        count => Gate::new(
+            "agents",
+            GateAnswer::Allowed,
+            format!("{count} agents match"),
+        ),
+    }
+}
+
+/// The agents that match now, in order of name.
+fn matching(state: &State, deployment: &Deployment) -> Vec<Name> {
+    let selector = &deployment.origin.scope_spec.agents;
+    let agents = state.agents.iter();
+    agents
+        .filter(|(_, agent)| selector.matches(&agent.meta.labels))
+        .map(|(name, _)| name.clone())
+        .collect()
+}

@@ -1,0 +1,112 @@
+//! Approval: so many different people must grant before a deployment may start (product.md §5.1).
+//!
+//! Decisions count in order of time, and only before they expire. The first denial is final unless
+//! every rule was satisfied before it. A deployment that returns to a finalized release is exempt.
+
+use std::collections::BTreeSet;
+
+use tidegate_shared::id::Name;
+use tidegate_shared::time::Timestamp;
+
+use super::selector::{Selector, Subject};
+use crate::state::{Deployment, Required, State};
+
+/// What the approval rules say of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// No rule applies, or all are satisfied.
+    Satisfied,
+    /// People have to decide.
+    Pending {
+        /// Names of the policies with how many grants each needs, in order of name.
+        policies: Vec<(Name, u32)>,
+        /// Decisions at or after this do not count.
+        expires_at: Timestamp,
+        /// Grants that count so far.
+        granted: u32,
+    },
+    /// Somebody denied.
+    Denied {
+        /// Who, and why.
+        why: String,
+    },
+    /// A policy cannot be evaluated: it blocks.
+    Broken {
+        /// Which, and what is wrong with it.
+        why: String,
+    },
+}
+
+/// Evaluates every enabled policy that matches.
+pub fn answer(state: &State, deployment: &Deployment) -> Answer {
+    if deployment.origin.fast {
+        return Answer::Satisfied;
+    }
+    let origin = &deployment.origin;
+    let subject = Subject {
+        application: &origin.application,
+        environment: &origin.scope_spec.environment,
+        scope: &origin.scope,
+    };
+    let mut policies = Vec::new();
+    let mut expiries = Vec::new();
+    for (name, policy) in &state.policies {
+        let Some(rule) = policy
+            .spec
+            .approval
+            .as_ref()
+            .filter(|_| policy.spec.enabled)
+        else {
+            continue;
+        };
+        match Selector::parse(&policy.spec.selector) {
+            Ok(selector) if selector.matches(subject) => {
+                policies.push((name.clone(), rule.required));
+                expiries.push(deployment.meta.created_at + rule.expires);
+            }
+            Ok(_) => {}
+            Err(why) => {
+                return Answer::Broken {
+                    why: format!("policy {name} cannot be evaluated: {why}"),
+                };
+            }
+        }
+    }
+    let Some(expires_at) = expiries.into_iter().min() else {
+        return Answer::Satisfied;
+    };
+    decide(deployment.required.as_ref(), policies, expires_at)
+}
+
+fn decide(
+    required: Option<&Required>,
+    policies: Vec<(Name, u32)>,
+    expires_at: Timestamp,
+) -> Answer {
+    let needed = policies.iter().map(|(_, needed)| *needed).max();
+    let needed = needed.unwrap_or(0) as usize;
+    let mut people = BTreeSet::new();
+    for decision in required.map_or(&[][..], |required| &required.decisions) {
+        if decision.at >= expires_at {
+            continue;
+        }
+        if !decision.granted {
+            let reason = match decision.reason.as_str() {
+                "" => String::new(),
+                reason => format!(": {reason}"),
+            };
+            return Answer::Denied {
+                why: format!("denied by {}{reason}", decision.by),
+            };
+        }
+        people.insert(&decision.by);
+        if people.len() >= needed {
+            return Answer::Satisfied;
+        }
+    }
+    Answer::Pending {
+        policies,
+        expires_at,
+        granted: u32::try_from(people.len()).unwrap_or(u32::MAX),
+    }
+}
