@@ -583,7 +583,7 @@ async fn a_removed_member_leaves_even_if_it_leads() {
         .remove_member(Actor::System, request, leader, WAIT)
         .await
         .unwrap();
-    let other = cluster.follower().await;
+    let other = leader % 3 + 1;
     cluster
         .until(other, "goes on without it", |s| {
             !s.membership.contains(leader) && s.membership.voters.len() == 2
