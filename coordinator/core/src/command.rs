@@ -69,7 +69,8 @@ impl std::fmt::Display for Actor {
 pub enum RequestKey {
     /// A client's, remembered 24 h; older ones are refused.
     Client(RequestId),
-    /// The planner's: hash of (deployment, revision, action); exempt from age.
+    /// The planner's: hash of (deployment, revision, action) without the figures and times that the
+    /// action carries for people; exempt from age. The same key again is the same move.
     Planner(Digest),
 }
 

@@ -19,6 +19,8 @@ pub mod rejection;
 pub mod state;
 pub mod strategy;
 pub mod telemetry;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestKey};
 pub use desired::desired;
