@@ -25,7 +25,7 @@ use crate::query::QueryError;
 use crate::raft::membership::{bootstrap, claim};
 use crate::raft::peer_service::AskFuture;
 use crate::raft::snapshot::{read_state, write_state};
-use crate::raft::{MembershipChange, MembershipError, RaftSettings, Role};
+use crate::raft::{Fate, MembershipChange, MembershipError, RaftSettings, Role};
 use crate::replication::{Replication, ReplicationConfig};
 use crate::storage::data_dir::{DataDir, Identity, Peer};
 use crate::storage::disk::FolderDisk;
@@ -638,6 +638,36 @@ async fn a_second_change_of_the_membership_has_to_wait() {
         last,
         Err(MembershipError::LastVoter(1) | MembershipError::Busy)
     ));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_disk_under_an_old_id_is_fatal_and_says_so() {
+    let mut cluster = TestCluster::of(3).await;
+    let follower = cluster.follower().await;
+    cluster.write(follower).await;
+    cluster.kill(follower).await;
+    let dir = cluster.dir(follower);
+    std::fs::remove_dir_all(dir.log()).unwrap();
+    std::fs::remove_dir_all(dir.snapshots()).unwrap();
+    drop(dir);
+    cluster.restart(follower).await;
+    let deadline = tokio::time::Instant::now() + WAIT;
+    while cluster.fatal.lock().unwrap().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "nobody noticed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let message = cluster.fatal.lock().unwrap()[0].clone();
+    assert!(message.contains("its disk lost data"), "{message}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raft_itself_takes_no_proposal_on_a_follower() {
+    let cluster = TestCluster::of(3).await;
+    let follower = cluster.follower().await;
+    let fate = cluster.node(follower).raft().propose(bytes::Bytes::new());
+    assert!(matches!(fate.await.unwrap(), Fate::NotLeader));
     cluster.stop().await;
 }
 

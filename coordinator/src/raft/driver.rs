@@ -1,4 +1,4 @@
-//! Raft itself, on a thread of its own. The only file that names the raft crate.
+//! Raft itself, on a thread of its own. With its two parts the only file that names the raft crate.
 //!
 //! The thread owns the `RawNode`; everybody else holds a [`RaftHandle`] and sends it [`Input`]s.
 //! Writes go to the log-writer thread and come back as `Persisted`; committed entries go to the
@@ -9,7 +9,7 @@
 //! its stack on hostile input): messages are converted field by field, and a membership change is
 //! read from the entry's context in our own encoding, never from its data.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -17,12 +17,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use bytes::Bytes;
-use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType,
-    HardState as RaftHardState, Message, MessageType, Snapshot,
-};
-use raft::{Config, GetEntriesContext, RaftState, RawNode, StateRole, Storage, StorageError};
-use tidegate_proto::peer::v1::{self as wire, RaftEntry, RaftMessage};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::{Config, RawNode, StateRole};
+use tidegate_proto::peer::v1::RaftMessage;
 use tokio::sync::{oneshot, watch};
 
 use super::snapshot::Start;
@@ -33,8 +30,16 @@ use super::{
     RaftSettings, RaftStatus, Role, Ticket, spawn_thread,
 };
 use crate::storage::codec;
-use crate::storage::log::{EntryKind, HardState, LogEntry, Mark, Membership, WriteBatch};
+use crate::storage::log::{HardState, Mark, Membership, WriteBatch};
 use crate::storage::snapshot::SnapshotFile;
+
+mod cache;
+mod wire;
+
+use cache::Cache;
+use wire::{
+    conf_change, from_wire, length_of, membership_of, to_log_entry, to_raft_entry, to_wire_all,
+};
 
 /// Inputs from outside that may wait; more are refused.
 const MAX_WAITING: usize = 16 * 1024;
@@ -92,15 +97,16 @@ impl RaftHandle {
         self.status.clone()
     }
 
-    /// Sends an input; gives it back when the queue is full or the thread has ended.
-    fn send(&self, input: Input) -> Result<(), Input> {
-        if is_bounded(&input) {
-            if self.waiting.fetch_add(1, Ordering::AcqRel) >= MAX_WAITING {
-                self.waiting.fetch_sub(1, Ordering::AcqRel);
-                return Err(input);
+    /// Sends an input; whether it was taken. A ticket that is dropped with it answers by itself.
+    fn send(&self, input: Input) -> bool {
+        if is_bounded(&input) && self.waiting.fetch_add(1, Ordering::AcqRel) >= MAX_WAITING {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+            if let Input::Propose(_, ticket) = input {
+                ticket.send(Fate::Full).ok();
             }
+            return false;
         }
-        self.sender.send(input).map_err(|e| e.0)
+        self.sender.send(input).is_ok()
     }
 
     /// Puts an encoded entry into the log, if this node leads. Its fate comes by the receiver; a
@@ -108,9 +114,7 @@ impl RaftHandle {
     #[must_use]
     pub fn propose(&self, data: Bytes) -> oneshot::Receiver<Fate> {
         let (ticket, fate) = oneshot::channel();
-        if let Err(Input::Propose(_, ticket)) = self.send(Input::Propose(data, ticket)) {
-            ticket.send(Fate::Full).ok();
-        }
+        self.send(Input::Propose(data, ticket));
         fate
     }
 
@@ -120,7 +124,7 @@ impl RaftHandle {
     /// [`MembershipError`]; `Busy` also when the queue is full.
     pub async fn change(&self, change: MembershipChange) -> Result<Mark, MembershipError> {
         let (sender, receiver) = oneshot::channel();
-        if self.send(Input::Change(change, sender)).is_err() {
+        if !self.send(Input::Change(change, sender)) {
             return Err(MembershipError::Busy);
         }
         receiver.await.unwrap_or(Err(MembershipError::NotLeader))
@@ -128,7 +132,7 @@ impl RaftHandle {
 
     /// Hands a peer's message to Raft. A full queue drops it, as a network may.
     pub fn step(&self, message: RaftMessage) {
-        if self.send(Input::Step(message)).is_err() {
+        if !self.send(Input::Step(message)) {
             tracing::debug!("a message of a peer was dropped: the queue is full");
         }
     }
@@ -138,43 +142,43 @@ impl RaftHandle {
     #[must_use]
     pub fn read_index(&self) -> oneshot::Receiver<u64> {
         let (sender, receiver) = oneshot::channel();
-        self.send(Input::ReadIndex(sender)).ok();
+        self.send(Input::ReadIndex(sender));
         receiver
     }
 
     /// Begins to hand the lead to the member that is furthest, if this node leads.
     pub fn transfer(&self) {
-        self.send(Input::Transfer).ok();
+        self.send(Input::Transfer);
     }
 
     /// A message to `peer` was dropped.
     pub fn report_unreachable(&self, peer: u64) {
-        self.send(Input::Unreachable(peer)).ok();
+        self.send(Input::Unreachable(peer));
     }
 
     /// The snapshot for `to` arrived and was good, or not. Without this the peer waits for ever.
     pub fn report_snapshot(&self, to: u64, arrived: bool) {
-        self.send(Input::SnapshotSent { to, arrived }).ok();
+        self.send(Input::SnapshotSent { to, arrived });
     }
 
     /// This node's clock is off the majority's, or no longer.
     pub fn set_clock_skewed(&self, skewed: bool) {
-        self.send(Input::ClockSkewed(skewed)).ok();
+        self.send(Input::ClockSkewed(skewed));
     }
 
     /// The state includes entries up to `mark`.
     pub(crate) fn applied(&self, mark: Mark) {
-        self.send(Input::Applied(mark)).ok();
+        self.send(Input::Applied(mark));
     }
 
     /// A snapshot was written; entries up to `compact` may go.
     pub(crate) fn snapshot_taken(&self, newest: SnapshotFile, compact: u64) {
-        self.send(Input::SnapshotTaken { newest, compact }).ok();
+        self.send(Input::SnapshotTaken { newest, compact });
     }
 
     /// Ends the thread; the log writer and the replica end after it.
     pub(crate) fn stop(&self) {
-        self.send(Input::Stop).ok();
+        self.send(Input::Stop);
     }
 }
 
@@ -237,132 +241,6 @@ pub(crate) fn spawn(parts: DriverParts, input: DriverInput) -> Result<JoinHandle
     let on_fatal = parts.on_fatal.clone();
     let mut driver = Driver::new(parts, input)?;
     spawn_thread("raft", on_fatal, move || driver.run()).map_err(|e| e.to_string())
-}
-
-/// The log in memory, as Raft reads it.
-struct Cache {
-    hard_state: HardState,
-    /// At start: the membership of the snapshot. Raft follows it from there itself.
-    membership: Membership,
-    start: Mark,
-    entries: VecDeque<Entry>,
-    snapshot: Option<SnapshotFile>,
-    wants_snapshot: std::cell::Cell<bool>,
-}
-
-impl Cache {
-    fn append(&mut self, entries: &[Entry]) {
-        let Some(first) = entries.first() else { return };
-        while self.entries.back().is_some_and(|e| e.index >= first.index) {
-            self.entries.pop_back();
-        }
-        self.entries.extend(entries.iter().cloned());
-    }
-
-    fn compact(&mut self, index: u64) -> Option<Mark> {
-        if index <= self.start.index || index > self.last() {
-            return None;
-        }
-        let term = self.term(index).ok()?;
-        while self.entries.front().is_some_and(|e| e.index <= index) {
-            self.entries.pop_front();
-        }
-        self.start = Mark { index, term };
-        Some(self.start)
-    }
-
-    fn restart(&mut self, file: SnapshotFile) {
-        self.entries.clear();
-        self.start = file.head.mark;
-        self.membership = file.head.membership.clone();
-        self.snapshot = Some(file);
-    }
-
-    fn last(&self) -> u64 {
-        self.start.index + self.entries.len() as u64
-    }
-}
-
-impl Storage for Cache {
-    fn initial_state(&self) -> raft::Result<RaftState> {
-        let mut hard_state = RaftHardState::default();
-        hard_state.term = self.hard_state.term;
-        hard_state.vote = self.hard_state.vote;
-        hard_state.commit = self.hard_state.commit;
-        Ok(RaftState::new(hard_state, conf_state(&self.membership)))
-    }
-
-    fn entries(
-        &self,
-        low: u64,
-        high: u64,
-        max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
-        if low <= self.start.index {
-            return Err(StorageError::Compacted.into());
-        }
-        if high > self.last() + 1 {
-            return Err(StorageError::Unavailable.into());
-        }
-        let limit = max_size.into().unwrap_or(u64::MAX);
-        let mut size = 0;
-        let from = usize::try_from(low - self.start.index - 1).unwrap_or(usize::MAX);
-        let count = usize::try_from(high - low).unwrap_or(usize::MAX);
-        let mut found = Vec::with_capacity(count.min(1024));
-        for entry in self.entries.iter().skip(from).take(count) {
-            size += (entry.data.len() + entry.context.len() + 32) as u64;
-            if size > limit && !found.is_empty() {
-                break;
-            }
-            found.push(entry.clone());
-        }
-        Ok(found)
-    }
-
-    fn term(&self, index: u64) -> raft::Result<u64> {
-        if index == self.start.index {
-            return Ok(self.start.term);
-        }
-        if index < self.start.index {
-            return Err(StorageError::Compacted.into());
-        }
-        let at = usize::try_from(index - self.start.index - 1).unwrap_or(usize::MAX);
-        self.entries
-            .get(at)
-            .map(|e| e.term)
-            .ok_or_else(|| StorageError::Unavailable.into())
-    }
-
-    fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.start.index + 1)
-    }
-
-    fn last_index(&self) -> raft::Result<u64> {
-        Ok(self.last())
-    }
-
-    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        match &self.snapshot {
-            // A node ignores a snapshot whose membership it is not in, and would ask for ever.
-            Some(file)
-                if file.head.mark.index >= request_index.max(self.start.index)
-                    && file.head.membership.contains(to) =>
-            {
-                let mut snapshot = Snapshot::default();
-                snapshot.data = Bytes::copy_from_slice(&file.length.to_le_bytes());
-                let metadata = snapshot.mut_metadata();
-                metadata.index = file.head.mark.index;
-                metadata.term = file.head.mark.term;
-                *metadata.mut_conf_state() = conf_state(&file.head.membership);
-                Ok(snapshot)
-            }
-            _ => {
-                self.wants_snapshot.set(true);
-                Err(StorageError::SnapshotTemporarilyUnavailable.into())
-            }
-        }
-    }
 }
 
 struct Driver {
@@ -571,8 +449,7 @@ impl Driver {
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.parts.node_id;
-        let mut entry = Entry::default();
-        entry.data = data;
+        let entry = wire::commands_entry(data);
         message.set_entries(vec![entry].into());
         if self.raw.step(message).is_err() {
             let fate = if self.raw.raft.lead_transferee.is_some() {
@@ -908,262 +785,6 @@ impl Driver {
             }
             differs
         });
-    }
-}
-
-fn conf_change(change: MembershipChange) -> ConfChangeV2 {
-    let (kind, node_id) = match change {
-        MembershipChange::AddLearner(node) => (ConfChangeType::AddLearnerNode, node),
-        MembershipChange::Promote(node) => (ConfChangeType::AddNode, node),
-        MembershipChange::Remove(node) => (ConfChangeType::RemoveNode, node),
-    };
-    let mut single = ConfChangeSingle::default();
-    single.set_change_type(kind);
-    single.node_id = node_id;
-    let mut change = ConfChangeV2::default();
-    change.set_changes(vec![single].into());
-    change
-}
-
-fn conf_state(membership: &Membership) -> ConfState {
-    let mut state = ConfState::default();
-    state.set_voters(membership.voters.clone());
-    state.set_learners(membership.learners.clone());
-    state.set_voters_outgoing(membership.voters_outgoing.clone());
-    state.set_learners_next(membership.learners_next.clone());
-    state.auto_leave = membership.auto_leave;
-    state
-}
-
-fn membership_of(state: &ConfState) -> Membership {
-    let sorted = |ids: &[u64]| {
-        let mut ids = ids.to_vec();
-        ids.sort_unstable();
-        ids
-    };
-    Membership {
-        voters: sorted(state.get_voters()),
-        learners: sorted(state.get_learners()),
-        voters_outgoing: sorted(state.get_voters_outgoing()),
-        learners_next: sorted(state.get_learners_next()),
-        auto_leave: state.auto_leave,
-    }
-}
-
-fn length_of(snapshot: &Snapshot) -> u64 {
-    snapshot
-        .data
-        .as_ref()
-        .try_into()
-        .map_or(0, u64::from_le_bytes)
-}
-
-fn to_log_entry(entry: &Entry) -> LogEntry {
-    let (kind, data) = match entry.get_entry_type() {
-        EntryType::EntryNormal => (EntryKind::Commands, entry.data.clone()),
-        EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-            (EntryKind::Membership, entry.context.clone())
-        }
-    };
-    LogEntry {
-        index: entry.index,
-        term: entry.term,
-        kind,
-        data,
-    }
-}
-
-fn to_raft_entry(entry: &LogEntry) -> Entry {
-    let mut made = Entry::default();
-    made.index = entry.index;
-    made.term = entry.term;
-    match entry.kind {
-        EntryKind::Commands => made.data = entry.data.clone(),
-        EntryKind::Membership => {
-            made.set_entry_type(EntryType::EntryConfChangeV2);
-            made.context = entry.data.clone();
-        }
-    }
-    made
-}
-
-const TYPES: [(MessageType, wire::raft_message::Type); 12] = {
-    use wire::raft_message::Type as W;
-    [
-        (MessageType::MsgAppend, W::Append),
-        (MessageType::MsgAppendResponse, W::AppendResponse),
-        (MessageType::MsgRequestVote, W::RequestVote),
-        (MessageType::MsgRequestVoteResponse, W::RequestVoteResponse),
-        (MessageType::MsgSnapshot, W::Snapshot),
-        (MessageType::MsgHeartbeat, W::Heartbeat),
-        (MessageType::MsgHeartbeatResponse, W::HeartbeatResponse),
-        (MessageType::MsgTimeoutNow, W::TimeoutNow),
-        (MessageType::MsgReadIndex, W::ReadIndex),
-        (MessageType::MsgReadIndexResp, W::ReadIndexResponse),
-        (MessageType::MsgRequestPreVote, W::RequestPreVote),
-        (
-            MessageType::MsgRequestPreVoteResponse,
-            W::RequestPreVoteResponse,
-        ),
-    ]
-};
-
-fn to_wire_all(messages: Vec<Message>) -> Vec<RaftMessage> {
-    messages.into_iter().filter_map(to_wire).collect()
-}
-
-/// `None` for kinds that never leave a node.
-fn to_wire(mut message: Message) -> Option<RaftMessage> {
-    let kind = message.get_msg_type();
-    let (_, kind) = TYPES.iter().find(|(raft, _)| *raft == kind)?;
-    let entries = message
-        .take_entries()
-        .into_iter()
-        .map(|entry| {
-            let (kind, data, context) = match entry.get_entry_type() {
-                EntryType::EntryNormal => {
-                    (wire::raft_entry::Kind::Normal, entry.data, Bytes::new())
-                }
-                EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => (
-                    wire::raft_entry::Kind::Membership,
-                    Bytes::new(),
-                    entry.context,
-                ),
-            };
-            RaftEntry {
-                kind: kind.into(),
-                term: entry.term,
-                index: entry.index,
-                data,
-                context,
-            }
-        })
-        .collect();
-    let snapshot = (!message.get_snapshot().is_empty()).then(|| {
-        let snapshot = message.get_snapshot();
-        let metadata = snapshot.get_metadata();
-        let membership = membership_of(metadata.get_conf_state());
-        wire::SnapshotDescriptor {
-            index: metadata.index,
-            term: metadata.term,
-            membership: Some(wire::Membership {
-                voters: membership.voters,
-                learners: membership.learners,
-                voters_outgoing: membership.voters_outgoing,
-                learners_next: membership.learners_next,
-                auto_leave: membership.auto_leave,
-            }),
-            length: length_of(snapshot),
-        }
-    });
-    Some(RaftMessage {
-        r#type: (*kind).into(),
-        to: message.to,
-        from: message.from,
-        term: message.term,
-        log_term: message.log_term,
-        index: message.index,
-        entries,
-        commit: message.commit,
-        commit_term: message.commit_term,
-        snapshot,
-        request_snapshot: message.request_snapshot,
-        reject: message.reject,
-        reject_hint: message.reject_hint,
-        context: message.context,
-        priority: message.priority,
-    })
-}
-
-/// Converts and checks what Raft itself takes for granted.
-fn from_wire(message: RaftMessage) -> Result<Message, &'static str> {
-    let kind = message.r#type();
-    let (kind, _) = TYPES
-        .iter()
-        .find(|(_, wire)| *wire == kind)
-        .ok_or("its type is unknown")?;
-    let mut made = Message::default();
-    made.set_msg_type(*kind);
-    made.to = message.to;
-    made.from = message.from;
-    made.term = message.term;
-    made.log_term = message.log_term;
-    made.index = message.index;
-    made.commit = message.commit;
-    made.commit_term = message.commit_term;
-    made.request_snapshot = message.request_snapshot;
-    made.reject = message.reject;
-    made.reject_hint = message.reject_hint;
-    made.context = message.context;
-    made.priority = message.priority;
-    let mut entries = Vec::with_capacity(message.entries.len());
-    for entry in message.entries {
-        let mut one = Entry::default();
-        one.term = entry.term;
-        one.index = entry.index;
-        match entry.kind() {
-            wire::raft_entry::Kind::Unspecified => return Err("an entry's kind is unknown"),
-            wire::raft_entry::Kind::Normal => one.data = entry.data,
-            wire::raft_entry::Kind::Membership => {
-                one.set_entry_type(EntryType::EntryConfChangeV2);
-                one.context = entry.context;
-            }
-        }
-        entries.push(one);
-    }
-    check_entries(*kind, &made, &entries)?;
-    made.set_entries(entries.into());
-    if *kind == MessageType::MsgSnapshot {
-        let descriptor = message.snapshot.ok_or("a snapshot without description")?;
-        if descriptor.index == 0 {
-            return Err("a snapshot of nothing");
-        }
-        let membership = descriptor.membership.unwrap_or_default();
-        let mut snapshot = Snapshot::default();
-        snapshot.data = Bytes::copy_from_slice(&descriptor.length.to_le_bytes());
-        let metadata = snapshot.mut_metadata();
-        metadata.index = descriptor.index;
-        metadata.term = descriptor.term;
-        *metadata.mut_conf_state() = conf_state(&Membership {
-            voters: membership.voters,
-            learners: membership.learners,
-            voters_outgoing: membership.voters_outgoing,
-            learners_next: membership.learners_next,
-            auto_leave: membership.auto_leave,
-        });
-        made.set_snapshot(snapshot);
-    }
-    Ok(made)
-}
-
-fn check_entries(
-    kind: MessageType,
-    message: &Message,
-    entries: &[Entry],
-) -> Result<(), &'static str> {
-    // Only questions about the read index come without a term: Raft takes a message without a
-    // term for one of the node's own.
-    let is_read = kind == MessageType::MsgReadIndex;
-    if message.term == 0 && !is_read {
-        return Err("it has no term");
-    }
-    match kind {
-        MessageType::MsgAppend => {
-            let mut index = message.index;
-            let mut term = message.log_term;
-            for entry in entries {
-                index += 1;
-                if entry.index != index || entry.term < term || entry.term > message.term {
-                    return Err("its entries do not follow each other");
-                }
-                term = entry.term;
-            }
-            Ok(())
-        }
-        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if entries.len() == 1 => Ok(()),
-        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => Err("it asks for no one read"),
-        _ if entries.is_empty() => Ok(()),
-        _ => Err("it carries entries that do not belong there"),
     }
 }
 

@@ -146,8 +146,7 @@ mod tests {
         tasks.send(task).unwrap();
         drop(tasks);
         thread.join().unwrap();
-        let seen = seen.0.lock().unwrap().clone();
-        seen
+        seen.0.lock().unwrap().clone()
     }
 
     #[test]

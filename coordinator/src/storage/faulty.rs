@@ -130,7 +130,7 @@ impl FaultyDisk {
                 content.durable.resize(content.current.len(), 0);
             }
             for sector in dirty {
-                if inner.next_random() % 2 == 0 {
+                if inner.next_random().is_multiple_of(2) {
                     let from = sector * SECTOR;
                     let to = (from + SECTOR).min(content.current.len());
                     content.durable[from..to].copy_from_slice(&content.current[from..to]);

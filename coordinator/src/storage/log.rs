@@ -152,15 +152,13 @@ impl Recovered {
         {
             self.entries.pop_front();
         }
-        let mut expected = self.start.index + 1;
-        for entry in &self.entries {
+        for (expected, entry) in (self.start.index + 1..).zip(&self.entries) {
             if entry.index != expected {
                 return Err(LogError::Corrupt(format!(
                     "entry {expected} is missing, the next one is {}",
                     entry.index
                 )));
             }
-            expected += 1;
         }
         Ok(())
     }

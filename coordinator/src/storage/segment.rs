@@ -329,7 +329,7 @@ impl SegmentLog {
                 .map_err(io_error("write", &name))?;
             next_sequence += 1;
         }
-        let (file, size) = new_segment(
+        let fresh = new_segment(
             disk.as_ref(),
             segment_bytes,
             last_number + 1,
@@ -344,8 +344,8 @@ impl SegmentLog {
             disk,
             segment_bytes,
             segments: replay.segments,
-            file: file.0,
-            offset: file.1,
+            file: fresh.file,
+            offset: fresh.offset,
             next_sequence: next_sequence + 1,
             durable: next_sequence,
             hard_state: recovered.hard_state,
@@ -356,7 +356,7 @@ impl SegmentLog {
         log.segments.push_back(Segment {
             number: last_number + 1,
             max_index: 0,
-            size,
+            size: fresh.size,
         });
         log.drop_old_segments()?;
         Ok((log, recovered))
@@ -392,7 +392,7 @@ impl SegmentLog {
         self.sync()?;
         self.write_end()?;
         let number = self.active() + 1;
-        let (file, size) = new_segment(
+        let fresh = new_segment(
             self.disk.as_ref(),
             self.segment_bytes,
             number,
@@ -403,13 +403,14 @@ impl SegmentLog {
                 start: self.start,
             },
         )?;
-        (self.file, self.offset) = file;
+        self.file = fresh.file;
+        self.offset = fresh.offset;
         self.durable = self.next_sequence;
         self.next_sequence += 1;
         self.segments.push_back(Segment {
             number,
             max_index: 0,
-            size,
+            size: fresh.size,
         });
         self.drop_old_segments()
     }
@@ -482,6 +483,14 @@ impl SegmentLog {
     }
 }
 
+/// A segment that can be written to.
+struct Prepared {
+    file: Box<dyn DiskFile>,
+    /// Behind its checkpoint.
+    offset: u64,
+    size: u64,
+}
+
 /// Prepares segment `number` completely before it gets its name.
 fn new_segment(
     disk: &dyn Disk,
@@ -490,7 +499,7 @@ fn new_segment(
     spares: &mut Vec<String>,
     sequence: u64,
     checkpoint: &Checkpoint,
-) -> Result<((Box<dyn DiskFile>, u64), u64), LogError> {
+) -> Result<Prepared, LogError> {
     let name = file_name(number);
     let (mut file, from) = if let Some(spare) = spares.pop() {
         (disk.open(&spare).map_err(io_error("open", &spare))?, spare)
@@ -531,7 +540,11 @@ fn new_segment(
     disk.rename(&from, &name)
         .and_then(|()| disk.sync_folder())
         .map_err(io_error("rename", &from))?;
-    Ok(((file, buffer.len() as u64), size))
+    Ok(Prepared {
+        file,
+        offset: buffer.len() as u64,
+        size,
+    })
 }
 
 impl LogStore for SegmentLog {

@@ -692,7 +692,7 @@ mod tests {
         ));
         assert!(to.usable(|_| ()).unwrap().is_empty());
         assert_eq!(transfer(false, mark).unwrap(), file);
-        assert_eq!(to.usable(|_| ()).unwrap(), [file.clone()]);
+        assert_eq!(to.usable(|_| ()).unwrap(), [file]);
     }
 
     #[test]
