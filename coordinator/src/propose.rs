@@ -17,6 +17,7 @@ use tidegate_shared::time::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::raft::driver::RaftHandle;
@@ -160,6 +161,8 @@ pub struct Proposer {
     views: Views,
     stop: CancellationToken,
     limit: Duration,
+    /// Commands without an answer yet; closed once no more are taken.
+    unanswered: TaskTracker,
 }
 
 /// What the door needs.
@@ -198,7 +201,17 @@ impl Proposer {
             views: parts.views,
             stop: parts.stop,
             limit: parts.limit,
+            unanswered: TaskTracker::new(),
         }
+    }
+
+    /// From now on takes no more commands; returns when those under way are answered, or after
+    /// `limit`.
+    pub(crate) async fn drain(&self, limit: Duration) {
+        self.unanswered.close();
+        tokio::time::timeout(limit, self.unanswered.wait())
+            .await
+            .ok();
     }
 
     /// Proposes one command and waits until it is applied here or on the leader.
@@ -232,7 +245,8 @@ impl Proposer {
         if items.is_empty() {
             return Ok(Vec::new());
         }
-        if self.stop.is_cancelled() {
+        let counted = self.unanswered.token();
+        if self.stop.is_cancelled() || self.unanswered.is_closed() {
             return Err(ProposeError::ShuttingDown);
         }
         let (answer, receiver) = oneshot::channel();
@@ -247,7 +261,9 @@ impl Proposer {
             mpsc::error::TrySendError::Full(_) => ProposeError::QueueFull,
             mpsc::error::TrySendError::Closed(_) => ProposeError::ShuttingDown,
         })?;
-        receiver.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        let answer = receiver.await;
+        drop(counted);
+        answer.unwrap_or(Err(ProposeError::OutcomeUnknown))
     }
 
     /// Takes what a follower forwarded: encoded proposals, one job each.

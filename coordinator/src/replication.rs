@@ -293,10 +293,11 @@ impl Replication {
         matches!(tokio::time::timeout(limit, handed_over).await, Ok(Ok(_)))
     }
 
-    /// Stops: first the lead goes to another member, then no more commands are taken, then the
-    /// log is closed. Returns when all is on disk.
+    /// Stops: first the lead goes to another member, then no more commands are taken and those
+    /// under way are answered, then the log is closed. Returns when all is on disk.
     pub async fn shutdown(self) {
         self.transfer_leadership(Duration::from_secs(1)).await;
+        self.proposer.drain(Duration::from_secs(1)).await;
         self.end().await;
     }
 

@@ -663,6 +663,32 @@ async fn a_wiped_disk_under_an_old_id_is_fatal_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_answers_everybody_first() {
+    let mut cluster = TestCluster::of(3).await;
+    for _ in 0..2 {
+        let leader = cluster.leader().await;
+        let proposer = cluster.node(leader).proposer.clone();
+        let writes: Vec<_> = (0..200)
+            .map(|_| {
+                let proposer = proposer.clone();
+                tokio::spawn(async move { proposer.propose(write()).await })
+            })
+            .collect();
+        let node = cluster.nodes.get_mut(&leader).unwrap().running.take();
+        node.unwrap().shutdown().await;
+        for write in writes {
+            match write.await.unwrap() {
+                Ok(outcome) => assert!(outcome.is_ok()),
+                Err(error) => assert_eq!(error, ProposeError::ShuttingDown),
+            }
+        }
+        cluster.restart(leader).await;
+    }
+    cluster.assert_equal().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn raft_itself_takes_no_proposal_on_a_follower() {
     let cluster = TestCluster::of(3).await;
     let follower = cluster.follower().await;

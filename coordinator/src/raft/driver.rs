@@ -34,9 +34,11 @@ use crate::storage::log::{HardState, Mark, Membership, WriteBatch};
 use crate::storage::snapshot::SnapshotFile;
 
 mod cache;
+mod drain;
 mod wire;
 
 use cache::Cache;
+use drain::TracingDrain;
 use wire::{
     conf_change, from_wire, length_of, membership_of, to_log_entry, to_raft_entry, to_wire_all,
 };
@@ -785,25 +787,5 @@ impl Driver {
             }
             differs
         });
-    }
-}
-
-/// Passes the crate's log lines on to `tracing`.
-struct TracingDrain;
-
-impl slog::Drain for TracingDrain {
-    type Ok = ();
-    type Err = slog::Never;
-
-    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
-        let text = record.msg();
-        match record.level() {
-            slog::Level::Critical | slog::Level::Error => tracing::error!(target: "raft", "{text}"),
-            slog::Level::Warning => tracing::warn!(target: "raft", "{text}"),
-            slog::Level::Info | slog::Level::Debug | slog::Level::Trace => {
-                tracing::debug!(target: "raft", "{text}");
-            }
-        }
-        Ok(())
     }
 }
