@@ -7,11 +7,14 @@
 
 #![deny(missing_docs)]
 
+pub mod apply;
 pub mod command;
 pub mod deployment;
 pub mod desired;
 pub mod event;
 pub mod explain;
+#[cfg(test)]
+mod fixture;
 pub mod observed;
 pub mod plan;
 pub mod policy;
@@ -22,6 +25,7 @@ pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use apply::apply;
 pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestKey};
 pub use desired::desired;
 pub use event::Event;

@@ -1,0 +1,139 @@
+//! Objects deleted: only those that nothing refers to.
+
+use tidegate_shared::error::Reason;
+use tidegate_shared::id::Name;
+use tidegate_shared::spec::{Kind, ParameterTarget};
+
+use super::tx::{Tx, expect_revision};
+use crate::command::{DeleteObject, Outcome, Reply};
+use crate::rejection::Rejection;
+use crate::state::State;
+
+/// Deletes an object. Releases belong to their application and go with it.
+pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
+    let DeleteObject { kind, name, .. } = command;
+    let what = format!("{kind} \"{name}\"");
+    let Some(revision) = revision(&tx.state, *kind, name) else {
+        return Err(Rejection::new(
+            Reason::NotFound,
+            format!("there is no {what}"),
+        ));
+    };
+    expect_revision(&what, command.expected_revision, revision)?;
+    if let Some(referrer) = referrer(&tx.state, *kind, name) {
+        return Err(Rejection::new(
+            Reason::InUse,
+            format!("{what} is in use: {referrer}"),
+        ));
+    }
+    match kind {
+        Kind::Application => {
+            tx.state.applications.remove(name);
+            let gone: Vec<_> = tx
+                .state
+                .releases
+                .keys()
+                .filter(|(a, _)| a == name)
+                .cloned()
+                .collect();
+            for key in gone {
+                tx.state.releases.remove(&key);
+            }
+        }
+        Kind::Environment => {
+            tx.state.environments.remove(name);
+        }
+        Kind::Strategy => {
+            tx.state.strategies.remove(name);
+        }
+        Kind::Policy => {
+            tx.state.policies.remove(name);
+        }
+        Kind::Parameter => {
+            tx.state.parameters.remove(name);
+        }
+        Kind::Scope => tx.remove_scope(name),
+    }
+    tx.note(
+        format!("{kind}_deleted"),
+        kind.as_str(),
+        name,
+        format!("{what} was deleted"),
+    );
+    Ok(Reply::Done)
+}
+
+fn revision(state: &State, kind: Kind, name: &Name) -> Option<u64> {
+    let meta = match kind {
+        Kind::Application => state.applications.get(name).map(|o| &o.meta),
+        Kind::Environment => state.environments.get(name).map(|o| &o.meta),
+        Kind::Strategy => state.strategies.get(name).map(|o| &o.meta),
+        Kind::Policy => state.policies.get(name).map(|o| &o.meta),
+        Kind::Parameter => state.parameters.get(name).map(|o| &o.meta),
+        Kind::Scope => state.scopes.get(name).map(|o| &o.meta),
+    };
+    meta.map(|meta| meta.revision)
+}
+
+/// What still needs an object, in words.
+fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
+    match kind {
+        Kind::Application => scope_where(state, |spec| &spec.application == name)
+            .or_else(|| parameter_where(state, |t| t.application.as_ref() == Some(name))),
+        Kind::Environment => scope_where(state, |spec| &spec.environment == name)
+            .or_else(|| parameter_where(state, |t| t.environment.as_ref() == Some(name))),
+        Kind::Scope => {
+            busy(state, name).or_else(|| parameter_where(state, |t| t.scope.as_ref() == Some(name)))
+        }
+        // Deployments hold a snapshot of their strategy and parameters; a policy is looked up anew.
+        Kind::Strategy | Kind::Policy | Kind::Parameter => None,
+    }
+}
+
+fn scope_where(
+    state: &State,
+    holds: impl Fn(&tidegate_shared::spec::ScopeSpec) -> bool,
+) -> Option<String> {
+    let found = state.scopes.iter().find(|(_, scope)| holds(&scope.spec));
+    found.map(|(scope, _)| format!("scope \"{scope}\" belongs to it"))
+}
+
+fn parameter_where(state: &State, holds: impl Fn(&ParameterTarget) -> bool) -> Option<String> {
+    let found = state.parameters.iter().find(|(_, p)| holds(&p.spec.target));
+    found.map(|(parameter, _)| format!("parameter \"{parameter}\" is a value of it"))
+}
+
+/// What still runs, waits or is left over in a scope.
+fn busy(state: &State, name: &Name) -> Option<String> {
+    let scope = state.scopes.get(name)?;
+    if let Some(candidate) = state.candidate_of(scope) {
+        return Some(format!(
+            "deployment {} of {} is {}; cancel it first",
+            candidate.id, candidate.origin.version, candidate.status
+        ));
+    }
+    if let Some(active) = state.active_of(scope) {
+        return Some(format!(
+            "{} {} runs there; stop the scope first",
+            active.origin.application, active.origin.version
+        ));
+    }
+    if let Some(waiting) = scope.waiting.first() {
+        return Some(format!(
+            "deployment {waiting} waits for it; cancel it first"
+        ));
+    }
+    let left = scope
+        .retired
+        .iter()
+        .filter_map(|id| state.deployments.get(id));
+    let agents: Vec<&str> = left
+        .flat_map(|d| d.leftovers.iter().map(Name::as_str))
+        .collect();
+    (!scope.retired.is_empty()).then(|| {
+        format!(
+            "something of it is left on {}; wait until it is gone, or remove the agent",
+            agents.join(", ")
+        )
+    })
+}

@@ -1,0 +1,315 @@
+//! One command's workspace: a clone of the state, the events to append, and what was touched.
+//!
+//! Handlers change `state` only through it; a handler that refuses drops it. `commit` raises the
+//! generations of agents whose wish changed and chains the events.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tidegate_shared::assignment::Generation;
+use tidegate_shared::digest::Digest;
+use tidegate_shared::error::Reason;
+use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::time::Timestamp;
+
+use crate::command::{Actor, Command, Item};
+use crate::event::Event;
+use crate::rejection::Rejection;
+use crate::state::{Deployment, Meta, Scope, State};
+
+/// What an event says, before it has its place in the chain.
+struct Draft {
+    kind: String,
+    object_kind: &'static str,
+    object: String,
+    message: String,
+    details: BTreeMap<String, String>,
+}
+
+/// See the module.
+pub(super) struct Tx<'a> {
+    /// The state as it will be.
+    pub(super) state: State,
+    /// Time of the entry.
+    pub(super) at: Timestamp,
+    /// Who asked.
+    pub(super) actor: &'a Actor,
+    index: u64,
+    item: u32,
+    drafts: Vec<Draft>,
+    scopes: BTreeSet<Name>,
+    agents: BTreeSet<Name>,
+}
+
+impl<'a> Tx<'a> {
+    pub(super) fn new(state: &State, index: u64, item: u32, actor: &'a Actor) -> Self {
+        Self {
+            state: state.clone(),
+            at: state.at,
+            actor,
+            index,
+            item,
+            drafts: Vec::new(),
+            scopes: BTreeSet::new(),
+            agents: BTreeSet::new(),
+        }
+    }
+
+    /// A revision that was never given before.
+    pub(super) fn next_revision(&mut self) -> u64 {
+        self.state.last_revision = self.state.last_revision.saturating_add(1);
+        self.state.last_revision
+    }
+
+    /// What a new object carries.
+    pub(super) fn new_meta(&mut self, labels: BTreeMap<String, String>) -> Meta {
+        Meta {
+            labels,
+            created_at: self.at,
+            created_by: self.actor.clone(),
+            revision: self.next_revision(),
+        }
+    }
+
+    /// Stores a deployment with a new revision.
+    pub(super) fn put_deployment(&mut self, mut deployment: Deployment) {
+        deployment.meta.revision = self.next_revision();
+        self.scopes.insert(deployment.origin.scope.clone());
+        self.state.deployments.insert(deployment.id, deployment);
+    }
+
+    /// Stores a scope with a new revision.
+    pub(super) fn put_scope(&mut self, name: &Name, mut scope: Scope) {
+        scope.meta.revision = self.next_revision();
+        self.scopes.insert(name.clone());
+        self.state.scopes.insert(name.clone(), scope);
+    }
+
+    /// Forgets a scope.
+    pub(super) fn remove_scope(&mut self, name: &Name) {
+        self.scopes.insert(name.clone());
+        self.state.scopes.remove(name);
+    }
+
+    /// The wish for this agent may have changed otherwise than through a scope.
+    pub(super) fn touch_agent(&mut self, name: &Name) {
+        self.agents.insert(name.clone());
+    }
+
+    /// An id for a new deployment of a scope: derived from the log position; neither it nor its
+    /// short form was ever given.
+    pub(super) fn new_deployment_id(&self, scope: &Name) -> DeploymentId {
+        let mut attempt = 0_u32;
+        loop {
+            let parent = format!("{scope}/{attempt}");
+            let id = DeploymentId::derived(self.at, &parent, self.index, self.item);
+            let taken = self.state.deployments.contains_key(&id)
+                || self.state.short_ids.contains_key(&id.short());
+            if !taken {
+                return id;
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Appends an event.
+    pub(super) fn note(
+        &mut self,
+        kind: impl Into<String>,
+        object_kind: &'static str,
+        object: impl ToString,
+        message: impl Into<String>,
+    ) {
+        self.note_with(kind, object_kind, object, message, &[]);
+    }
+
+    /// Appends an event with figures.
+    pub(super) fn note_with(
+        &mut self,
+        kind: impl Into<String>,
+        object_kind: &'static str,
+        object: impl ToString,
+        message: impl Into<String>,
+        details: &[(&str, String)],
+    ) {
+        self.drafts.push(Draft {
+            kind: kind.into(),
+            object_kind,
+            object: object.to_string(),
+            message: message.into(),
+            details: details
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone()))
+                .collect(),
+        });
+    }
+
+    /// Appends an event about a deployment; scope, release and status stand in its details.
+    pub(super) fn note_deployment(
+        &mut self,
+        kind: impl Into<String>,
+        deployment: &Deployment,
+        message: impl Into<String>,
+    ) {
+        let origin = &deployment.origin;
+        let mut details = vec![
+            ("application", origin.application.to_string()),
+            ("release", origin.version.to_string()),
+            ("scope", origin.scope.to_string()),
+            ("status", deployment.status.to_string()),
+        ];
+        if let Some(outcome) = &deployment.outcome {
+            details.push(("outcome", outcome.clone()));
+        }
+        if !deployment.reason.is_empty() {
+            details.push(("reason", deployment.reason.clone()));
+        }
+        let kind = format!("deployment_{}", kind.into());
+        self.note_with(kind, "deployment", deployment.id, message, &details);
+    }
+
+    /// The state as it is now, and the events of the command in their places.
+    pub(super) fn commit(
+        mut self,
+        before: &State,
+        ordinal: u32,
+        command: &Command,
+    ) -> (State, Vec<Event>) {
+        self.raise_generations(before);
+        if self.drafts.is_empty() {
+            let (kind, object_kind, object) = command.subject();
+            self.note(kind, object_kind, object, "nothing changed");
+        }
+        let mut events = Vec::with_capacity(self.drafts.len());
+        for (position, draft) in std::mem::take(&mut self.drafts).into_iter().enumerate() {
+            let position = u32::try_from(position).unwrap_or(u32::MAX);
+            let event = Event {
+                index: self.index,
+                ordinal: ordinal.saturating_add(position),
+                at: self.at,
+                actor: self.actor.clone(),
+                kind: draft.kind,
+                object_kind: draft.object_kind.to_owned(),
+                object: draft.object,
+                outcome: "ok".to_owned(),
+                message: draft.message,
+                details: draft.details,
+                previous_hash: Digest::ZERO,
+                hash: Digest::ZERO,
+            };
+            events.push(append(&mut self.state, event));
+        }
+        (self.state, events)
+    }
+
+    fn raise_generations(&mut self, before: &State) {
+        let mut agents = std::mem::take(&mut self.agents);
+        for scope in &self.scopes {
+            if !same_wish(before, &self.state, scope) {
+                agents.extend(before.agents_of_scope(scope));
+                agents.extend(self.state.agents_of_scope(scope));
+            }
+        }
+        let epoch = self.state.cluster.as_ref().map_or(0, |c| c.epoch);
+        let generation = Generation {
+            epoch,
+            index: self.index,
+        };
+        for name in agents {
+            if let Some(agent) = self.state.agents.get_mut(&name) {
+                agent.generation = agent.generation.max(generation);
+            }
+        }
+    }
+}
+
+/// Whether nothing of a scope changed that `desired` reads, so that no agent's wish changed by it.
+fn same_wish(before: &State, after: &State, name: &Name) -> bool {
+    let (old, new) = match (before.scopes.get(name), after.scopes.get(name)) {
+        (Some(old), Some(new)) => (old, new),
+        (None, None) => return true,
+        (Some(_), None) | (None, Some(_)) => return false,
+    };
+    let roles = |scope: &Scope| (scope.status, scope.active, scope.candidate);
+    roles(old) == roles(new)
+        && old.spec == new.spec
+        && old.retired == new.retired
+        && new
+            .active
+            .iter()
+            .chain(&new.candidate)
+            .chain(&new.retired)
+            .all(
+                |id| match (before.deployments.get(id), after.deployments.get(id)) {
+                    (Some(old), Some(new)) => same_place(old, new),
+                    (None, None) => true,
+                    (Some(_), None) | (None, Some(_)) => false,
+                },
+            )
+}
+
+/// Whether a deployment's record asks the same of every agent as before.
+fn same_place(old: &Deployment, new: &Deployment) -> bool {
+    let traffic = |d: &Deployment| {
+        let traffic = &d.traffic;
+        (traffic.desired, traffic.replaced, traffic.total)
+    };
+    old.status == new.status
+        && old.replaces == new.replaces
+        && old.drained == new.drained
+        && traffic(old) == traffic(new)
+        && old.participants == new.participants
+        && old.lost == new.lost
+        && old.leftovers == new.leftovers
+        && old.origin == new.origin
+}
+
+/// Appends the line that says why a command was refused; the state is else unchanged.
+pub(super) fn append_refusal(
+    state: &mut State,
+    index: u64,
+    ordinal: u32,
+    item: &Item,
+    rejection: &Rejection,
+) -> Event {
+    let (kind, object_kind, object) = item.command.subject();
+    let event = Event {
+        index,
+        ordinal,
+        at: state.at,
+        actor: item.actor.clone(),
+        kind: format!("{kind}_refused"),
+        object_kind: object_kind.to_owned(),
+        object,
+        outcome: rejection.reason.code().to_owned(),
+        message: rejection.message.clone(),
+        details: BTreeMap::from([("reason".to_owned(), rejection.reason.as_str().to_owned())]),
+        previous_hash: Digest::ZERO,
+        hash: Digest::ZERO,
+    };
+    append(state, event)
+}
+
+fn append(state: &mut State, mut event: Event) -> Event {
+    event.previous_hash = state.last_hash.unwrap_or(Digest::ZERO);
+    let event = event.sealed();
+    state.last_hash = Some(event.hash);
+    state
+        .events
+        .insert((event.index, event.ordinal), event.clone());
+    event
+}
+
+/// `STALE` unless nothing was expected, or just this.
+pub(super) fn expect_revision(
+    what: &str,
+    expected: Option<u64>,
+    present: u64,
+) -> Result<(), Rejection> {
+    match expected {
+        Some(expected) if expected != present => Err(Rejection::new(
+            Reason::Stale,
+            format!("{what} changed meanwhile: it is at revision {present}, not {expected}"),
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
