@@ -4,12 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidegate_coordinator_core::command::{Command, CreateToken, TokenKind};
 use tidegate_coordinator_core::{Actor, Item, Reply};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::id::TokenId;
+use tidegate_shared::selector::Labels;
+use tidegate_shared::time::Timestamp;
 use tokio::sync::watch;
 
 mod cluster;
 
 use crate::clock::Clock;
+use crate::entropy;
 use crate::propose::ProposeError;
 use crate::query::QueryError;
 use crate::raft::peer_service::AskFuture;
@@ -20,7 +26,7 @@ use crate::storage::disk::FolderDisk;
 use crate::storage::log::Membership;
 use crate::storage::snapshot::SnapshotStore;
 use crate::tls::Tls;
-use cluster::{CLUSTER, TestCluster, WAIT, write};
+use cluster::{CLUSTER, TestCluster, WAIT, item, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_node_leads_at_once_and_keeps_what_it_acknowledged() {
@@ -326,6 +332,36 @@ async fn a_wiped_disk_under_an_old_id_is_fatal_and_says_so() {
     }
     let message = cluster.fatal.lock().unwrap()[0].clone();
     assert!(message.contains("its disk lost data"), "{message}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_real_state_is_the_same_after_a_restart() {
+    let mut cluster = TestCluster::new();
+    cluster.state_machine = tidegate_coordinator_core::apply;
+    cluster.settings.snapshot_entries = 10;
+    cluster.grow(1).await;
+    for number in 0..25_u8 {
+        let token = item(Command::CreateToken(CreateToken {
+            id: TokenId::new(entropy::ulid(u64::from(number)).unwrap()),
+            kind: TokenKind::Agent,
+            secret_hash: Digest::of(&[number]),
+            labels: Labels::default(),
+            expires_at: Timestamp::from_millis(u64::MAX / 2),
+            uses: 1,
+            name: None,
+        }));
+        // Refusals are outcomes too, and part of the state.
+        let outcome = cluster.node(1).proposer.propose(token.clone()).await;
+        let again = cluster.node(1).proposer.propose(token).await;
+        assert_eq!(outcome.unwrap(), again.unwrap());
+    }
+    let before = cluster.node(1).query.linearizable().await.unwrap();
+    assert!(!before.state.requests.is_empty());
+    cluster.kill(1).await;
+    cluster.restart(1).await;
+    let after = cluster.node(1).query.linearizable().await.unwrap();
+    assert_eq!(after.state, before.state);
     cluster.stop().await;
 }
 

@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::entropy;
 use crate::raft::membership::{bootstrap, claim};
 use crate::raft::{RaftSettings, Role};
+use crate::replica::ApplyFn;
 use crate::replication::{Replication, ReplicationConfig};
 use crate::storage::data_dir::{DataDir, Identity, Peer};
 use crate::tls::testing::TestCa;
@@ -130,6 +131,7 @@ pub(super) struct TestCluster {
     pub(super) ca: TestCa,
     pub(super) settings: RaftSettings,
     pub(super) propose_limit: Duration,
+    pub(super) state_machine: ApplyFn,
     pub(super) nodes: BTreeMap<u64, Node>,
     pub(super) fatal: Arc<Mutex<Vec<String>>>,
 }
@@ -150,6 +152,7 @@ impl TestCluster {
                 ..RaftSettings::default()
             },
             propose_limit: Duration::from_secs(20),
+            state_machine: apply,
             nodes: BTreeMap::new(),
             fatal: Arc::default(),
         }
@@ -216,10 +219,10 @@ impl TestCluster {
                 level: 1,
             }));
             let entry = Entry {
-                at: Timestamp::from_millis(1),
+                at: Timestamp::from_millis(Clock::system().wall_ms()),
                 items: vec![init],
             };
-            bootstrap(&dir, &self.identity(1), apply, &entry).unwrap();
+            bootstrap(&dir, &self.identity(1), self.state_machine, &entry).unwrap();
         } else {
             let update = item(Command::UpdateMember(UpdateMember {
                 node: id,
@@ -249,7 +252,8 @@ impl TestCluster {
         let fatal = self.fatal.clone();
         let node = self.nodes.get_mut(&id).unwrap();
         let tls = Tls::new(node.material.subscribe(), "td");
-        let mut config = ReplicationConfig::new(dir, tls, listener, node.address.clone(), apply);
+        let mut config =
+            ReplicationConfig::new(dir, tls, listener, node.address.clone(), self.state_machine);
         config.raft = self.settings.clone();
         config.propose_limit = self.propose_limit;
         config.segment_bytes = 256 * 1024;
