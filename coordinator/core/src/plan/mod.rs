@@ -16,6 +16,10 @@ mod ending;
 mod evidence;
 mod rollout;
 mod running;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 pub(crate) mod view;
 mod waiting;
 
@@ -222,6 +226,10 @@ fn expiry(view: &View<'_>, expiry: Expiry) -> Option<Action> {
         },
         Expiry::TakeBack(kind) => Action::TakeBack {
             cause: cause(kind),
+            evidence: Vec::new(),
+        },
+        Expiry::Finalize if view.participants.is_empty() => Action::TakeBack {
+            cause: cause("stall"),
             evidence: Vec::new(),
         },
         Expiry::Finalize => Action::Finalize {

@@ -34,6 +34,9 @@ fn decide(view: &View<'_>, verdicts: &[Evidence]) -> Next {
     if let Some(first) = first {
         return first;
     }
+    if view.participants.is_empty() {
+        return Next::wait("an agent: none of its agents is left in the cluster", None);
+    }
     let deployment = view.deployment;
     if is_batched(deployment) && !rolling::is_settled(deployment, view.scope) {
         return stopped(view).unwrap_or_else(|| batch(view));

@@ -70,7 +70,7 @@ pub(crate) fn next(
     let wake = phase::deadline(deployment).filter(|at| *at > now);
     let approval = approval::answer(state, deployment);
     let mut next = match deployment.status {
-        Status::CreatingApproval => approving(deployment, &approval, now),
+        Status::CreatingApproval => approving(state, deployment, &approval, now),
         Status::Pending => pending(state, scope_name, scope, deployment, &approval),
         Status::CreatingApprovalDenied
         | Status::Creating
@@ -98,9 +98,13 @@ pub(crate) fn next(
     next
 }
 
-fn approving(deployment: &Deployment, approval: &Answer, now: Timestamp) -> Next {
+fn approving(state: &State, deployment: &Deployment, approval: &Answer, now: Timestamp) -> Next {
     match approval {
-        Answer::Satisfied => Next::act(Action::ApprovalSatisfied, "approved"),
+        // A policy that was changed meanwhile still asks for what stands in the record.
+        Answer::Satisfied => match still_asked(state, deployment) {
+            Some(why) => Next::wait(why, None),
+            None => Next::act(Action::ApprovalSatisfied, "approved"),
+        },
         Answer::Denied { why } => {
             Next::act(Action::ApprovalDenied { expired: false }, why.as_str())
         }
@@ -123,6 +127,20 @@ fn approving(deployment: &Deployment, approval: &Answer, now: Timestamp) -> Next
             }
         }
     }
+}
+
+/// What `apply` would refuse an approval for: grants that the record asks for, by a policy that is
+/// still in force.
+fn still_asked(state: &State, deployment: &Deployment) -> Option<String> {
+    let unmet = crate::apply::unmet_approvals(deployment);
+    let mut asked = unmet.into_iter().filter(|(name, ..)| {
+        let policy = state.policies.get(name);
+        policy.is_some_and(|policy| policy.spec.enabled && policy.spec.approval.is_some())
+    });
+    let (name, has, needs) = asked.next()?;
+    Some(format!(
+        "approval by policy: {name} needs {needs}; {has} granted"
+    ))
 }
 
 fn require(policies: &[(Name, u32)], expires_at: Timestamp) -> Action {
@@ -233,6 +251,11 @@ fn release_gate(state: &State, deployment: &Deployment) -> Gate {
             "release",
             GateAnswer::Pending,
             format!("{name} is building: its assets are not all stored yet"),
+        ),
+        ReleaseStatus::Paused if origin.fast => Gate::new(
+            "release",
+            GateAnswer::Allowed,
+            format!("{name} is paused, but a return to it is exempt"),
         ),
         ReleaseStatus::Paused => Gate::new(
             "release",
