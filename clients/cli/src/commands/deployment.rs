@@ -1,0 +1,528 @@
+//! `tidegate deployment`: what is in motion, why, and the verbs that steer it.
+
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand};
+use tidegate_proto::control::v1 as api;
+use tidegate_proto::control::v1::act_request::Verb;
+use tidegate_shared::spec::{Kind, parse_percent};
+
+use super::{WaitArgs, audit};
+use crate::errors::{Failure, Result};
+use crate::follow::{Following, follow};
+use crate::output::{Output, Tone, printable, weight};
+use crate::session::Session;
+use crate::{entropy, render, rpc, time};
+
+/// The verbs of a deployment. DEPLOYMENT is an id, a short id, or the name of a scope (its
+/// candidate, else its active one).
+#[derive(Debug, Subcommand)]
+pub enum DeploymentCommand {
+    /// List them, newest first
+    List(ListArgs),
+    /// Show one: status, traffic, steps, instances, evidence
+    Get(ReferenceArgs),
+    /// Watch one live until its end; exit status as with deploy --wait
+    Watch(WatchArgs),
+    /// What happened to it, or every deployment of a scope
+    History(HistoryArgs),
+    /// Why is it where it is?
+    Explain(ReferenceArgs),
+    /// Stop its clock where it stands
+    Pause(ActArgs),
+    /// Go on
+    Resume(ActArgs),
+    /// End this step now
+    Promote(PromoteArgs),
+    /// Set the share of the new version, and pause there
+    Traffic(TrafficArgs),
+    /// Take it back, whatever it is doing before FINALIZING
+    Cancel(ActWaitArgs),
+    /// All traffic to the old version at once
+    Rollback(ActWaitArgs),
+    /// The same again as a new deployment, after a bad end
+    Retry(ActWaitArgs),
+    /// End the bake now
+    Finalize(ActWaitArgs),
+}
+
+/// Which ones to list.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only those of this scope
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    scope: String,
+    /// Only those of this application
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    application: String,
+    /// Only those that have not ended
+    #[arg(long)]
+    unfinished: bool,
+    /// At most so many; 0: all
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+}
+
+/// Which one.
+#[derive(Debug, Args)]
+pub struct ReferenceArgs {
+    /// Id, short id, or scope
+    #[arg(value_name = "DEPLOYMENT")]
+    reference: String,
+}
+
+/// What to watch.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Id, short id, or scope
+    #[arg(value_name = "DEPLOYMENT")]
+    reference: String,
+    /// End after so long with exit status 6
+    #[arg(
+        long,
+        value_name = "SPAN",
+        default_value = "0s",
+        hide_default_value = true
+    )]
+    timeout: String,
+}
+
+/// Whose history.
+#[derive(Debug, Args)]
+pub struct HistoryArgs {
+    /// Id or short id: its events. Scope: its deployments, newest first
+    #[arg(value_name = "DEPLOYMENT|SCOPE")]
+    reference: String,
+    /// At most so many; 0: all
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+}
+
+/// Which one, and why.
+#[derive(Debug, Args)]
+pub struct ActArgs {
+    /// Id, short id, or scope
+    #[arg(value_name = "DEPLOYMENT")]
+    reference: String,
+    /// Why, for the audit log
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    reason: String,
+    /// Only if it is still at this revision
+    #[arg(
+        long,
+        value_name = "REVISION",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    revision: u64,
+}
+
+/// Which one, why, and whether to wait.
+#[derive(Debug, Args)]
+pub struct ActWaitArgs {
+    /// Which one.
+    #[command(flatten)]
+    act: ActArgs,
+    /// Whether to wait.
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+/// What to promote.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// Which one.
+    #[command(flatten)]
+    act: ActArgs,
+    /// End all steps, not only this one
+    #[arg(long)]
+    full: bool,
+}
+
+/// How much traffic.
+#[derive(Debug, Args)]
+pub struct TrafficArgs {
+    /// Id, short id, or scope
+    #[arg(value_name = "DEPLOYMENT")]
+    reference: String,
+    /// Share of the new version in per cent: 0 to 100, at most two decimals
+    #[arg(value_name = "PERCENT")]
+    percent: String,
+    /// Why, for the audit log
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    reason: String,
+}
+
+impl DeploymentCommand {
+    /// Does it; answers with the exit status.
+    ///
+    /// # Errors
+    /// A wrong flag, or the cluster's refusal.
+    pub async fn run(self, session: &Session) -> Result<u8> {
+        match self {
+            Self::List(args) => list(session, args).await?,
+            Self::Get(args) => {
+                let found = session.deployment(&args.reference).await?;
+                session
+                    .output
+                    .emit(&found, |_| render::page(session.output, &found))?;
+            }
+            Self::Watch(args) => return watch(session, &args).await,
+            Self::History(args) => history(session, &args).await?,
+            Self::Explain(args) => {
+                let found = session.deployment(&args.reference).await?;
+                session
+                    .output
+                    .emit(&found, |_| explain(session.output, &found))?;
+            }
+            Self::Pause(args) => told(
+                session,
+                act(session, &args, Verb::Pause, 0).await?,
+                "paused",
+            )?,
+            Self::Resume(args) => told(
+                session,
+                act(session, &args, Verb::Resume, 0).await?,
+                "resumed",
+            )?,
+            Self::Promote(args) => {
+                let verb = if args.full {
+                    Verb::PromoteFull
+                } else {
+                    Verb::Promote
+                };
+                told(session, act(session, &args.act, verb, 0).await?, "promoted")?;
+            }
+            Self::Traffic(args) => traffic(session, &args).await?,
+            Self::Cancel(args) => {
+                return act_and_wait(session, args, Verb::Cancel, "being cancelled").await;
+            }
+            Self::Rollback(args) => {
+                return act_and_wait(session, args, Verb::Rollback, "being rolled back").await;
+            }
+            Self::Retry(args) => return act_and_wait(session, args, Verb::Retry, "retried").await,
+            Self::Finalize(args) => {
+                return act_and_wait(session, args, Verb::Finalize, "being finalized").await;
+            }
+        }
+        Ok(0)
+    }
+}
+
+async fn list(session: &Session, args: ListArgs) -> Result<()> {
+    let client = session.client().await?;
+    let mut deployments = Vec::new();
+    let mut token = String::new();
+    loop {
+        let request = api::ListDeploymentsRequest {
+            scope: args.scope.clone(),
+            application: args.application.clone(),
+            unfinished: args.unfinished,
+            page: Some(api::Page {
+                size: page_size(args.limit),
+                token,
+            }),
+        };
+        let answer = match rpc!(client, deployments_client::DeploymentsClient, list, request).await
+        {
+            Ok(answer) => answer,
+            Err(failure) => {
+                let given = [
+                    (Kind::Scope, args.scope.as_str()),
+                    (Kind::Application, &args.application),
+                ];
+                let given: Vec<_> = given
+                    .into_iter()
+                    .filter(|(_, name)| !name.is_empty())
+                    .collect();
+                return Err(session.suggest(failure, &given).await);
+            }
+        };
+        deployments.extend(answer.deployments);
+        token = answer.next_page_token;
+        if token.is_empty() || (args.limit > 0 && deployments.len() >= args.limit) {
+            break;
+        }
+    }
+    if args.limit > 0 {
+        deployments.truncate(args.limit);
+    }
+    let answer = api::ListDeploymentsResponse {
+        deployments,
+        next_page_token: String::new(),
+    };
+    session.output.emit(&answer, |wide| {
+        let empty = "No deployment. Start one with `tidegate deploy APP VERSION --scope SCOPE`.";
+        render::list(session.output, &answer.deployments, wide, empty)
+    })
+}
+
+fn page_size(limit: usize) -> u32 {
+    match u32::try_from(limit) {
+        Ok(limit @ 1..=1_000) => limit,
+        Ok(_) | Err(_) => 1_000,
+    }
+}
+
+async fn watch(session: &Session, args: &WatchArgs) -> Result<u8> {
+    let timeout = crate::follow::parse_timeout(&args.timeout)?;
+    let found = session.deployment(&args.reference).await?;
+    let following = Following {
+        timeout,
+        picture: true,
+    };
+    follow(session, &found.id, following).await
+}
+
+async fn history(session: &Session, args: &HistoryArgs) -> Result<()> {
+    let client = session.client().await?;
+    let by_id = args
+        .reference
+        .parse::<tidegate_shared::id::DeploymentId>()
+        .is_ok()
+        || args
+            .reference
+            .parse::<tidegate_shared::id::ShortId>()
+            .is_ok();
+    let (mut id, mut scope) = (String::new(), args.reference.clone());
+    if by_id {
+        // A scope may have a name that looks like a short id.
+        let found = session.deployment(&args.reference).await?;
+        if found.scope != args.reference {
+            id = found.id;
+            scope = String::new();
+        }
+    }
+    let mut gathered = api::HistoryResponse::default();
+    let mut token = String::new();
+    loop {
+        let request = api::HistoryRequest {
+            id: id.clone(),
+            scope: scope.clone(),
+            page: Some(api::Page {
+                size: page_size(args.limit),
+                token,
+            }),
+        };
+        let answer = match rpc!(
+            client,
+            deployments_client::DeploymentsClient,
+            history,
+            request
+        )
+        .await
+        {
+            Ok(answer) => answer,
+            Err(failure) => return Err(session.suggest(failure, &[(Kind::Scope, &scope)]).await),
+        };
+        gathered.events.extend(answer.events);
+        gathered.deployments.extend(answer.deployments);
+        token = answer.next_page_token;
+        let count = gathered.events.len().max(gathered.deployments.len());
+        if token.is_empty() || (args.limit > 0 && count >= args.limit) {
+            break;
+        }
+    }
+    session.output.emit(&gathered, |wide| {
+        if id.is_empty() {
+            let empty = format!("The scope \"{scope}\" has had no deployment yet.");
+            render::list(session.output, &gathered.deployments, wide, &empty)
+        } else {
+            audit::table(&gathered.events, wide)
+                .render(session.output, "Nothing happened to it yet.")
+        }
+    })
+}
+
+/// Why a deployment is where it is, in sentences.
+fn explain(output: Output, deployment: &api::Deployment) -> String {
+    let now = time::now_ms();
+    let status = deployment.status();
+    let mut text = format!(
+        "{} {} to {} is {} since {}.\n",
+        printable(&deployment.application),
+        printable(&deployment.version),
+        printable(&deployment.scope),
+        output.paint(render::tone(status), status.as_str_name()),
+        time::ago(deployment.status_since_ms, now)
+    );
+    let mut say = |line: String| {
+        writeln!(text, "{}", printable(&line)).ok();
+    };
+    if !deployment.message.is_empty() {
+        say(format!("{}.", deployment.message.trim_end_matches('.')));
+    }
+    if !deployment.waiting_for.is_empty() {
+        say(format!(
+            "It waits for {}.",
+            deployment.waiting_for.trim_end_matches('.')
+        ));
+    }
+    for (word, hold) in [
+        ("paused", &deployment.paused),
+        ("halted", &deployment.halted),
+    ] {
+        if let Some(hold) = hold {
+            say(format!(
+                "It was {word} by {} at {}: {}. That ends at {} at the latest.",
+                hold.by,
+                time::stamp(hold.since_ms),
+                hold.reason,
+                time::stamp(hold.until_ms)
+            ));
+        }
+    }
+    for gate in &deployment.gates {
+        let until = if gate.until_ms > 0 {
+            format!(" until {}", time::stamp(gate.until_ms))
+        } else {
+            String::new()
+        };
+        say(format!(
+            "Gate {}: {}{until}. {}",
+            gate.kind, gate.answer, gate.why
+        ));
+    }
+    if deployment.deadline_ms > 0 && !render::has_ended(status) {
+        say(format!(
+            "Its deadline is {} ({}).",
+            time::stamp(deployment.deadline_ms),
+            time::until(deployment.deadline_ms, now)
+        ));
+    }
+    if deployment.next_wakeup_ms > 0 && !render::has_ended(status) {
+        say(format!(
+            "The coordinators look at it next {}.",
+            time::until(deployment.next_wakeup_ms, now)
+        ));
+    }
+    for leftover in &deployment.leftovers {
+        say(format!("Left over: {leftover}."));
+    }
+    text.push_str(&render::evidence(output, deployment));
+    text.push_str(&render::causes(output, deployment));
+    text
+}
+
+async fn act(
+    session: &Session,
+    args: &ActArgs,
+    verb: Verb,
+    weight: u32,
+) -> Result<api::Deployment> {
+    let found = session.deployment(&args.reference).await?;
+    let client = session.client().await?;
+    let request = api::ActRequest {
+        request_id: entropy::request_id()?.to_string(),
+        expected_revision: args.revision,
+        id: found.id,
+        verb: verb.into(),
+        weight,
+        reason: args.reason.clone(),
+    };
+    rpc!(client, deployments_client::DeploymentsClient, act, request).await
+}
+
+fn told(session: &Session, deployment: api::Deployment, word: &str) -> Result<()> {
+    session.output.emit(&deployment, |_| {
+        format!(
+            "deployment {} ({} {} to {}) is {word}; status {}\n",
+            deployment.short_id,
+            deployment.application,
+            deployment.version,
+            deployment.scope,
+            session.output.paint(
+                render::tone(deployment.status()),
+                deployment.status().as_str_name()
+            )
+        )
+    })
+}
+
+async fn act_and_wait(session: &Session, args: ActWaitArgs, verb: Verb, word: &str) -> Result<u8> {
+    args.wait.check()?;
+    let answer = act(session, &args.act, verb, 0).await?;
+    if !args.wait.wait {
+        told(session, answer, word)?;
+        return Ok(0);
+    }
+    args.wait.after(session, &[answer]).await
+}
+
+async fn traffic(session: &Session, args: &TrafficArgs) -> Result<()> {
+    let share = parse_percent(&args.percent).ok_or_else(|| {
+        Failure::usage(format!(
+            "\"{}\" is not a share of traffic: want 0 to 100 with at most two decimals",
+            args.percent
+        ))
+        .hint("for example `tidegate deployment traffic web-prod 25`")
+    })?;
+    let act_args = ActArgs {
+        reference: args.reference.clone(),
+        reason: args.reason.clone(),
+        revision: 0,
+    };
+    let basis_points = share.basis_points();
+    let answer = act(session, &act_args, Verb::Traffic, u32::from(basis_points)).await?;
+    session.output.emit(&answer, |_| {
+        let note = session.output.paint(
+            Tone::Faint,
+            &format!(
+                "go on with `tidegate deployment resume {}`",
+                answer.short_id
+            ),
+        );
+        format!(
+            "traffic of deployment {} goes to {} and stays there; {note}\n",
+            answer.short_id,
+            weight(i64::from(basis_points))
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::Format;
+
+    #[test]
+    fn explanations_are_sentences() {
+        let mut deployment = render::tests::sample();
+        deployment.gates = vec![api::Gate {
+            kind: "approval".to_owned(),
+            answer: "pending".to_owned(),
+            why: "1 of 2 grants".to_owned(),
+            until_ms: 0,
+        }];
+        let text = explain(Output::plain(Format::Table), &deployment);
+        assert!(
+            text.contains("It waits for the hold of step 2.\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("Gate approval: pending. 1 of 2 grants\n"),
+            "{text}"
+        );
+    }
+}

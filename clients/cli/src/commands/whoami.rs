@@ -1,0 +1,44 @@
+//! `tidegate whoami`: as whom the cluster sees this person.
+
+use tidegate_proto::control::v1 as api;
+
+use crate::errors::Result;
+use crate::output::{Tone, dash};
+use crate::session::Session;
+use crate::{rpc, time};
+
+/// Does it.
+///
+/// # Errors
+/// The cluster's.
+pub async fn run(session: &Session) -> Result<()> {
+    let client = session.client().await?;
+    let answer = rpc!(
+        client,
+        cluster_client::ClusterClient,
+        who_am_i,
+        api::WhoAmIRequest {}
+    )
+    .await?;
+    session.output.emit(&answer, |_| {
+        let field = |name: &str, value: &str| {
+            let name = session.output.paint(Tone::Faint, &format!("{name:<12}"));
+            format!("{name} {}\n", dash(value))
+        };
+        let until = format!(
+            "{} ({})",
+            time::stamp(answer.certificate_not_after_ms),
+            time::until(answer.certificate_not_after_ms, time::now_ms())
+        );
+        [
+            field("name", &answer.name),
+            field("identity", &answer.identity),
+            field("kind", &answer.kind),
+            field("roles", &answer.roles.join(", ")),
+            field("cluster", &answer.cluster_id),
+            field("certificate", &format!("until {until}")),
+            field("context", &client.context().folder.display().to_string()),
+        ]
+        .concat()
+    })
+}

@@ -1,0 +1,608 @@
+//! Deployments as people read them: words, colours, bars, and the page of one deployment.
+
+use std::fmt::Write as _;
+
+use tidegate_proto::control::v1 as api;
+use tidegate_proto::control::v1::deployment::Status;
+use tidegate_proto::control::v1::step::State;
+
+use crate::output::{Output, Table, Tone, dash, printable, weight};
+use crate::time;
+
+/// Exit status of `--wait`: finalized.
+pub const EXIT_FINALIZED: u8 = 0;
+/// Exit status of `--wait`: rolled back.
+pub const EXIT_ROLLED_BACK: u8 = 3;
+/// Exit status of `--wait`: denied.
+pub const EXIT_DENIED: u8 = 4;
+/// Exit status of `--wait`: failed or cancelled.
+pub const EXIT_FAILED: u8 = 5;
+/// Exit status of `--wait`: timed out.
+pub const EXIT_TIMED_OUT: u8 = 6;
+
+/// Whether nothing more happens to it by itself.
+pub const fn has_ended(status: Status) -> bool {
+    match status {
+        Status::CreatingApprovalDenied
+        | Status::Finalized
+        | Status::Cancelled
+        | Status::RolledBack
+        | Status::Failed
+        | Status::Deleted => true,
+        Status::Unspecified
+        | Status::CreatingApproval
+        | Status::Pending
+        | Status::Creating
+        | Status::WaitingForInstances
+        | Status::Running
+        | Status::Finalizing
+        | Status::Cancelling
+        | Status::RollingBack
+        | Status::Deleting => false,
+    }
+}
+
+/// Exit status for a deployment that ended. It follows the cause: a cancelled deployment that had
+/// traffic ends `ROLLED_BACK` and still counts as cancelled.
+pub fn exit_status(deployment: &api::Deployment) -> u8 {
+    match (deployment.status(), deployment.outcome.as_str()) {
+        (Status::Finalized | Status::Deleted, _) => EXIT_FINALIZED,
+        (Status::CreatingApprovalDenied, _) => EXIT_DENIED,
+        (Status::RolledBack, "cancelled" | "superseded") => EXIT_FAILED,
+        (Status::RolledBack, _) => EXIT_ROLLED_BACK,
+        _ => EXIT_FAILED,
+    }
+}
+
+/// Colour of a status.
+pub const fn tone(status: Status) -> Tone {
+    match status {
+        Status::Finalized => Tone::Good,
+        Status::RolledBack
+        | Status::RollingBack
+        | Status::Failed
+        | Status::CreatingApprovalDenied => Tone::Bad,
+        Status::Cancelled | Status::Deleted | Status::Unspecified => Tone::Faint,
+        Status::CreatingApproval
+        | Status::Pending
+        | Status::Creating
+        | Status::WaitingForInstances
+        | Status::Running
+        | Status::Finalizing
+        | Status::Cancelling
+        | Status::Deleting => Tone::Busy,
+    }
+}
+
+/// How an ended deployment ended, in one line without colours.
+pub fn outcome_line(deployment: &api::Deployment) -> String {
+    let mut line = format!(
+        "{} of {} to {} {}",
+        deployment.version,
+        deployment.application,
+        deployment.scope,
+        deployment.status().as_str_name()
+    );
+    if !deployment.outcome.is_empty() {
+        write!(line, " ({}", deployment.outcome).ok();
+        if deployment.unverified {
+            line.push_str(", unverified: no data");
+        }
+        line.push(')');
+    }
+    if !deployment.message.is_empty() {
+        write!(line, ": {}", deployment.message).ok();
+    } else if !deployment.reason.is_empty() {
+        write!(line, ": {}", deployment.reason).ok();
+    }
+    printable(&line)
+}
+
+/// The table of several deployments.
+pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: &str) -> String {
+    let mut headings = vec![
+        "ID",
+        "SCOPE",
+        "APPLICATION",
+        "VERSION",
+        "STATUS",
+        "TRAFFIC",
+        "AGE",
+        "WHAT",
+    ];
+    if wide {
+        headings.extend(["BY", "STRATEGY", "REPLACES", "ULID"]);
+    }
+    let mut table = Table::new(&headings);
+    let now = time::now_ms();
+    for deployment in deployments {
+        let metadata = deployment.metadata.clone().unwrap_or_default();
+        let status = deployment.status();
+        let traffic = deployment.traffic.unwrap_or_default();
+        let what = match (has_ended(status), deployment.waiting_for.as_str()) {
+            (false, text) if !text.is_empty() => text,
+            _ if !deployment.message.is_empty() => &deployment.message,
+            _ if !deployment.reason.is_empty() => &deployment.reason,
+            _ => &deployment.outcome,
+        };
+        let mut cells = vec![
+            (Tone::Strong, deployment.short_id.clone()),
+            (Tone::Plain, deployment.scope.clone()),
+            (Tone::Plain, deployment.application.clone()),
+            (Tone::Plain, deployment.version.clone()),
+            (tone(status), status.as_str_name().to_owned()),
+            (Tone::Plain, weight(i64::from(traffic.actual))),
+            (
+                Tone::Faint,
+                time::rough(now.saturating_sub(metadata.created_at_ms)),
+            ),
+            (Tone::Plain, dash(what).to_owned()),
+        ];
+        if wide {
+            cells.extend([
+                (Tone::Plain, dash(&metadata.created_by).to_owned()),
+                (Tone::Plain, dash(&deployment.strategy_name).to_owned()),
+                (Tone::Plain, dash(&deployment.replaces_version).to_owned()),
+                (Tone::Faint, deployment.id.clone()),
+            ]);
+        }
+        table.toned(cells);
+    }
+    table.render(output, empty)
+}
+
+/// A bar of so many cells: the old version in blue, the new one in green, and a mark where the
+/// new one is wanted to be.
+pub fn traffic_bar(output: Output, actual: u32, desired: u32, cells: usize) -> String {
+    let cell_of = |weight: u32| (weight.min(10_000) as usize * cells + 5_000) / 10_000;
+    let (held, wanted) = (cell_of(actual), cell_of(desired));
+    let mut bar = String::new();
+    let mut piece = |tone: Tone, text: String| bar.push_str(&output.paint(tone, &text));
+    let (low, high) = (held.min(wanted), held.max(wanted));
+    piece(Tone::Green, "█".repeat(low));
+    // Between what is held and what is wanted, on the way.
+    piece(Tone::Busy, "▒".repeat(high - low));
+    piece(Tone::Blue, "░".repeat(cells - high));
+    bar
+}
+
+/// The whole page of one deployment.
+pub fn page(output: Output, deployment: &api::Deployment) -> String {
+    let mut text = heading(output, deployment);
+    text.push_str(&gates(output, deployment));
+    text.push_str(&steps(output, deployment));
+    text.push_str(&participants(output, deployment));
+    text.push_str(&evidence(output, deployment));
+    text.push_str(&causes(output, deployment));
+    text
+}
+
+fn heading(output: Output, deployment: &api::Deployment) -> String {
+    let now = time::now_ms();
+    let metadata = deployment.metadata.clone().unwrap_or_default();
+    let status = deployment.status();
+    let mut text = String::new();
+    let mut field = |name: &str, value: String| {
+        if !value.is_empty() && value != "-" {
+            let name = output.paint(Tone::Faint, &format!("{name:<12}"));
+            writeln!(text, "{name} {value}").ok();
+        }
+    };
+    field(
+        "deployment",
+        format!(
+            "{}  {}",
+            output.paint(Tone::Strong, &deployment.short_id),
+            output.paint(Tone::Faint, &deployment.id)
+        ),
+    );
+    field(
+        "release",
+        printable(&format!(
+            "{} {}",
+            deployment.application, deployment.version
+        )),
+    );
+    field("scope", printable(&deployment.scope));
+    let since = time::ago(deployment.status_since_ms, now);
+    field(
+        "status",
+        format!(
+            "{} since {since}",
+            output.paint(tone(status), status.as_str_name())
+        ),
+    );
+    if !deployment.outcome.is_empty() {
+        let unverified = if deployment.unverified {
+            ", unverified: no data"
+        } else {
+            ""
+        };
+        field("outcome", format!("{}{unverified}", deployment.outcome));
+    }
+    field("reason", printable(&deployment.reason));
+    field("message", printable(&deployment.message));
+    field("waiting for", printable(&deployment.waiting_for));
+    let replaces = match (deployment.initial, deployment.replaces_version.as_str()) {
+        (true, _) => "nothing: the first one of this scope".to_owned(),
+        (false, version) => printable(version),
+    };
+    field("replaces", replaces);
+    if !deployment.linked_to.is_empty() {
+        field(
+            "linked to",
+            printable(&format!(
+                "{} ({})",
+                deployment.linked_to, deployment.link_kind
+            )),
+        );
+    }
+    field("strategy", printable(&deployment.strategy_name));
+    field(
+        "created",
+        format!(
+            "{} by {}",
+            time::stamp(metadata.created_at_ms),
+            dash(&printable(&metadata.created_by))
+        ),
+    );
+    if deployment.ended_at_ms > 0 {
+        field("ended", time::stamp(deployment.ended_at_ms));
+    } else {
+        if deployment.deadline_ms > 0 {
+            field(
+                "deadline",
+                format!(
+                    "{} ({})",
+                    time::stamp(deployment.deadline_ms),
+                    time::until(deployment.deadline_ms, now)
+                ),
+            );
+        }
+        field("next look", time::until(deployment.next_wakeup_ms, now));
+    }
+    for (name, hold) in [
+        ("paused", &deployment.paused),
+        ("halted", &deployment.halted),
+    ] {
+        if let Some(hold) = hold {
+            field(
+                name,
+                printable(&format!(
+                    "by {} since {}: {} (until {})",
+                    dash(&hold.by),
+                    time::clock(hold.since_ms),
+                    dash(&hold.reason),
+                    time::stamp(hold.until_ms)
+                )),
+            );
+        }
+    }
+    if let Some(traffic) = &deployment.traffic {
+        field(
+            "traffic",
+            format!(
+                "{} {} held, {} wanted",
+                traffic_bar(output, traffic.actual, traffic.desired, 30),
+                weight(i64::from(traffic.actual)),
+                weight(i64::from(traffic.desired)),
+            ),
+        );
+    }
+    for parameter in &deployment.parameters {
+        field(
+            "parameter",
+            printable(&format!(
+                "{}={} (from the {})",
+                parameter.name, parameter.value, parameter.source
+            )),
+        );
+    }
+    for leftover in &deployment.leftovers {
+        field("leftover", printable(leftover));
+    }
+    if let Some(durations) = &deployment.durations {
+        field(
+            "took",
+            format!(
+                "progress {}, paused {}, waiting {}",
+                time::rough(durations.progression_ms),
+                time::rough(durations.manual_pause_ms),
+                time::rough(durations.waiting_ms)
+            ),
+        );
+    }
+    text
+}
+
+fn gates(output: Output, deployment: &api::Deployment) -> String {
+    if deployment.gates.is_empty() && deployment.decisions.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from("\n");
+    for gate in &deployment.gates {
+        let tone = match gate.answer.as_str() {
+            "allowed" => Tone::Good,
+            "denied" => Tone::Bad,
+            _ => Tone::Busy,
+        };
+        let answer = output.paint(tone, &gate.answer);
+        let until = if gate.until_ms > 0 {
+            format!(" (until {})", time::stamp(gate.until_ms))
+        } else {
+            String::new()
+        };
+        writeln!(
+            text,
+            "gate {}: {answer} {}{until}",
+            printable(&gate.kind),
+            printable(&gate.why)
+        )
+        .ok();
+    }
+    for decision in &deployment.decisions {
+        let word = if decision.granted {
+            "granted"
+        } else {
+            "denied"
+        };
+        let counts = if decision.counts {
+            ""
+        } else {
+            " (does not count)"
+        };
+        let reason = if decision.reason.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", decision.reason)
+        };
+        let line = format!(
+            "{word} by {} at {}{counts}{reason}",
+            decision.by,
+            time::stamp(decision.at_ms)
+        );
+        writeln!(text, "{}", printable(&line)).ok();
+    }
+    text
+}
+
+/// Steps done and to come, with their times.
+pub fn steps(output: Output, deployment: &api::Deployment) -> String {
+    if deployment.steps.is_empty() {
+        return String::new();
+    }
+    let now = time::now_ms();
+    let mut table = Table::new(&["STEP", "TRAFFIC", "HOLD", "STARTED", "ENDS"]);
+    for (position, step) in deployment.steps.iter().enumerate() {
+        let (mark, tone) = match step.state() {
+            State::Done => ("✓", Tone::Good),
+            State::Current => ("▶", Tone::Busy),
+            State::ToCome | State::Unspecified => ("·", Tone::Faint),
+        };
+        let hold = if step.manual {
+            "manual".to_owned()
+        } else {
+            time::rough(step.hold_ms)
+        };
+        let ends = match step.state() {
+            State::Current if step.manual => "at promote".to_owned(),
+            State::Current => time::until(step.ends_at_ms, now),
+            State::Done | State::ToCome | State::Unspecified => time::clock(step.ends_at_ms),
+        };
+        table.toned([
+            (tone, format!("{mark} {}", position + 1)),
+            (Tone::Plain, weight(i64::from(step.weight))),
+            (Tone::Plain, hold),
+            (Tone::Plain, time::clock(step.started_at_ms)),
+            (Tone::Plain, ends),
+        ]);
+    }
+    format!("\n{}", table.render(output, ""))
+}
+
+/// One row per agent.
+pub fn participants(output: Output, deployment: &api::Deployment) -> String {
+    if deployment.participants.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["AGENT", "HEALTHY", "WEIGHT", "OPEN", "RESTARTS", "STATE"]);
+    for participant in &deployment.participants {
+        let all = participant.healthy >= participant.wanted && participant.wanted > 0;
+        let restarts: u32 = participant
+            .instances
+            .iter()
+            .map(|instance| instance.restarts)
+            .sum();
+        let states: Vec<_> = participant
+            .instances
+            .iter()
+            .map(|instance| instance.state.as_str())
+            .collect();
+        let state = match (participant.lost, participant.error.as_str()) {
+            (true, _) => (Tone::Bad, "lost".to_owned()),
+            (false, "") if states.is_empty() && participant.staged => {
+                (Tone::Busy, "staged".to_owned())
+            }
+            (false, "") => (Tone::Plain, dash(&states.join(", ")).to_owned()),
+            (false, error) => (Tone::Bad, error.to_owned()),
+        };
+        table.toned([
+            (Tone::Strong, participant.agent.clone()),
+            (
+                if all { Tone::Good } else { Tone::Busy },
+                format!("{}/{}", participant.healthy, participant.wanted),
+            ),
+            (Tone::Plain, weight(i64::from(participant.weight))),
+            (Tone::Plain, participant.open_requests.to_string()),
+            (
+                if restarts > 0 { Tone::Bad } else { Tone::Plain },
+                restarts.to_string(),
+            ),
+            state,
+        ]);
+    }
+    format!("\n{}", table.render(output, ""))
+}
+
+/// The last verdict of each rule.
+pub fn evidence(output: Output, deployment: &api::Deployment) -> String {
+    let mut text = String::new();
+    for evidence in &deployment.evidence {
+        let tone = match evidence.verdict.as_str() {
+            "pass" => Tone::Good,
+            "fail" => Tone::Bad,
+            _ => Tone::Busy,
+        };
+        let verdict = output.paint(tone, &evidence.verdict);
+        let dry = if evidence.dry_run { " (dry run)" } else { "" };
+        let told = if evidence.message.is_empty() {
+            format!(
+                "{} {} {} over {}: {} of {} samples",
+                evidence.metric,
+                evidence.comparison,
+                evidence.threshold,
+                time::rough(evidence.window_ms),
+                dash(&evidence.value),
+                evidence.samples
+            )
+        } else {
+            evidence.message.clone()
+        };
+        writeln!(
+            text,
+            "rule {verdict}{dry} at {}: {}",
+            time::clock(evidence.at_ms),
+            printable(&told)
+        )
+        .ok();
+    }
+    if text.is_empty() {
+        text
+    } else {
+        format!("\n{text}")
+    }
+}
+
+/// The first causes of failure per instance.
+pub fn causes(output: Output, deployment: &api::Deployment) -> String {
+    let mut text = String::new();
+    for cause in &deployment.causes {
+        let kind = output.paint(Tone::Bad, &printable(&cause.kind));
+        let line = printable(&format!("{} {}: ", cause.agent, cause.instance));
+        writeln!(text, "cause {line}{kind}: {}", printable(&cause.message)).ok();
+    }
+    if text.is_empty() {
+        text
+    } else {
+        format!("\n{text}")
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::output::Format;
+
+    /// A deployment at its second step.
+    pub fn sample() -> api::Deployment {
+        api::Deployment {
+            id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned(),
+            short_id: "q69g5fav".to_owned(),
+            application: "web".to_owned(),
+            version: "1.4.0".to_owned(),
+            scope: "web-prod".to_owned(),
+            status: Status::Running.into(),
+            replaces_version: "1.3.9".to_owned(),
+            waiting_for: "the hold of step 2".to_owned(),
+            traffic: Some(api::Traffic {
+                desired: 5_000,
+                actual: 1_000,
+                observed_share: 1_200,
+            }),
+            steps: vec![
+                api::Step {
+                    weight: 1_000,
+                    hold_ms: 30_000,
+                    state: State::Done.into(),
+                    started_at_ms: 1_700_000_000_000,
+                    ends_at_ms: 1_700_000_030_000,
+                    manual: false,
+                },
+                api::Step {
+                    weight: 5_000,
+                    hold_ms: 60_000,
+                    state: State::Current.into(),
+                    started_at_ms: 1_700_000_030_000,
+                    ends_at_ms: 1,
+                    manual: false,
+                },
+                api::Step {
+                    weight: 10_000,
+                    manual: true,
+                    ..api::Step::default()
+                },
+            ],
+            participants: vec![api::Participant {
+                agent: "host-1".to_owned(),
+                wanted: 2,
+                healthy: 1,
+                weight: 1_000,
+                open_requests: 3,
+                ..api::Participant::default()
+            }],
+            evidence: vec![api::Evidence {
+                metric: "http.error_rate".to_owned(),
+                verdict: "pass".to_owned(),
+                message: "http.error_rate 0.01 of 120 requests in 1s is not greater than 0.1"
+                    .to_owned(),
+                at_ms: 1_700_000_031_000,
+                ..api::Evidence::default()
+            }],
+            ..api::Deployment::default()
+        }
+    }
+
+    #[test]
+    fn the_page_tells_steps_instances_and_evidence() {
+        let text = page(Output::plain(Format::Table), &sample());
+        for line in [
+            "release      web 1.4.0\n",
+            "replaces     1.3.9\n",
+            "waiting for  the hold of step 2\n",
+            "traffic      ███▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░ 10 % held, 50 % wanted\n",
+            "✓ 1   10 %     30s     22:13:20  22:13:50\n",
+            "▶ 2   50 %     1m      22:13:50  due\n",
+            "· 3   100 %    manual  -         -\n",
+            "host-1  1/2      10 %    3     0         -\n",
+            "rule pass at 22:13:51: http.error_rate 0.01 of 120 requests",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in:\n{text}");
+        }
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn exit_statuses_follow_the_cause() {
+        let ended = |status: Status, outcome: &str| {
+            exit_status(&api::Deployment {
+                status: status.into(),
+                outcome: outcome.to_owned(),
+                ..api::Deployment::default()
+            })
+        };
+        assert_eq!(ended(Status::Finalized, "fast_rolled_back"), 0);
+        assert_eq!(ended(Status::RolledBack, "rolled_back"), 3);
+        assert_eq!(ended(Status::RolledBack, "cancelled"), 5);
+        assert_eq!(ended(Status::CreatingApprovalDenied, "denied"), 4);
+        assert_eq!(ended(Status::Failed, "failed"), 5);
+        assert_eq!(ended(Status::Cancelled, "superseded"), 5);
+    }
+
+    #[test]
+    fn bars_fill_from_the_new_version() {
+        let output = Output::plain(Format::Table);
+        assert_eq!(traffic_bar(output, 0, 0, 4), "░░░░");
+        assert_eq!(traffic_bar(output, 10_000, 10_000, 4), "████");
+        assert_eq!(traffic_bar(output, 5_000, 0, 4), "▒▒░░");
+    }
+}
