@@ -2,10 +2,24 @@
 //! that touches clocks, disks and sockets.
 //!
 //! A command goes through [`propose`] into [`raft`], reaches the disk through [`storage`] and the
-//! state through [`replica`]; [`query`] reads. [`replication`] puts these together.
+//! state through [`replica`]; [`query`] reads. [`replication`] puts these together. Around them stand
+//! the services of [`api`], the sessions of [`agents`], the planner's loop in [`leader`], and what
+//! gets nodes and newcomers going: [`setup`], [`enroll`], [`ca`]. [`node`] is the composition root.
 
+pub mod agents;
+pub mod api;
+pub mod blob_sync;
+pub mod ca;
 pub mod clock;
+pub mod config;
+pub mod enroll;
 pub mod entropy;
+pub mod http;
+pub mod leader;
+pub mod node;
+#[cfg(test)]
+mod node_tests;
+mod port_holder;
 pub mod propose;
 pub mod query;
 pub mod raft;
@@ -13,5 +27,6 @@ pub mod replica;
 pub mod replication;
 #[cfg(test)]
 mod replication_tests;
+pub mod setup;
 pub mod storage;
 pub mod tls;

@@ -1,2 +1,257 @@
-//! Under construction.
-fn main() {}
+//! The coordinator's program: `init`, `join`, `run`.
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tidegate_coordinator::clock::Clock;
+use tidegate_coordinator::config::{Config, FILE_NAME, LogFormat};
+use tidegate_coordinator::node::Node;
+use tidegate_coordinator::raft::end_process;
+use tidegate_coordinator::setup::{self, Init, JoinRequest, Places, SetupError};
+use tidegate_shared::error::Reason;
+use tidegate_shared::id::Name;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// A Tidegate coordinator.
+#[derive(Parser)]
+#[command(name = "tidegate-coordinator", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Begins a cluster: its first coordinator, its certificate authority, its first administrator.
+    Init(InitArgs),
+    /// Adds a coordinator to a cluster, with a token from `tidegate token create coordinator`.
+    Join(JoinArgs),
+    /// Runs a coordinator that `init` or `join` made.
+    Run(RunArgs),
+}
+
+#[derive(Args)]
+struct PlaceArgs {
+    /// Address that every listener binds to (ports 7440 to 7443).
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    listen: IpAddr,
+    /// Host under which others reach this node; default: the address that it listens on.
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// Listener for people and agents, if elsewhere.
+    #[arg(long, value_name = "IP:PORT")]
+    control: Option<SocketAddr>,
+    /// Listener for other coordinators, if elsewhere.
+    #[arg(long, value_name = "IP:PORT")]
+    peer: Option<SocketAddr>,
+    /// Listener for blobs and health, if elsewhere.
+    #[arg(long, value_name = "IP:PORT")]
+    http: Option<SocketAddr>,
+    /// Listener for newcomers, if elsewhere.
+    #[arg(long, value_name = "IP:PORT")]
+    enroll: Option<SocketAddr>,
+}
+
+impl PlaceArgs {
+    fn places(self) -> Places {
+        Places {
+            listen: Some(self.listen),
+            advertise: self.advertise,
+            control: self.control,
+            peer: self.peer,
+            http: self.http,
+            enroll: self.enroll,
+        }
+    }
+}
+
+#[derive(Args)]
+struct InitArgs {
+    /// The data folder; made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Name of this coordinator.
+    #[arg(long, value_name = "NAME")]
+    name: Name,
+    /// Host part of every identity of the cluster, for ever; such as example.com.
+    #[arg(long, value_name = "DOMAIN")]
+    trust_domain: String,
+    #[command(flatten)]
+    places: PlaceArgs,
+    /// Name of the first administrator.
+    #[arg(long, value_name = "NAME", default_value = "admin")]
+    admin: Name,
+    /// Where the administrator's context is written; default: `admin` in the data folder.
+    #[arg(long, value_name = "DIR")]
+    admin_out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct JoinArgs {
+    /// The token as printed; read from standard input if it is `-`.
+    #[arg(long, env = "TIDEGATE_COORDINATOR_TOKEN", hide_env_values = true)]
+    token: String,
+    /// Enrolment listener of a coordinator of the cluster.
+    #[arg(long, value_name = "HOST:PORT")]
+    server: String,
+    /// The data folder; made if it is missing.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Name of this coordinator.
+    #[arg(long, value_name = "NAME")]
+    name: Name,
+    #[command(flatten)]
+    places: PlaceArgs,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct RunArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_COORDINATOR_CONFIG")]
+    config: Option<PathBuf>,
+    /// The data folder with its `coordinator.toml`.
+    #[arg(long, value_name = "DIR", env = "TIDEGATE_COORDINATOR_DIR")]
+    dir: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Verb::Init(args) => init(args),
+        Verb::Join(args) => join(args),
+        Verb::Run(args) => run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error {}: {}\nhint: {}", error.code, error.message, error.hint));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A line for whoever started the program; a closed standard error is no reason to stop.
+fn say(line: &str) {
+    writeln!(std::io::stderr(), "{line}").ok();
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, SetupError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| SetupError::new(Reason::Internal, format!("no runtime: {error}")))
+}
+
+fn init(args: InitArgs) -> Result<(), SetupError> {
+    let dir = args.dir.clone();
+    let wish = Init {
+        dir: args.dir,
+        name: args.name,
+        trust_domain: args.trust_domain,
+        places: args.places.places(),
+        admin: args.admin,
+        admin_out: args.admin_out,
+    };
+    let admin = setup::init(&wish, &Clock::system())?;
+    say(&format!(
+        "cluster made; the context of {} is in {}\nstart it with: tidegate-coordinator run --dir {}",
+        wish.admin,
+        admin.display(),
+        dir.display()
+    ));
+    Ok(())
+}
+
+fn join(args: JoinArgs) -> Result<(), SetupError> {
+    let token = if args.token == "-" {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map_err(|error| {
+            SetupError::new(
+                Reason::TokenMalformed,
+                format!("the token cannot be read from standard input: {error}"),
+            )
+        })?;
+        line.trim().to_owned()
+    } else {
+        args.token
+    };
+    let request = JoinRequest {
+        dir: args.dir,
+        name: args.name,
+        token,
+        server: args.server,
+        places: args.places.places(),
+    };
+    let node = runtime()?.block_on(setup::join(&request, &Clock::system()))?;
+    say(&format!(
+        "joined as node {node}\nstart it with: tidegate-coordinator run --dir {}",
+        request.dir.display()
+    ));
+    Ok(())
+}
+
+fn run(args: RunArgs) -> Result<(), SetupError> {
+    let file = match (args.config, args.dir) {
+        (Some(file), _) => file,
+        (None, Some(dir)) => dir.join(FILE_NAME),
+        (None, None) => PathBuf::from(FILE_NAME),
+    };
+    let environment = std::env::vars_os().filter_map(|(key, value)| {
+        Some((key.into_string().ok()?, value.into_string().ok()?))
+    });
+    let config = Config::load(&file, environment)?;
+    start_log(&config);
+    runtime()?.block_on(serve(config))
+}
+
+fn start_log(config: &Config) {
+    let filter = EnvFilter::new(&config.log_filter);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+async fn serve(config: Config) -> Result<(), SetupError> {
+    let handler = |kind: SignalKind| {
+        signal(kind)
+            .map_err(|error| SetupError::new(Reason::Internal, format!("no signals: {error}")))
+    };
+    let mut terminated = handler(SignalKind::terminate())?;
+    let mut interrupted = handler(SignalKind::interrupt())?;
+    let node = Node::start(config, Clock::system(), end_process()).await?;
+    let listen = node.listen();
+    let starting = tokio::select! {
+        () = node.ready() => None,
+        _ = terminated.recv() => Some("SIGTERM"),
+        _ = interrupted.recv() => Some("SIGINT"),
+    };
+    let stopped_by = match starting {
+        Some(name) => name,
+        None => {
+            say(&format!(
+                "ready node={} control={} peer={} http={} enroll={}",
+                node.context().identity.node_id,
+                listen.control,
+                listen.peer,
+                listen.http,
+                listen.enroll
+            ));
+            tokio::select! {
+                _ = terminated.recv() => "SIGTERM",
+                _ = interrupted.recv() => "SIGINT",
+            }
+        }
+    };
+    tracing::info!(signal = stopped_by, "stopping");
+    node.shutdown().await;
+    Ok(())
+}

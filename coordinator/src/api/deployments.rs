@@ -221,11 +221,13 @@ impl Deployments for DeploymentsApi {
                 let scope = convert::name("scope", scope)?;
                 let rows = view
                     .state
-                    .deployments
-                    .values()
+                    .history
+                    .range((scope.clone(), 0)..=(scope.clone(), u64::MAX))
                     .rev()
-                    .filter(|found| found.origin.scope == scope)
-                    .map(|found| (paging::descending(u128::from(found.id.ulid())), found));
+                    .filter_map(|((_, revision), id)| {
+                        let found = view.state.deployments.get(id)?;
+                        Some((paging::descending(u128::from(*revision)), found))
+                    });
                 let page = paging::page(message.page.as_ref(), rows)?;
                 let deployments = self.0.live.picture(&self.0, &view.state, |picture| {
                     page.rows

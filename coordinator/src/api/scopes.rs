@@ -71,9 +71,8 @@ fn scope_view(picture: &Picture<'_>, name: &Name, scope: &Scope) -> ScopeView {
         .collect();
     let recent = state
         .history
-        .iter()
+        .range((name.clone(), 0)..=(name.clone(), u64::MAX))
         .rev()
-        .filter(|(of, _)| of == name)
         .filter_map(|(_, id)| state.deployments.get(id))
         .filter(|found| found.status.is_end() && scope.active != Some(found.id))
         .take(RECENT)
@@ -322,11 +321,10 @@ impl ScopesApi {
         if !message.follow {
             request.set_timeout(std::time::Duration::from_secs(30));
         }
-        let answer = tokio::time::timeout(
-            std::time::Duration::from_secs(5),
-            ScopesClient::new(channel).logs(request),
-        );
-        match answer.await {
+        let mut client = ScopesClient::new(channel);
+        let answer =
+            tokio::time::timeout(std::time::Duration::from_secs(5), client.logs(request)).await;
+        match answer {
             Ok(Ok(answer)) => {
                 tokio::spawn(pass_on_other(answer.into_inner(), lines.clone()));
                 true

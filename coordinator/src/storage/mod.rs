@@ -5,6 +5,7 @@
 //! goes through [`disk::Disk`], so tests run the same code over a disk that tears and forgets.
 //! Only [`codec`] turns values into bytes and back.
 
+pub mod blobs;
 pub mod codec;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;

@@ -1,17 +1,19 @@
 //! The view of a deployment: what is replicated, and what the leader sees of it at the moment.
 
 use tidegate_coordinator_core::command::Actor;
-use tidegate_coordinator_core::deployment::{phase, steps};
-use tidegate_coordinator_core::explain::{self, Answer};
+use tidegate_coordinator_core::State;
+use tidegate_coordinator_core::deployment::phase;
+use tidegate_coordinator_core::explain::{
+    Explanation, ParticipantView, StepState, StepView, explain,
+};
 use tidegate_coordinator_core::observed::{Observed, healthy, place_in};
 use tidegate_coordinator_core::state::{
-    Decision, Deployment, InstanceCause, LinkKind, Scope, Source, Status,
+    Decision, Deployment, InstanceCause, LinkKind, Source, Status,
 };
-use tidegate_coordinator_core::{State, strategy};
 use tidegate_proto::control::v1 as pb;
 use tidegate_shared::assignment::{ObservedInstance, ObservedPlace};
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::{Comparison, Hold, RuleAction};
+use tidegate_shared::spec::{Comparison, RuleAction};
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::verdict::threshold::Evidence;
 
@@ -58,33 +60,35 @@ impl Picture<'_> {
     /// Everything about a deployment.
     #[must_use]
     pub fn deployment(&self, found: &Deployment) -> pb::Deployment {
-        let view = self.summary(found);
         let origin = &found.origin;
-        let explained = explain::explain(self.state, self.observed, found, self.now);
+        let silent;
+        let observed = match self.observed {
+            Some(observed) => observed,
+            None => {
+                silent = Observed::new(self.now);
+                &silent
+            }
+        };
+        let explained = explain(self.state, observed, self.now, found.id);
         pb::Deployment {
             strategy: serde_json::to_string(&origin.strategy).unwrap_or_default(),
-            steps: self.steps(found),
-            participants: found
+            traffic: Some(self.traffic(found, explained.actual.basis_points())),
+            steps: explained.steps.iter().map(step).collect(),
+            participants: explained
                 .participants
                 .iter()
-                .map(|agent| self.participant(found, agent))
+                .map(|participant| self.participant(found, participant))
                 .collect(),
-            evidence: self.evidence(found),
-            gates: explained
-                .gates
+            // What was stored, then what the rules say at the moment.
+            evidence: found
+                .evidence
                 .iter()
-                .map(|gate| pb::Gate {
-                    kind: gate.kind.clone(),
-                    answer: match gate.answer {
-                        Answer::Allowed => "allowed",
-                        Answer::Pending => "pending",
-                        Answer::Denied => "denied",
-                    }
-                    .to_owned(),
-                    why: gate.why.clone(),
-                    until_ms: gate.until.map_or(0, Timestamp::millis),
-                })
+                .chain(&explained.verdicts)
+                .map(evidence)
                 .collect(),
+            gates: gates(&explained),
+            deadline_ms: explained.deadline.map_or(0, Timestamp::millis),
+            next_wakeup_ms: explained.next_wakeup.map_or(0, Timestamp::millis),
             decisions: found.required.as_ref().map_or_else(Vec::new, |required| {
                 required
                     .decisions
@@ -105,7 +109,7 @@ impl Picture<'_> {
                     source: source(parameter.source).to_owned(),
                 })
                 .collect(),
-            ..view
+            ..self.summary(found)
         }
     }
 
@@ -152,7 +156,7 @@ impl Picture<'_> {
                 .as_ref()
                 .map(Name::to_string)
                 .unwrap_or_default(),
-            traffic: Some(self.traffic(found)),
+            traffic: Some(self.traffic(found, 0)),
             paused: found.paused.as_ref().map(|paused| pb::Hold {
                 since_ms: paused.since.millis(),
                 by: paused.by.to_string(),
@@ -187,30 +191,11 @@ impl Picture<'_> {
         }
     }
 
-    fn scope(&self, found: &Deployment) -> Option<&Scope> {
-        self.state.scopes.get(&found.origin.scope)
-    }
-
     fn place(&self, found: DeploymentId, agent: &Name) -> Option<&ObservedPlace> {
         place_in(self.observed?.report(agent)?, found)
     }
 
-    fn traffic(&self, found: &Deployment) -> pb::Traffic {
-        // The worst agent counts; one that is lost or unheard of says nothing.
-        let actual = found
-            .participants
-            .iter()
-            .filter(|agent| !found.lost.contains(agent))
-            .map(|agent| {
-                self.place(found.id, agent)
-                    .and_then(|place| place.weight)
-                    .map_or(0, |weight| u32::from(weight.basis_points()))
-            });
-        let actual = if found.traffic.desired.basis_points() == 0 {
-            actual.max()
-        } else {
-            actual.min()
-        };
+    fn traffic(&self, found: &Deployment, actual: u16) -> pb::Traffic {
         let requests = |id: Option<DeploymentId>| {
             let figures =
                 self.observed?
@@ -222,7 +207,7 @@ impl Picture<'_> {
         let all = new + requests(found.replaces).unwrap_or(0.0);
         pb::Traffic {
             desired: u32::from(found.traffic.desired.basis_points()),
-            actual: actual.unwrap_or(0),
+            actual: u32::from(actual),
             observed_share: if all > 0.0 {
                 // Between 0 and 10,000.
                 (new / all * 10_000.0).round() as u32
@@ -232,88 +217,24 @@ impl Picture<'_> {
         }
     }
 
-    fn steps(&self, found: &Deployment) -> Vec<pb::Step> {
-        use pb::step::State as Wire;
-        let Some(scope) = self.scope(found) else {
-            return Vec::new();
-        };
-        let planned = strategy::steps(found, scope);
-        let progress = found.traffic.step;
-        let present = progress.map(|_| strategy::index(found, planned.len()));
-        let is_over = match found.status {
-            Status::Finalizing | Status::Finalized => true,
-            Status::CreatingApproval
-            | Status::CreatingApprovalDenied
-            | Status::Pending
-            | Status::Creating
-            | Status::WaitingForInstances
-            | Status::Running
-            | Status::Cancelling
-            | Status::Cancelled
-            | Status::RollingBack
-            | Status::RolledBack
-            | Status::Failed
-            | Status::Deleting
-            | Status::Deleted => false,
-        };
-        let state_of = |index: usize| match present {
-            _ if is_over => Wire::Done,
-            Some(present) if index < present => Wire::Done,
-            Some(present) if index == present => Wire::Current,
-            Some(_) | None => Wire::ToCome,
-        };
-        planned
-            .iter()
-            .enumerate()
-            .map(|(index, step)| {
-                let state = state_of(index);
-                let (hold_ms, manual) = match step.hold {
-                    Hold::For(span) => (span.millis(), false),
-                    Hold::Manual => (0, true),
-                };
-                let started = progress.filter(|_| state == Wire::Current);
-                let ends = steps::reached_less_stops(found)
-                    .filter(|_| state == Wire::Current && !manual)
-                    .map(|since| since + Span::from_millis(hold_ms));
-                pb::Step {
-                    weight: u32::from(step.weight.basis_points()),
-                    hold_ms,
-                    manual,
-                    state: state.into(),
-                    started_at_ms: started.map_or(0, |step| step.started_at.millis()),
-                    ends_at_ms: ends.map_or(0, Timestamp::millis),
-                }
-            })
-            .collect()
-    }
-
-    fn participant(&self, found: &Deployment, agent: &Name) -> pb::Participant {
-        let place = self.place(found.id, agent);
-        let wanted = self
-            .scope(found)
-            .map_or(0, |scope| scope.spec.instances_per_agent);
-        let lost = found.lost.contains(agent)
-            || self
-                .observed
-                .is_some_and(|observed| observed.is_lost(agent, self.now));
-        place_view(agent, place, lost, wanted)
-    }
-
-    /// Stored evidence, and what the rules say at the moment.
-    fn evidence(&self, found: &Deployment) -> Vec<pb::Evidence> {
-        let mut all: Vec<pb::Evidence> = found.evidence.iter().map(evidence).collect();
-        if let Some(observed) = self.observed
-            && matches!(found.status, Status::Running | Status::Finalizing)
-        {
-            all.extend(
-                observed
-                    .telemetry
-                    .judge(found, self.now)
-                    .iter()
-                    .map(evidence),
-            );
+    fn participant(&self, found: &Deployment, seen: &ParticipantView) -> pb::Participant {
+        pb::Participant {
+            agent: seen.agent.to_string(),
+            lost: seen.lost,
+            wanted: seen.wanted,
+            healthy: seen.healthy,
+            staged: seen.staged,
+            weight: seen
+                .weight
+                .map_or(-1, |weight| i32::from(weight.basis_points())),
+            open_requests: seen.open_requests,
+            error: seen.error.clone(),
+            instances: self
+                .place(found.id, &seen.agent)
+                .map_or_else(Vec::new, |place| {
+                    place.instances.iter().map(instance).collect()
+                }),
         }
-        all
     }
 
     fn telemetry(&self, id: DeploymentId) -> Option<pb::VersionTelemetry> {
@@ -338,6 +259,36 @@ impl Picture<'_> {
             first_error_ms: figures.first_error.map_or(0, Timestamp::millis),
         })
     }
+}
+
+fn step(found: &StepView) -> pb::Step {
+    use pb::step::State as Wire;
+    let state = match found.state {
+        StepState::ToCome => Wire::ToCome,
+        StepState::Current => Wire::Current,
+        StepState::Done => Wire::Done,
+    };
+    pb::Step {
+        weight: u32::from(found.weight.basis_points()),
+        hold_ms: found.hold.map_or(0, Span::millis),
+        manual: found.hold.is_none(),
+        state: state.into(),
+        started_at_ms: found.started_at.map_or(0, Timestamp::millis),
+        ends_at_ms: found.ends_at.map_or(0, Timestamp::millis),
+    }
+}
+
+fn gates(explained: &Explanation) -> Vec<pb::Gate> {
+    explained
+        .gates
+        .iter()
+        .map(|gate| pb::Gate {
+            kind: gate.kind.to_owned(),
+            answer: gate.answer.as_str().to_owned(),
+            why: gate.why.clone(),
+            until_ms: gate.until.map_or(0, Timestamp::millis),
+        })
+        .collect()
 }
 
 /// What is seen of one place.

@@ -1,0 +1,326 @@
+//! Sessions of agents, on any node: who is connected here, what is asked of them.
+//!
+//! [`session`] runs one session; [`forward`] passes what the agents report on to the leader. This
+//! file holds the table of sessions (the newest of an agent wins), the asks that wait for their
+//! answer, the admission limit and the lease that sessions stamp.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tidegate_proto::agent::v1::{Ask, Down, LogLine, LogsAsk, ask, down};
+use tidegate_shared::assignment::Report;
+use tidegate_shared::error::Reason;
+use tidegate_shared::id::Name;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::api::status;
+use crate::clock::Clock;
+use crate::entropy;
+
+pub mod forward;
+pub mod session;
+
+/// Messages that may wait for one agent.
+pub(crate) const DOWN_QUEUE: usize = 32;
+/// Chunks of answers that may wait for the one who asked.
+const ANSWER_QUEUE: usize = 16;
+/// Reports and news that may wait to be forwarded.
+const HEARD_QUEUE: usize = 16 * 1024;
+
+/// What a session heard of its agent.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// Its session is open here.
+    Opened(Name),
+    /// Its session here ended, and no other one of it is here.
+    Closed(Name),
+    /// A report.
+    Report(Name, Box<Report>),
+}
+
+/// The leader's word that it leads, as this node heard it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// The leader's term.
+    pub term: u64,
+    /// Raised with each word.
+    pub number: u64,
+}
+
+struct Entry {
+    number: u64,
+    down: mpsc::Sender<Result<Down, Status>>,
+    replaced: CancellationToken,
+}
+
+struct Pending {
+    agent: Name,
+    answers: mpsc::Sender<Result<Vec<LogLine>, Status>>,
+}
+
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+struct Inner {
+    clock: Clock,
+    per_second: u32,
+    entries: Mutex<BTreeMap<Name, Entry>>,
+    numbers: std::sync::atomic::AtomicU64,
+    asks: Mutex<HashMap<String, Pending>>,
+    bucket: Mutex<Bucket>,
+    heard: mpsc::Sender<Heard>,
+    lease: watch::Sender<Option<Stamp>>,
+}
+
+/// The sessions at this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions(Arc<Inner>);
+
+/// The other end of [`Sessions`]: what is to be forwarded.
+pub struct HeardQueue(mpsc::Receiver<Heard>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A session that was let in.
+pub(crate) struct Registered {
+    sessions: Sessions,
+    name: Name,
+    number: u64,
+    /// Cancelled when a newer session of the agent takes its place.
+    pub replaced: CancellationToken,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut entries = lock(&self.sessions.0.entries);
+        let is_own = entries
+            .get(&self.name)
+            .is_some_and(|entry| entry.number == self.number);
+        if is_own {
+            entries.remove(&self.name);
+            drop(entries);
+            self.sessions.tell(Heard::Closed(self.name.clone()));
+        }
+    }
+}
+
+impl Sessions {
+    /// No sessions yet; `per_second` new ones are admitted.
+    #[must_use]
+    pub fn new(clock: Clock, per_second: u32) -> (Self, HeardQueue) {
+        let (heard, queue) = mpsc::channel(HEARD_QUEUE);
+        let filled = clock.instant();
+        let inner = Inner {
+            clock,
+            per_second,
+            entries: Mutex::default(),
+            numbers: std::sync::atomic::AtomicU64::new(1),
+            asks: Mutex::default(),
+            bucket: Mutex::new(Bucket {
+                tokens: f64::from(per_second),
+                filled,
+            }),
+            heard,
+            lease: watch::channel(None).0,
+        };
+        (Self(Arc::new(inner)), HeardQueue(queue))
+    }
+
+    /// Names of the agents that are connected here.
+    #[must_use]
+    pub fn connected(&self) -> Vec<Name> {
+        lock(&self.0.entries).keys().cloned().collect()
+    }
+
+    /// Whether one more session may begin now.
+    pub(crate) fn admit(&self) -> bool {
+        let most = f64::from(self.0.per_second);
+        let now = self.0.clock.instant();
+        let mut bucket = lock(&self.0.bucket);
+        let passed = now.saturating_duration_since(bucket.filled).as_secs_f64();
+        bucket.tokens = (bucket.tokens + passed * most).min(most);
+        bucket.filled = now;
+        let is_free = bucket.tokens >= 1.0;
+        if is_free {
+            bucket.tokens -= 1.0;
+        }
+        is_free
+    }
+
+    /// Enters a session; an older one of the same agent is told to end.
+    pub(crate) fn register(
+        &self,
+        name: &Name,
+        down: mpsc::Sender<Result<Down, Status>>,
+    ) -> Registered {
+        let number = self
+            .0
+            .numbers
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let replaced = CancellationToken::new();
+        let entry = Entry {
+            number,
+            down,
+            replaced: replaced.clone(),
+        };
+        if let Some(old) = lock(&self.0.entries).insert(name.clone(), entry) {
+            old.replaced.cancel();
+        }
+        self.tell(Heard::Opened(name.clone()));
+        Registered {
+            sessions: self.clone(),
+            name: name.clone(),
+            number,
+            replaced,
+        }
+    }
+
+    /// Passes on what was heard. A full queue drops it: reports are levels, and who is connected is
+    /// told again every few seconds.
+    pub(crate) fn tell(&self, heard: Heard) {
+        if self.0.heard.try_send(heard).is_err() {
+            tracing::warn!("too much is heard from agents at once; some of it is dropped");
+        }
+    }
+
+    /// Asks an agent for logs; the answer comes in chunks until it is over.
+    ///
+    /// # Errors
+    /// The agent is not connected here, or does not listen.
+    pub fn ask_logs(
+        &self,
+        agent: &Name,
+        logs: LogsAsk,
+    ) -> Result<mpsc::Receiver<Result<Vec<LogLine>, Status>>, Status> {
+        let id = entropy::ulid(self.0.clock.wall_ms())
+            .map_err(|error| status::internal(&error))?
+            .to_string();
+        let down = lock(&self.0.entries)
+            .get(agent)
+            .map(|entry| entry.down.clone())
+            .ok_or_else(|| {
+                status::refusal(
+                    Reason::AgentNotConnected,
+                    format!("agent \"{agent}\" is not connected to this coordinator"),
+                )
+            })?;
+        let (sender, receiver) = mpsc::channel(ANSWER_QUEUE);
+        let mut asks = lock(&self.0.asks);
+        asks.retain(|_, pending| !pending.answers.is_closed());
+        asks.insert(
+            id.clone(),
+            Pending {
+                agent: agent.clone(),
+                answers: sender,
+            },
+        );
+        drop(asks);
+        let ask = Ask {
+            id: id.clone(),
+            kind: Some(ask::Kind::Logs(logs)),
+        };
+        let message = Down {
+            kind: Some(down::Kind::Ask(ask)),
+        };
+        if down.try_send(Ok(message)).is_err() {
+            lock(&self.0.asks).remove(&id);
+            return Err(status::refusal(
+                Reason::QueueFull,
+                format!("agent \"{agent}\" does not keep up"),
+            ));
+        }
+        // An agent that never answers must not keep the asker waiting.
+        let sessions = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            lock(&sessions.0.asks).remove(&id);
+        });
+        Ok(receiver)
+    }
+
+    /// Where the answer to an ask goes; each ask is answered once.
+    pub(crate) fn answer_to(
+        &self,
+        id: &str,
+        agent: &Name,
+    ) -> Option<mpsc::Sender<Result<Vec<LogLine>, Status>>> {
+        let mut asks = lock(&self.0.asks);
+        if asks.get(id).is_some_and(|pending| pending.agent == *agent) {
+            asks.remove(id).map(|pending| pending.answers)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn lease(&self) -> watch::Receiver<Option<Stamp>> {
+        self.0.lease.subscribe()
+    }
+
+    pub(crate) fn stamp(&self, term: u64) {
+        self.0.lease.send_modify(|stamp| {
+            *stamp = Some(Stamp {
+                term,
+                number: stamp.map_or(0, |stamp| stamp.number) + 1,
+            });
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> Name {
+        Name::new("a").unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_newer_session_wins_and_only_its_end_counts() {
+        let (sessions, mut heard) = Sessions::new(Clock::system(), 10);
+        let (down, _keep) = mpsc::channel(1);
+        let old = sessions.register(&name(), down.clone());
+        let new = sessions.register(&name(), down);
+        assert!(old.replaced.is_cancelled());
+        assert!(!new.replaced.is_cancelled());
+        drop(old);
+        assert_eq!(sessions.connected(), vec![name()]);
+        drop(new);
+        assert!(sessions.connected().is_empty());
+        let mut closed = 0;
+        while let Ok(one) = heard.0.try_recv() {
+            closed += usize::from(matches!(one, Heard::Closed(_)));
+        }
+        assert_eq!(closed, 1);
+    }
+
+    #[tokio::test]
+    async fn an_ask_is_answered_only_by_its_agent_and_once() {
+        let (sessions, _heard) = Sessions::new(Clock::system(), 10);
+        assert!(sessions.ask_logs(&name(), LogsAsk::default()).is_err());
+        let (down, mut messages) = mpsc::channel(1);
+        let _session = sessions.register(&name(), down);
+        let _answers = sessions.ask_logs(&name(), LogsAsk::default()).unwrap();
+        let message = messages.recv().await.unwrap().unwrap();
+        let Some(down::Kind::Ask(ask)) = message.kind else {
+            panic!("{message:?}");
+        };
+        let other = Name::new("b").unwrap();
+        assert!(sessions.answer_to(&ask.id, &other).is_none());
+        assert!(sessions.answer_to(&ask.id, &name()).is_some());
+        assert!(sessions.answer_to(&ask.id, &name()).is_none());
+    }
+
+    #[test]
+    fn admission_is_limited() {
+        let (sessions, _heard) = Sessions::new(Clock::system(), 3);
+        let admitted = (0..10).filter(|_| sessions.admit()).count();
+        assert!((3..=4).contains(&admitted), "{admitted}");
+    }
+}

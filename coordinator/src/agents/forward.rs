@@ -1,0 +1,245 @@
+//! From the sessions here to the leader: reports, merged, and who is connected.
+//!
+//! Everything is a level: only the newest report of an agent is kept, what could not be sent is
+//! sent with the next batch, and who is connected is told whole every few seconds. A new leader
+//! gets the last report of every agent at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tidegate_shared::assignment::Report;
+use tidegate_shared::id::Name;
+
+use super::{Heard, HeardQueue};
+use crate::api::Context;
+use crate::raft::Role;
+use crate::storage::codec;
+
+/// The topic under which coordinators tell the leader of their agents.
+pub const TOPIC: &str = "agents";
+
+/// Reports gather for so long before they go to a leader elsewhere.
+const GATHER: Duration = Duration::from_millis(50);
+/// One batch may take so long.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+/// Reports in one batch.
+const MOST_REPORTS: usize = 2_000;
+
+/// What one coordinator tells the leader.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Agents whose session at the sender ended.
+    pub closed: BTreeSet<Name>,
+    /// Every agent that is connected to the sender; none: not told this time.
+    pub connected: Option<BTreeSet<Name>>,
+    /// Reports.
+    pub reports: BTreeMap<Name, Report>,
+}
+
+#[derive(Default)]
+struct Gathered {
+    /// Not sent yet.
+    due: Batch,
+    /// The last report of every agent that is connected here.
+    last: BTreeMap<Name, Report>,
+    connected: BTreeSet<Name>,
+}
+
+impl Gathered {
+    fn take(&mut self, heard: Heard) {
+        match heard {
+            Heard::Opened(name) => {
+                self.due.closed.remove(&name);
+                self.connected.insert(name);
+                self.due.connected = Some(self.connected.clone());
+            }
+            Heard::Closed(name) => {
+                self.connected.remove(&name);
+                self.last.remove(&name);
+                self.due.closed.insert(name);
+            }
+            Heard::Report(name, report) => {
+                self.last.insert(name.clone(), (*report).clone());
+                self.due.reports.insert(name, *report);
+            }
+        }
+    }
+
+    /// A new leader knows nothing: everything is due again.
+    fn all_again(&mut self) {
+        self.due.connected = Some(self.connected.clone());
+        self.due.reports = self.last.clone();
+    }
+
+    fn next_batch(&mut self) -> Option<Batch> {
+        if self.due == Batch::default() {
+            return None;
+        }
+        let mut batch = std::mem::take(&mut self.due);
+        if batch.reports.len() > MOST_REPORTS
+            && let Some(split) = batch.reports.keys().nth(MOST_REPORTS).cloned()
+        {
+            self.due.reports = batch.reports.split_off(&split);
+        }
+        Some(batch)
+    }
+
+    /// What could not be sent waits, unless something newer is there.
+    fn give_back(&mut self, batch: Batch) {
+        for (name, report) in batch.reports {
+            self.due.reports.entry(name).or_insert(report);
+        }
+        for name in batch.closed {
+            if !self.connected.contains(&name) {
+                self.due.closed.insert(name);
+            }
+        }
+        self.due.connected = Some(self.connected.clone());
+    }
+}
+
+/// Forwards until the node stops.
+pub async fn run(context: Arc<Context>, mut queue: HeardQueue) {
+    let mut gathered = Gathered::default();
+    let mut status = context.status.clone();
+    let mut told = leader_of(&status.borrow());
+    let period = (context.config.lost_after.to_std() / 10).clamp(GATHER, Duration::from_secs(2));
+    let mut roll_call = tokio::time::interval(period);
+    loop {
+        tokio::select! {
+            heard = queue.0.recv() => match heard {
+                Some(heard) => gathered.take(heard),
+                None => return,
+            },
+            _ = roll_call.tick() => gathered.due.connected = Some(gathered.connected.clone()),
+            changed = status.changed() => if changed.is_err() { return },
+            () = context.stop.cancelled() => return,
+        }
+        while let Ok(heard) = queue.0.try_recv() {
+            gathered.take(heard);
+        }
+        let leader = leader_of(&status.borrow_and_update());
+        if leader != told {
+            told = leader;
+            gathered.all_again();
+        }
+        let (Some((leader, _)), true) = (leader, gathered.due != Batch::default()) else {
+            continue;
+        };
+        if leader == context.identity.node_id {
+            while let Some(batch) = gathered.next_batch() {
+                let Ok(own) = Name::new(context.identity.name.clone()) else {
+                    return;
+                };
+                if !context.live.absorb(&context, &own, batch.clone()) {
+                    // It leads but has not caught up yet: in a moment.
+                    gathered.give_back(batch);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    break;
+                }
+            }
+            continue;
+        }
+        if let Some(batch) = gathered.next_batch()
+            && let Err(error) = send(&context, leader, &batch).await
+        {
+            tracing::debug!(leader, error, "reports wait: the leader was not reached");
+            gathered.give_back(batch);
+        }
+        // More gathers meanwhile.
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+fn leader_of(status: &crate::raft::RaftStatus) -> Option<(u64, u64)> {
+    let leader = match status.role {
+        Role::Leader => Some(status.node_id),
+        Role::Follower | Role::Candidate | Role::Learner => status.leader,
+    };
+    leader.map(|leader| (leader, status.term))
+}
+
+async fn send(context: &Context, leader: u64, batch: &Batch) -> Result<(), String> {
+    let payload = codec::encode(batch).map_err(|error| error.to_string())?;
+    context
+        .peers
+        .ask(leader, TOPIC, Bytes::from(payload), ASK_LIMIT)
+        .await
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
+/// Proves every few seconds, by a read index, that there is a leader, and stamps it into the
+/// sessions; until the node stops.
+pub async fn stamp_leases(context: Arc<Context>) {
+    let period = (context.config.lost_after.to_std() / 6)
+        .clamp(Duration::from_millis(200), Duration::from_secs(5));
+    let mut timer = tokio::time::interval(period);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = timer.tick() => {}
+            () = context.stop.cancelled() => return,
+        }
+        if context.sessions.connected().is_empty() {
+            continue;
+        }
+        match context.query.linearizable().await {
+            Ok(_) => {
+                let term = context.status.borrow().term;
+                context.sessions.stamp(term);
+            }
+            Err(error) => tracing::debug!(%error, "no lease: nobody leads"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn report(sequence: u64) -> Box<Report> {
+        Box::new(Report {
+            sequence,
+            ..Report::default()
+        })
+    }
+
+    #[test]
+    fn only_the_newest_report_of_an_agent_goes() {
+        let mut gathered = Gathered::default();
+        gathered.take(Heard::Opened(name("a")));
+        gathered.take(Heard::Report(name("a"), report(1)));
+        gathered.take(Heard::Report(name("a"), report(2)));
+        let batch = gathered.next_batch().unwrap();
+        assert_eq!(batch.reports[&name("a")].sequence, 2);
+        assert_eq!(batch.connected, Some(BTreeSet::from([name("a")])));
+        assert_eq!(gathered.next_batch(), None);
+        // It was not sent; a newer one came meanwhile.
+        gathered.take(Heard::Report(name("a"), report(3)));
+        gathered.give_back(batch);
+        assert_eq!(gathered.next_batch().unwrap().reports[&name("a")].sequence, 3);
+    }
+
+    #[test]
+    fn a_new_leader_gets_everything_about_those_still_here() {
+        let mut gathered = Gathered::default();
+        for agent in ["a", "b"] {
+            gathered.take(Heard::Opened(name(agent)));
+            gathered.take(Heard::Report(name(agent), report(1)));
+        }
+        gathered.take(Heard::Closed(name("b")));
+        gathered.next_batch().unwrap();
+        gathered.all_again();
+        let batch = gathered.next_batch().unwrap();
+        assert_eq!(batch.reports.keys().collect::<Vec<_>>(), [&name("a")]);
+    }
+}

@@ -1,0 +1,154 @@
+//! What runs only while this node leads: the merged picture of the agents and the planner.
+//!
+//! [`Live`] holds [`Observed`] while this node leads and nothing otherwise; [`planner`] is the
+//! loop that turns it into commands. Reports come in through [`Live::absorb`], from the sessions
+//! here and from other coordinators; the services look through [`Live::picture`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tidegate_coordinator_core::{Observed, State};
+use tidegate_shared::id::Name;
+use tidegate_shared::time::Timestamp;
+use tokio::sync::Notify;
+
+use crate::agents::forward::Batch;
+use crate::api::convert::deployment::Picture;
+use crate::api::{Context, status};
+use crate::raft::peer_service::AskFuture;
+use crate::storage::codec;
+use crate::storage::data_dir::Peer;
+
+pub mod planner;
+
+#[derive(Default)]
+struct Seen {
+    observed: Option<Observed>,
+    next_wakeup: Option<Timestamp>,
+}
+
+/// What the leader knows beyond the state. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Live {
+    seen: Arc<Mutex<Seen>>,
+    news: Arc<Notify>,
+}
+
+impl Live {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what a coordinator tells of its agents; whether this node leads and took it.
+    pub(crate) fn absorb(&self, context: &Context, coordinator: &Name, batch: Batch) -> bool {
+        let Some(now) = context.proposer.leader_now() else {
+            return false;
+        };
+        let mut seen = self.lock();
+        let Some(observed) = &mut seen.observed else {
+            return false;
+        };
+        for agent in &batch.closed {
+            observed.disconnected(agent, coordinator);
+        }
+        for (agent, report) in batch.reports {
+            observed.absorb(&agent, coordinator, report, now);
+        }
+        if let Some(connected) = &batch.connected {
+            for agent in connected {
+                observed.heartbeat(agent, coordinator, now);
+            }
+            let gone: Vec<Name> = observed
+                .agents
+                .iter()
+                .filter(|(agent, known)| {
+                    known.coordinator.as_ref() == Some(coordinator) && !connected.contains(*agent)
+                })
+                .map(|(agent, _)| agent.clone())
+                .collect();
+            for agent in gone {
+                observed.disconnected(&agent, coordinator);
+            }
+        }
+        drop(seen);
+        self.news.notify_one();
+        true
+    }
+
+    /// Looks at the state together with what is seen now. Short work only: reports wait meanwhile.
+    pub fn picture<'a, R>(
+        &self,
+        context: &Context,
+        state: &'a State,
+        look: impl FnOnce(Picture<'_>) -> R,
+    ) -> R
+    where
+        R: 'a,
+    {
+        let now = context.proposer.leader_now();
+        let seen = self.lock();
+        look(Picture {
+            state,
+            observed: seen.observed.as_ref().filter(|_| now.is_some()),
+            now: now.unwrap_or(state.at),
+            next_wakeup: seen.next_wakeup,
+        })
+    }
+
+    /// How many agents are connected to any coordinator; 0 where this node does not lead.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.lock().observed.as_ref().map_or(0, |observed| {
+            observed
+                .agents
+                .values()
+                .filter(|known| known.coordinator.is_some())
+                .count()
+        })
+    }
+
+    fn begin(&self, observed: Observed) {
+        *self.lock() = Seen {
+            observed: Some(observed),
+            next_wakeup: None,
+        };
+    }
+
+    fn end(&self) {
+        *self.lock() = Seen::default();
+    }
+
+    fn with_observed<R>(&self, look: impl FnOnce(&mut Observed) -> R) -> Option<R> {
+        self.lock().observed.as_mut().map(look)
+    }
+
+    fn set_next_wakeup(&self, at: Option<Timestamp>) {
+        self.lock().next_wakeup = at;
+    }
+
+    async fn news(&self) {
+        self.news.notified().await;
+    }
+}
+
+/// Answers other coordinators that tell of their agents.
+#[must_use]
+pub fn take_batch(context: Arc<Context>) -> Arc<dyn crate::raft::peer_service::AskHandler> {
+    Arc::new(move |from: Peer, payload: Bytes| -> AskFuture {
+        let context = context.clone();
+        Box::pin(async move {
+            let batch: Batch = codec::decode(&payload)
+                .map_err(|error| tonic::Status::invalid_argument(error.to_string()))?;
+            let coordinator = Name::new(from.name)
+                .map_err(|error| tonic::Status::invalid_argument(error.message))?;
+            if context.live.absorb(&context, &coordinator, batch) {
+                Ok(Bytes::new())
+            } else {
+                Err(status::refusal(
+                    tidegate_shared::error::Reason::NoLeader,
+                    "this coordinator does not lead",
+                ))
+            }
+        })
+    })
+}
