@@ -1,0 +1,796 @@
+//! The virtual cluster of a scenario: one state, one leader, hosts, and a clock that jumps.
+//!
+//! A round is: deliver assignments, let agents work, take their reports, plan, apply. Rounds go on at
+//! one instant until nothing changes; then the clock jumps to the next instant at which the planner
+//! or a host has something to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tidegate_agent_core::place::PlaceKey;
+use tidegate_agent_core::testing::{AgentModel, Behaviour as Conduct, Staged};
+use tidegate_coordinator_core::apply::apply;
+use tidegate_coordinator_core::command::{
+    ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, InitCluster, Join,
+    OnConflict, PutObject, RollbackScope, ScopeName, SetReleaseStatus, StopScope, TokenKind, Verb,
+};
+use tidegate_coordinator_core::desired::desired;
+use tidegate_coordinator_core::plan::plan;
+use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
+use tidegate_coordinator_core::{Actor, Command, Entry, Item, Observed, Outcome, RequestKey};
+use tidegate_shared::assignment::{Facts, PermanentErrorKind};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::error::Reason;
+use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::selector::Labels;
+use tidegate_shared::spec::{
+    AssetKind, AssetSource, AssetSpec, Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, RunSpec,
+    StrategySpec,
+};
+use tidegate_shared::time::{Span, Timestamp};
+
+use crate::invariants;
+use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
+use crate::trace::{self, Names, Trace};
+
+/// Every story begins then.
+const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+/// A wait that takes longer than this will not end.
+const PATIENCE: Span = Span::from_days(30);
+
+/// More rounds at one instant are a planner that never rests.
+const MAX_ROUNDS: u32 = 500;
+
+/// A host with its agent, and how the network treats it.
+pub struct Host {
+    /// The agent and what it runs.
+    pub model: AgentModel,
+    /// It has a session.
+    pub connected: bool,
+    /// Versions whose instances a fault ended: they may hold traffic without being healthy.
+    pub excused: BTreeSet<DeploymentId>,
+    shown: BTreeMap<DeploymentId, String>,
+}
+
+/// See the module.
+pub struct World {
+    now: Timestamp,
+    index: u64,
+    serial: u64,
+    state: State,
+    observed: Observed,
+    hosts: BTreeMap<Name, Host>,
+    conduct: BTreeMap<(Version, Option<Name>), Vec<Behaviour>>,
+    names: Names,
+    trace: Trace,
+    guard: invariants::Guard,
+    planner_wakes: Option<Timestamp>,
+}
+
+impl World {
+    /// A cluster of one coordinator's name, without agents.
+    ///
+    /// # Panics
+    /// If the cluster's own first entries are refused.
+    pub fn new() -> Self {
+        let mut world = Self {
+            now: BEGIN,
+            index: 0,
+            serial: 0,
+            state: State::default(),
+            observed: Observed::new(BEGIN),
+            hosts: BTreeMap::new(),
+            conduct: BTreeMap::new(),
+            names: Names::default(),
+            trace: Trace::new(BEGIN),
+            guard: invariants::Guard::default(),
+            planner_wakes: None,
+        };
+        let first = world.found().and_then(|()| {
+            world.object("application", &name("shop")?, "{}")?;
+            world.object("environment", &name("production")?, "{}")
+        });
+        assert_eq!(first, Ok(()), "the cluster cannot be founded");
+        world
+    }
+
+    /// The lines so far.
+    pub fn into_trace(self) -> String {
+        self.trace.into_text()
+    }
+
+    fn say(&mut self, line: &str) {
+        self.trace.line(self.now, line);
+    }
+
+    /// Executes a statement.
+    ///
+    /// # Errors
+    /// A wait that does not end, a rule that was broken, or a script that makes no sense.
+    pub fn execute(&mut self, line: &Line) -> Result<(), String> {
+        match &line.statement {
+            Statement::Agents(names) => names.iter().try_for_each(|name| self.join(name)),
+            Statement::Object { kind, name, json } => {
+                let known = self.knows(kind, name);
+                if known {
+                    self.say(&format!("> {}", line.text));
+                }
+                self.object_as_told(kind, name, json, known)
+            }
+            Statement::Release {
+                version,
+                on,
+                behaviours,
+            } => self.release(version, on.as_ref(), behaviours, &line.text),
+            Statement::Wait(wait) => self.wait(wait),
+            Statement::Show => {
+                self.say("> show");
+                self.show();
+                Ok(())
+            }
+            Statement::Fault(fault) => {
+                self.say(&format!("> {}", line.text));
+                self.fault(fault)
+            }
+            Statement::Deploy { .. }
+            | Statement::Verb { .. }
+            | Statement::Decide { .. }
+            | Statement::Scope { .. }
+            | Statement::Status { .. } => {
+                self.say(&format!("> {}", line.text));
+                let (actor, command) = self.command(&line.statement)?;
+                self.ask(actor, command)
+            }
+        }
+    }
+
+    fn knows(&self, kind: &str, name: &Name) -> bool {
+        match kind {
+            "scope" => self.state.scopes.contains_key(name),
+            "strategy" => self.state.strategies.contains_key(name),
+            "policy" => self.state.policies.contains_key(name),
+            "parameter" => self.state.parameters.contains_key(name),
+            _ => false,
+        }
+    }
+
+    // ---- the log ----
+
+    /// Applies a command as an entry of its own and writes what changed.
+    fn enter(
+        &mut self,
+        actor: Actor,
+        request: RequestKey,
+        command: Command,
+    ) -> Result<Outcome, String> {
+        self.index += 1;
+        let before = self.state.clone();
+        let entry = Entry {
+            at: self.now,
+            items: vec![Item {
+                actor,
+                request,
+                command,
+            }],
+        };
+        let mut applied = apply(&mut self.state, self.index, &entry);
+        self.names.learn(&self.state);
+        for line in trace::states(&before, &self.state, &self.names) {
+            self.trace.line(self.now, &line);
+        }
+        let broken = self.guard.state(&before, &self.state);
+        if !broken.is_empty() {
+            return Err(self.names.in_text(&broken.join("\n")));
+        }
+        match applied.pop() {
+            Some(one) if applied.is_empty() => Ok(one.outcome),
+            Some(_) | None => Err("an entry of one command has not one outcome".to_owned()),
+        }
+    }
+
+    fn mint(&mut self) -> RequestId {
+        self.serial += 1;
+        RequestId::derived(self.now, "scenario", self.serial, 0)
+    }
+
+    fn ask(&mut self, actor: Actor, command: Command) -> Result<(), String> {
+        let request = RequestKey::Client(self.mint());
+        if let Err(rejection) = self.enter(actor, request, command)? {
+            let text = format!("{} {rejection}", rejection.reason.code());
+            let line = format!("refused: {}", self.names.in_text(&text));
+            self.say(&line);
+        }
+        Ok(())
+    }
+
+    /// A command that the script needs and that must succeed.
+    fn must(&mut self, actor: Actor, command: Command) -> Result<(), String> {
+        let request = RequestKey::Client(self.mint());
+        self.enter(actor, request, command)?
+            .map(|_| ())
+            .map_err(|rejection| format!("{} {rejection}", rejection.reason.code()))
+    }
+
+    // ---- what a story is made of ----
+
+    fn found(&mut self) -> Result<(), String> {
+        let command = Command::InitCluster(InitCluster {
+            cluster: ClusterId::derived(BEGIN, "scenario", 0, 0),
+            trust_domain: "scenario.test".to_owned(),
+            name: name("c1")?,
+            addresses: Addresses::default(),
+            ca: CaRecord {
+                certificate: "scenario".to_owned(),
+                key: SealedKey {
+                    nonce: vec![0; 12],
+                    sealed: vec![0; 16],
+                },
+            },
+            admin: name("admin")?,
+            level: 1,
+        });
+        self.must(Actor::System, command)
+    }
+
+    fn join(&mut self, agent: &Name) -> Result<(), String> {
+        self.serial += 1;
+        let id = TokenId::derived(self.now, "scenario", self.serial, 1);
+        let secret_hash = Digest::of(agent.as_str().as_bytes());
+        let token = Command::CreateToken(CreateToken {
+            id,
+            kind: TokenKind::Agent,
+            secret_hash,
+            labels: Labels::new(),
+            expires_at: self.now + Span::from_hours(1),
+            uses: 1,
+            name: None,
+        });
+        self.must(admin()?, token)?;
+        let join = Command::Join(Join {
+            token: id,
+            secret_hash,
+            name: agent.clone(),
+            facts: Facts::new(),
+            addresses: None,
+        });
+        self.must(Actor::Token(id), join)?;
+        let host = Host {
+            model: AgentModel::new(self.now),
+            connected: true,
+            excused: BTreeSet::new(),
+            shown: BTreeMap::new(),
+        };
+        self.hosts.insert(agent.clone(), host);
+        Ok(())
+    }
+
+    fn object(&mut self, kind: &str, name: &Name, json: &str) -> Result<(), String> {
+        let command = put(kind, name, json)?;
+        self.must(admin()?, command)
+    }
+
+    fn object_as_told(
+        &mut self,
+        kind: &str,
+        name: &Name,
+        json: &str,
+        aloud: bool,
+    ) -> Result<(), String> {
+        let json = if kind == "scope" {
+            scope_json(json)?
+        } else {
+            json.to_owned()
+        };
+        let command = put(kind, name, &json)?;
+        if aloud {
+            self.ask(admin()?, command)
+        } else {
+            let request = RequestKey::Client(self.mint());
+            if let Err(rejection) = self.enter(admin()?, request, command)? {
+                self.say(&format!("> {kind} {name}"));
+                self.say(&format!("refused: {} {rejection}", rejection.reason.code()));
+            }
+            Ok(())
+        }
+    }
+
+    fn release(
+        &mut self,
+        version: &Version,
+        on: Option<&Name>,
+        behaviours: &[Behaviour],
+        text: &str,
+    ) -> Result<(), String> {
+        let shop = name("shop")?;
+        let known = self
+            .state
+            .releases
+            .contains_key(&(shop.clone(), version.clone()));
+        if known && on.is_none() {
+            self.say(&format!("> {text}"));
+        } else if known && self.names.id(Nth(1)).is_some() && self.is_deployed(version) {
+            self.say(&format!("> {text}"));
+        }
+        if !known {
+            let command = Command::CreateRelease(CreateRelease {
+                application: shop,
+                version: version.clone(),
+                labels: Labels::new(),
+                spec: release_spec(version)?,
+                stored: true,
+            });
+            self.must(admin()?, command)?;
+        }
+        self.conduct
+            .insert((version.clone(), on.cloned()), behaviours.to_vec());
+        let hosts: Vec<Name> = self.hosts.keys().cloned().collect();
+        for host in hosts {
+            if on.is_none_or(|on| *on == host) {
+                let own = (version.clone(), Some(host.clone()));
+                let common = (version.clone(), None);
+                let behaviours = self.conduct.get(&own).or_else(|| self.conduct.get(&common));
+                let conduct = conduct(behaviours.map_or(&[][..], Vec::as_slice))?;
+                if let Some(host) = self.hosts.get_mut(&host) {
+                    host.model.host.behave(version.as_str(), conduct);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_deployed(&self, version: &Version) -> bool {
+        let mut deployments = self.state.deployments.values();
+        deployments.any(|deployment| deployment.origin.version == *version)
+    }
+
+    fn id(&self, nth: Nth) -> Result<DeploymentId, String> {
+        self.names
+            .id(nth)
+            .ok_or_else(|| format!("there is no {nth} yet"))
+    }
+
+    fn command(&self, statement: &Statement) -> Result<(Actor, Command), String> {
+        let command = match statement {
+            Statement::Deploy {
+                version,
+                scope,
+                strategy,
+                on_conflict,
+                overrides,
+            } => Command::CreateDeployments(CreateDeployments {
+                application: name("shop")?,
+                version: version.clone(),
+                scopes: vec![scope.clone()],
+                strategy: strategy.clone(),
+                overrides: serde_json::from_str::<StrategySpec>(overrides)
+                    .map_err(|error| error.to_string())?,
+                labels: Labels::new(),
+                on_conflict: match on_conflict.as_str() {
+                    "queue" => OnConflict::Queue,
+                    "supersede" => OnConflict::Supersede,
+                    _ => OnConflict::Fail,
+                },
+            }),
+            Statement::Verb { verb, nth, weight } => Command::ActOnDeployment(ActOnDeployment {
+                deployment: self.id(*nth)?,
+                verb: match (verb.as_str(), weight) {
+                    ("pause", _) => Verb::Pause,
+                    ("resume", _) => Verb::Resume,
+                    ("promote", _) => Verb::Promote,
+                    ("promote-full", _) => Verb::PromoteFull,
+                    ("traffic", Some(weight)) => Verb::Traffic(*weight),
+                    ("finalize", _) => Verb::Finalize,
+                    ("cancel", _) => Verb::Cancel,
+                    ("rollback", _) => Verb::Rollback,
+                    ("retry", _) => Verb::Retry,
+                    (other, _) => return Err(format!("\"{other}\" is no verb")),
+                },
+                expected_revision: None,
+                reason: String::new(),
+            }),
+            Statement::Decide { nth, granted, by } => {
+                let command = Command::Decide(Decide {
+                    deployment: self.id(*nth)?,
+                    granted: *granted,
+                    reason: String::new(),
+                });
+                return Ok((Actor::User(by.clone()), command));
+            }
+            Statement::Scope {
+                verb,
+                name,
+                version,
+                flag,
+            } => scope_command(verb, name, version.as_ref(), *flag),
+            Statement::Status { status, version } => Command::SetReleaseStatus(SetReleaseStatus {
+                application: name("shop")?,
+                version: version.clone(),
+                status: match status.as_str() {
+                    "rejected" => ReleaseStatus::Rejected,
+                    "paused" => ReleaseStatus::Paused,
+                    _ => ReleaseStatus::Ready,
+                },
+                reason: "told by the script".to_owned(),
+                expected_revision: None,
+            }),
+            Statement::Agents(_)
+            | Statement::Object { .. }
+            | Statement::Release { .. }
+            | Statement::Fault(_)
+            | Statement::Wait(_)
+            | Statement::Show => return Err("is no command".to_owned()),
+        };
+        Ok((admin()?, command))
+    }
+
+    fn show(&mut self) {
+        let mut lines = Vec::new();
+        for (id, deployment) in &self.state.deployments {
+            let name = self.names.name(*id);
+            lines.push((name.clone(), trace::picture(deployment, &name, self.now)));
+        }
+        for (name, scope) in &self.state.scopes {
+            let active = scope
+                .active
+                .map_or("none".to_owned(), |id| self.names.name(id));
+            let line = format!("  {name}: {}, active {active}", scope.status.as_str());
+            lines.push(("~".to_owned(), line));
+        }
+        for (name, host) in &self.hosts {
+            let running = host.model.host.running();
+            let mut versions: BTreeMap<String, usize> = BTreeMap::new();
+            for instance in &running {
+                let version = self.names.name(instance.place.deployment);
+                *versions.entry(version).or_default() += 1;
+            }
+            let runs: Vec<String> = versions
+                .iter()
+                .map(|(version, count)| format!("{count} of {version}"))
+                .collect();
+            let runs = if runs.is_empty() {
+                "nothing".to_owned()
+            } else {
+                runs.join(", ")
+            };
+            lines.push(("~~".to_owned(), format!("  {name}: runs {runs}")));
+        }
+        lines.sort();
+        for (_, line) in lines {
+            self.say(&line);
+        }
+    }
+
+    // ---- faults ----
+
+    fn fault(&mut self, fault: &Fault) -> Result<(), String> {
+        let now = self.now;
+        match fault {
+            Fault::Cut(agent) => self.host(agent)?.connected = false,
+            Fault::Kill(agent) => {
+                let host = self.host(agent)?;
+                host.connected = false;
+                for instance in host.model.host.running() {
+                    host.model.host.kill_process(&instance, now);
+                    host.excused.insert(instance.place.deployment);
+                }
+                host.model.kill();
+            }
+            Fault::Back(agent) => {
+                let host = self.host(agent)?;
+                host.connected = true;
+                if host.model.observed().is_none() {
+                    host.model.advance(now);
+                    host.model.start();
+                }
+            }
+            Fault::Stick(agent) => self.host(agent)?.model.host.data_plane_down(true),
+            Fault::Free(agent) => self.host(agent)?.model.host.data_plane_down(false),
+            Fault::Leader => {
+                self.observed = Observed::new(now);
+                self.planner_wakes = None;
+            }
+            Fault::Vanish(nth, on) => {
+                let id = self.id(*nth)?;
+                for (_, host) in self.hosts_on(on.as_ref()) {
+                    for instance in host.model.host.running() {
+                        if instance.place.deployment == id {
+                            host.model.host.kill_process(&instance, now);
+                            host.excused.insert(id);
+                        }
+                    }
+                }
+            }
+            Fault::Open(nth, requests, on) => {
+                let id = self.id(*nth)?;
+                let scope = self
+                    .state
+                    .deployments
+                    .get(&id)
+                    .map(|deployment| deployment.origin.scope.clone())
+                    .ok_or_else(|| format!("{nth} is gone"))?;
+                for (_, host) in self.hosts_on(on.as_ref()) {
+                    let place = PlaceKey {
+                        scope: scope.clone(),
+                        deployment: id,
+                    };
+                    host.model.host.hold_open(&place, *requests);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn host(&mut self, name: &Name) -> Result<&mut Host, String> {
+        self.hosts
+            .get_mut(name)
+            .ok_or_else(|| format!("there is no host {name}"))
+    }
+
+    fn hosts_on<'a>(
+        &'a mut self,
+        on: Option<&'a Name>,
+    ) -> impl Iterator<Item = (&'a Name, &'a mut Host)> {
+        self.hosts
+            .iter_mut()
+            .filter(move |(name, _)| on.is_none_or(|on| on == *name))
+    }
+
+    // ---- time ----
+
+    fn wait(&mut self, wait: &Wait) -> Result<(), String> {
+        let until = match wait {
+            Wait::For(span) => self.now + *span,
+            Wait::Status(..) | Wait::Step(..) | Wait::End(_) | Wait::Quiet => self.now + PATIENCE,
+        };
+        self.settle()?;
+        loop {
+            if !matches!(wait, Wait::For(_)) && self.holds(wait)? {
+                return Ok(());
+            }
+            let next = self.next_event();
+            let next = next.filter(|next| *next <= until);
+            let Some(next) = next else {
+                if matches!(wait, Wait::For(_)) {
+                    self.pass(until)?;
+                    return self.settle();
+                }
+                return Err(format!("it did not happen within {PATIENCE}"));
+            };
+            self.pass(next.max(self.now + Span::from_millis(1)))?;
+            self.settle()?;
+        }
+    }
+
+    fn holds(&self, wait: &Wait) -> Result<bool, String> {
+        let deployment = |nth: &Nth| {
+            let id = self.id(*nth)?;
+            let found = self.state.deployments.get(&id);
+            found.ok_or_else(|| format!("{nth} is gone"))
+        };
+        Ok(match wait {
+            Wait::For(_) => true,
+            Wait::Status(nth, status) => {
+                let found = deployment(nth)?;
+                if found.status.is_end() && found.status.as_str() != status {
+                    return Err(format!("{nth} ended {}", found.status));
+                }
+                found.status.as_str() == status
+            }
+            Wait::Step(nth, number) => {
+                let found = deployment(nth)?;
+                if found.status.is_end() {
+                    return Err(format!("{nth} ended {}", found.status));
+                }
+                found
+                    .traffic
+                    .step
+                    .is_some_and(|step| step.index + 1 == *number && step.reached_at.is_some())
+            }
+            Wait::End(nth) => self.id(*nth).is_ok() && deployment(nth)?.status.is_end(),
+            Wait::Quiet => self.state.scopes.values().all(|scope| {
+                scope.candidate.is_none()
+                    && scope.waiting.is_empty()
+                    && scope.retired.is_empty()
+                    && scope.active.is_none_or(|id| {
+                        let found = self.state.deployments.get(&id);
+                        found.is_none_or(|d| d.status != Status::Deleting)
+                    })
+            }),
+        })
+    }
+
+    fn next_event(&self) -> Option<Timestamp> {
+        let hosts = self
+            .hosts
+            .values()
+            .filter_map(|host| host.model.next_event());
+        hosts.chain(self.planner_wakes).min()
+    }
+
+    fn pass(&mut self, to: Timestamp) -> Result<(), String> {
+        self.now = self.now.max(to);
+        for host in self.hosts.values_mut() {
+            host.model.advance(to);
+        }
+        let broken = self.guard.hosts(&self.state, &self.hosts);
+        if broken.is_empty() {
+            Ok(())
+        } else {
+            Err(self.names.in_text(&broken.join("\n")))
+        }
+    }
+
+    /// Rounds at this instant until nothing changes.
+    fn settle(&mut self) -> Result<(), String> {
+        for _ in 0..MAX_ROUNDS {
+            self.deliver()?;
+            if !self.plan()? {
+                return self.pass(self.now);
+            }
+        }
+        Err("the planner does not come to rest".to_owned())
+    }
+
+    /// Assignments out, reports in.
+    fn deliver(&mut self) -> Result<(), String> {
+        let coordinator = name("c1")?;
+        let mut changes = Vec::new();
+        for (name, host) in &mut self.hosts {
+            if host.connected {
+                host.model.assign(&desired(&self.state, name));
+            }
+            host.model.advance(self.now);
+            if host.connected
+                && let Some(report) = host.model.report()
+            {
+                self.observed.absorb(name, &coordinator, report, self.now);
+            }
+            let places = host
+                .model
+                .observed()
+                .map(|observed| tidegate_agent_core::report::places(observed, self.now))
+                .unwrap_or_default();
+            let texts: BTreeMap<DeploymentId, String> = places
+                .iter()
+                .map(|place| (place.deployment, trace::place(place)))
+                .collect();
+            for (id, text) in &texts {
+                if host.shown.get(id) != Some(text) {
+                    changes.push((name.clone(), *id, text.clone()));
+                }
+            }
+            for id in host.shown.keys().filter(|id| !texts.contains_key(id)) {
+                changes.push((name.clone(), *id, "gone".to_owned()));
+            }
+            host.shown = texts;
+        }
+        for line in trace::places(&changes, &self.names) {
+            self.trace.line(self.now, &line);
+        }
+        Ok(())
+    }
+
+    /// Proposes what the planner finds due; whether it proposed anything.
+    fn plan(&mut self) -> Result<bool, String> {
+        let planned = plan(&self.state, &self.observed, self.now);
+        self.planner_wakes = planned.next_wakeup;
+        let some = !planned.commands.is_empty();
+        for item in planned.commands {
+            let text = format!("{:?}", item.command);
+            let outcome = self.enter(item.actor, item.request, item.command)?;
+            match outcome {
+                Ok(_) => {}
+                // A second command of one round on the same deployment; planned again in the next.
+                Err(rejection) if rejection.reason == Reason::Stale => {}
+                Err(rejection) => {
+                    return Err(format!("the planner was refused: {rejection}: {text}"));
+                }
+            }
+        }
+        Ok(some)
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    Name::new(text).map_err(|error| error.to_string())
+}
+
+fn admin() -> Result<Actor, String> {
+    name("admin").map(Actor::User)
+}
+
+fn put(kind: &str, name: &Name, json: &str) -> Result<Command, String> {
+    let kind: Kind = kind.parse()?;
+    Ok(Command::PutObject(PutObject {
+        name: name.clone(),
+        labels: Labels::new(),
+        spec: ObjectSpec::from_json(kind, json).map_err(|error| error.to_string())?,
+        expected_revision: None,
+        must_not_exist: false,
+    }))
+}
+
+/// The fields of a scope that a script does not say.
+fn scope_json(json: &str) -> Result<String, String> {
+    let mut scope = serde_json::json!({
+        "application": "shop",
+        "environment": "production",
+        "port": 8080,
+        "health_check": {"http": {"path": "/"}, "interval": "5s", "healthy_threshold": 1},
+    });
+    let told: serde_json::Value = serde_json::from_str(if json.is_empty() { "{}" } else { json })
+        .map_err(|error| error.to_string())?;
+    let (Some(scope), Some(told)) = (scope.as_object_mut(), told.as_object()) else {
+        return Err("a scope is a JSON object".to_owned());
+    };
+    for (key, value) in told {
+        scope.insert(key.clone(), value.clone());
+    }
+    serde_json::to_string(scope).map_err(|error| error.to_string())
+}
+
+fn scope_command(verb: &str, name: &Name, version: Option<&Version>, flag: bool) -> Command {
+    let scope = ScopeName { name: name.clone() };
+    match verb {
+        "stop" => Command::StopScope(StopScope {
+            name: name.clone(),
+            cancel: flag,
+        }),
+        "start" => Command::StartScope(scope),
+        "restart" => Command::RestartScope(scope),
+        _ => Command::RollbackScope(RollbackScope {
+            name: name.clone(),
+            version: version.cloned(),
+            force: flag,
+            reason: "told by the script".to_owned(),
+        }),
+    }
+}
+
+fn release_spec(version: &Version) -> Result<ReleaseSpec, String> {
+    let asset = AssetSpec {
+        name: name("app")?,
+        kind: AssetKind::Archive,
+        platform: "any".to_owned(),
+        sha256: Digest::of(version.as_str().as_bytes()),
+        size: 1_000,
+        source: AssetSource::Store,
+        run: RunSpec {
+            command: "./app".to_owned(),
+            ..RunSpec::default()
+        },
+    };
+    Ok(ReleaseSpec {
+        assets: vec![asset],
+        ..ReleaseSpec::default()
+    })
+}
+
+/// What a host is told about a release.
+fn conduct(behaviours: &[Behaviour]) -> Result<Conduct, String> {
+    let mut conduct = Conduct::default();
+    for behaviour in behaviours {
+        match behaviour {
+            Behaviour::Good => {}
+            Behaviour::Crashes => conduct.exits_after = Some(Span::ZERO),
+            Behaviour::NeverHealthy => conduct.healthy_after = None,
+            Behaviour::HealthyAfter(span) => conduct.healthy_after = Some(*span),
+            Behaviour::StagesIn(span) => conduct.stage_takes = *span,
+            Behaviour::Unreachable => conduct.staged = Staged::Fails,
+            Behaviour::Refused(word) => {
+                let kind = PermanentErrorKind::ALL
+                    .into_iter()
+                    .find(|kind| kind.as_str() == word)
+                    .ok_or_else(|| format!("\"{word}\" is no permanent error"))?;
+                conduct.staged = Staged::Refused(kind);
+            }
+        }
+    }
+    Ok(conduct)
+}
