@@ -1,6 +1,21 @@
 //! The agent's shell: everything around `tidegate-agent-core` that touches clocks, disks, sockets and
 //! processes. The binary `tidegate-agent` is made of it, and the tests drive its parts.
 
+pub mod asset;
+pub mod config;
+pub mod enroll;
+pub mod error;
+pub mod executor;
+pub mod files;
+pub mod identity;
+pub mod jitter;
+pub mod ledger;
 pub mod port_holder;
+pub mod probe;
 pub mod proxy;
+pub mod reconcile;
+pub mod run;
+pub mod session;
+pub mod telemetry;
+pub mod tls;
 pub mod traffic;
