@@ -19,6 +19,8 @@ mod parameters;
 mod release;
 mod requests;
 mod scope;
+#[cfg(test)]
+mod tests;
 mod token;
 mod tx;
 mod verb;

@@ -1,6 +1,7 @@
 //! The replicated state: ordered persistent tables, cheap to clone.
 
 mod access;
+mod check;
 mod cluster;
 mod deployment;
 mod scope;

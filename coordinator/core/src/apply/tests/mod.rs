@@ -1,0 +1,9 @@
+//! Tests of `apply`: through commands alone, as the log would carry them.
+
+mod clock;
+mod deployments;
+mod objects;
+mod random;
+mod requests;
+mod table;
+mod world;
