@@ -17,7 +17,7 @@ pub fn begin_return(deployment: &mut Deployment) {
     let traffic = &mut deployment.traffic;
     traffic.manual = None;
     traffic.good_batches = 0;
-    if rolling && traffic.replaced > 0 {
+    if rolling && traffic.desired > Weight::ZERO {
         take_batch(deployment);
     } else {
         traffic.replaced = 0;

@@ -320,6 +320,7 @@ proptest! {
             let mirrored = apply(&mut replica, world.index, &through_cbor(&entry));
             prop_assert_eq!(mirrored, applied);
         }
+        prop_assert_eq!(&world.state, &replica);
         prop_assert_eq!(world.state.verify_chain(), Ok(()));
         let mut bytes = Vec::new();
         ciborium::into_writer(&world.state, &mut bytes).unwrap();
