@@ -592,7 +592,8 @@ mod tests {
 
     #[test]
     fn each_wrong_value_names_place_key_and_what_is_wanted() {
-        let table: [(&str, &[(&str, &str)], &[&str]); 16] = [
+        type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+        let table: [Row; 16] = [
             ("name = ", &[], &["coordinator.toml:1:", "not TOML"]),
             ("", &[], &["coordinator.toml", "name is missing"]),
             ("name = \"A b\"", &[], &["name: \"A b\"", "lower-case"]),

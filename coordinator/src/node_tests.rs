@@ -287,6 +287,26 @@ fn report(sequence: u64, wish: &link::Assignments) -> link::Report {
     }
 }
 
+/// One line of logs.
+async fn answer(channel: Channel, ask: link::Ask) {
+    let Some(link::ask::Kind::Logs(logs)) = ask.kind else {
+        panic!("an ask without a question");
+    };
+    let chunk = link::AnswerChunk {
+        ask_id: ask.id,
+        lines: vec![link::LogLine {
+            scope: logs.scope,
+            text: "it works".to_owned(),
+            ..link::LogLine::default()
+        }],
+        error: String::new(),
+    };
+    AgentLinkClient::new(channel)
+        .answer(tokio_stream::iter([chunk]))
+        .await
+        .unwrap();
+}
+
 /// Runs a scripted agent until its session is closed; the code of the end.
 async fn agent(channel: Channel) -> String {
     let (up, receiver) = mpsc::channel(16);
@@ -299,7 +319,7 @@ async fn agent(channel: Channel) -> String {
     }))
     .await
     .unwrap();
-    let mut down = AgentLinkClient::new(channel)
+    let mut down = AgentLinkClient::new(channel.clone())
         .session(ReceiverStream::new(receiver))
         .await
         .unwrap()
@@ -314,12 +334,8 @@ async fn agent(channel: Channel) -> String {
                     .unwrap();
             }
             Some(link::down::Kind::Close(close)) => return close.code,
-            Some(
-                link::down::Kind::Lease(_)
-                | link::down::Kind::Ask(_)
-                | link::down::Kind::Coordinators(_),
-            )
-            | None => {}
+            Some(link::down::Kind::Ask(ask)) => answer(channel.clone(), ask).await,
+            Some(link::down::Kind::Lease(_) | link::down::Kind::Coordinators(_)) | None => {}
         }
     }
     "the stream ended".to_owned()
@@ -442,9 +458,10 @@ async fn blobs_are_checked_and_given_only_to_whom_they_are_assigned() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_is_said_with_its_reason() {
+    type Change = fn(&mut pb::ApplyRequest);
     let world = World::new().await;
     let mut objects = ObjectsClient::new(world.people());
-    let wrong = |change: fn(&mut pb::ApplyRequest)| {
+    let wrong = |change: Change| {
         let mut request = pb::ApplyRequest {
             request_id: id(),
             kind: "application".to_owned(),
@@ -454,7 +471,7 @@ async fn what_is_wrong_is_said_with_its_reason() {
         change(&mut request);
         request
     };
-    let table: [(fn(&mut pb::ApplyRequest), &str); 5] = [
+    let table: [(Change, &str); 5] = [
         (|r| r.request_id.clear(), "INVALID_FIELD"),
         (|r| r.request_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".into(), "TOO_OLD"),
         (|r| r.kind = "thing".into(), "INVALID_FIELD"),
@@ -560,7 +577,178 @@ async fn a_second_coordinator_joins_and_answers_as_well() {
         .into_inner();
     assert_eq!(status.members.len(), 2);
     assert_eq!(status.agents_connected, 1);
+
+    // Logs: asked at one coordinator, told by an agent at the other.
+    let mut lines = ScopesClient::new(world.people())
+        .logs(pb::LogsRequest {
+            scope: "shop-prod".to_owned(),
+            ..pb::LogsRequest::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    let line = lines.message().await.unwrap().unwrap();
+    assert_eq!((line.agent.as_str(), line.text.as_str()), ("host-1", "it works"));
+    assert!(lines.message().await.unwrap().is_none());
+
+    // A watch at the follower is told to the end.
+    world.release("2.0.0", b"two").await;
+    let deployment = world.deploy("2.0.0").await;
+    let mut watch = DeploymentsClient::new(at_second(&world.admin))
+        .watch(pb::WatchDeploymentRequest {
+            id: deployment.id,
+            interval_ms: 100,
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    let mut last = None;
+    while let Some(found) = watch.message().await.unwrap() {
+        last = Some(found.status());
+    }
+    assert_eq!(last, Some(Wire::Finalized));
+
+    // The lead moves; what the new leader shows is whole again without a report being lost.
+    let status = ClusterClient::new(at_second(&world.admin))
+        .transfer_leadership(pb::TransferLeadershipRequest { to: 0 })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(status.leader, 2);
+    let wait = async {
+        loop {
+            let found = AgentsClient::new(world.people())
+                .get(pb::GetAgentRequest {
+                    name: "host-1".to_owned(),
+                })
+                .await
+                .unwrap()
+                .into_inner();
+            if found.connected && found.places.len() == 1 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.unwrap();
     second.shutdown().await;
     assert_eq!(session.await.unwrap(), "SHUTTING_DOWN");
     world.node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_renews_its_certificate_and_people_and_agents_renew_theirs() {
+    let world = World::new().await;
+    let World { dir, node, admin } = world;
+    node.shutdown().await;
+    let environment = [
+        ("TIDEGATE_COORDINATOR_RAFT_TICK", "10ms"),
+        ("TIDEGATE_COORDINATOR_CERTIFICATE_LIFE_COORDINATOR", "10s"),
+    ];
+    let environment = environment.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let path = dir.path().join("a");
+    // The first certificate was made for 30 days: a short-lived one takes its place.
+    let config = Config::load(&path.join(FILE_NAME), environment).unwrap();
+    let cluster_key = ca::ClusterKey::read(&path.join(setup::KEY_FILE)).unwrap();
+    let node = Node::start(config, Clock::system(), end_process())
+        .await
+        .unwrap();
+    node.ready().await;
+    let world = World { dir, node, admin };
+    let state = world.node.context().query.stale().state.clone();
+    let authority = ca::Ca::open(&state.cluster.unwrap().ca, &cluster_key).unwrap();
+    let (key, csr) = ca::key_and_request().unwrap();
+    let identity = crate::tls::SpiffeId::parse("spiffe://example.com/coordinator/a").unwrap();
+    let now = tidegate_shared::time::Timestamp::from_millis(Clock::system().wall_ms());
+    let subject = ca::Subject {
+        identity: &identity,
+        hosts: &[],
+        life: tidegate_shared::time::Span::from_secs(10),
+    };
+    let issued = authority.sign_request(&csr, &subject, now).unwrap();
+    let before = issued.not_after;
+    setup::write_material(&path, &key, &issued.chain, &issued.roots).unwrap();
+    let World { dir, node, admin } = world;
+    let config = node.context().config.clone();
+    node.shutdown().await;
+    let node = Node::start(config, Clock::system(), end_process())
+        .await
+        .unwrap();
+    node.ready().await;
+    let wait = async {
+        loop {
+            let material = setup::read_material(&path).unwrap();
+            let validity = ca::validity(&material.chain[0]).unwrap();
+            if validity.not_after > before {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.unwrap();
+    let world = World { dir, node, admin };
+
+    let (key, csr) = ca::key_and_request().unwrap();
+    let renewed = ClusterClient::new(world.people())
+        .renew_certificate(pb::RenewCertificateRequest { csr: csr.into() })
+        .await
+        .unwrap()
+        .into_inner();
+    let fresh = tls_of(&renewed.certificate_chain, &key, &renewed.roots);
+    let me = ClusterClient::new(world.channel(&fresh))
+        .who_am_i(pb::WhoAmIRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(me.identity, "spiffe://example.com/user/admin");
+    assert_eq!(me.certificate_not_after_ms, renewed.not_after_ms);
+    let token = world.token("agent", &[], "").await;
+    let (_, tls) = world.enroll(&token, "host-1").await.unwrap();
+    let (_, csr) = ca::key_and_request().unwrap();
+    let renewed = AgentLinkClient::new(world.channel(&tls))
+        .renew(link::RenewRequest { csr: csr.into() })
+        .await
+        .unwrap()
+        .into_inner();
+    let leaf = ca::root_der(&renewed.certificate_chain).unwrap();
+    let identity = crate::tls::SpiffeId::of_certificate(&leaf).unwrap();
+    assert_eq!(identity.to_string(), "spiffe://example.com/agent/host-1");
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_logs_in_and_a_stranger_tool_finds_its_way() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let world = World::new().await;
+    let token = world.token("user", &[], "eve").await;
+    let refused = world.enroll(&token, "mallory").await.err().unwrap();
+    assert!(!refused.message.is_empty());
+    let (answer, tls) = world.enroll(&token, "eve").await.unwrap();
+    assert!(answer.members.is_empty());
+    assert_eq!(answer.coordinators.len(), 1);
+    let request = tonic_reflection::pb::v1::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut stream = ServerReflectionClient::new(world.channel(&tls))
+        .server_reflection_info(tokio_stream::iter([request]))
+        .await
+        .unwrap()
+        .into_inner();
+    let response = stream.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = response else {
+        panic!("{response:?}");
+    };
+    let names: Vec<_> = list.service.into_iter().map(|s| s.name).collect();
+    assert!(names.contains(&"tidegate.control.v1.Deployments".to_owned()));
+    let health = tonic_health::pb::health_client::HealthClient::new(world.channel(&tls))
+        .check(tonic_health::pb::HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(health.status, 1);
+    world.node.shutdown().await;
 }
