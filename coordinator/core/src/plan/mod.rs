@@ -33,7 +33,7 @@ use tidegate_shared::time::Timestamp;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
-use crate::state::{Deployment, Scope, State, Status};
+use crate::state::{Deployment, Scope, ScopeStatus, State, Status};
 use view::View;
 
 /// What should be proposed, and when to ask again.
@@ -113,10 +113,9 @@ fn add_scope(
                 .extend(gone.map(|action| item(retired, action)));
         }
     }
-    let deleting = scope.active.filter(|id| {
-        let active = state.deployments.get(id);
-        active.is_some_and(|active| active.status == Status::Deleting)
-    });
+    // Asked only of scopes that are being stopped: all others cost no look at their active one.
+    let stopping = scope.status == ScopeStatus::Stopping;
+    let deleting = scope.active.filter(|_| stopping);
     for id in scope.candidate.into_iter().chain(deleting) {
         add_deployment(plan, state, observed, now, scope, id);
     }
@@ -178,9 +177,14 @@ pub(crate) fn next(view: &View<'_>) -> Next {
             .filter(|due| due.at <= view.now)
             .and_then(|due| expiry(view, due.expiry));
     }
-    if next.action.is_none() {
-        next.action = bookkeeping(view);
-    }
+    next.action = match next.action {
+        None => bookkeeping(view),
+        // An end keeps the first causes, so they are noted before it comes.
+        Some(Action::TakeBack { .. } | Action::Expire { .. }) if due_for_note(view) => {
+            new_causes(view).or(next.action)
+        }
+        action => action,
+    };
     let later = |at: &Timestamp| *at > view.now;
     next.wake = next.wake.filter(later);
     next.wake = sooner(next.wake, due.map(|due| due.at).filter(later));
@@ -196,18 +200,40 @@ fn bookkeeping(view: &View<'_>) -> Option<Action> {
     if lost != view.deployment.lost {
         return Some(Action::MarkLost { lost });
     }
-    let known = &view.deployment.causes;
-    if known.len() >= MOST_CAUSES {
-        return None;
+    new_causes(view)
+}
+
+/// Whether what is due next may end it, for errors that its record should tell of. A rule that is met
+/// does not wait for that.
+fn due_for_note(view: &View<'_>) -> bool {
+    match view.deployment.status {
+        Status::Creating | Status::WaitingForInstances => true,
+        Status::CreatingApproval
+        | Status::CreatingApprovalDenied
+        | Status::Pending
+        | Status::Running
+        | Status::Finalizing
+        | Status::Finalized
+        | Status::Cancelling
+        | Status::Cancelled
+        | Status::RollingBack
+        | Status::RolledBack
+        | Status::Failed
+        | Status::Deleting
+        | Status::Deleted => false,
     }
+}
+
+/// First causes that the record does not have yet.
+fn new_causes(view: &View<'_>) -> Option<Action> {
+    let known = &view.deployment.causes;
     let mut causes = view.causes();
     causes.retain(|cause| {
-        let same = |k: &&crate::state::InstanceCause| {
-            k.agent == cause.agent && k.instance == cause.instance
-        };
-        !known.iter().any(|k| same(&k))
+        !known
+            .iter()
+            .any(|k| k.agent == cause.agent && k.instance == cause.instance)
     });
-    causes.truncate(MOST_CAUSES - known.len());
+    causes.truncate(MOST_CAUSES.saturating_sub(known.len()));
     (!causes.is_empty()).then_some(Action::NoteErrors { causes })
 }
 

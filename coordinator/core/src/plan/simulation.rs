@@ -96,22 +96,14 @@ impl Sim {
                 addresses: None,
             }));
         }
-        let scope = format!(
-            r#"{{"application":"shop","environment":"production","agents":"","instances_per_agent":{instances},"port":{port}}}"#
-        );
+        let scope = scope_spec(instances, port);
         for (kind, object, spec) in [
             (Kind::Application, "shop", "{}"),
             (Kind::Environment, "production", "{}"),
             (Kind::Strategy, "way", strategy),
             (Kind::Scope, "web", &scope),
         ] {
-            self.must(Command::PutObject(PutObject {
-                name: name(object),
-                labels: BTreeMap::new(),
-                spec: ObjectSpec::from_json(kind, spec).unwrap(),
-                expected_revision: None,
-                must_not_exist: true,
-            }));
+            self.put(kind, object, spec);
         }
         for version in 1..=5 {
             let spec = r#"{"assets":[{"name":"shop","kind":"archive","size":1,"sha256":"HASH","run":{"command":"shop"}}]}"#;
@@ -150,6 +142,16 @@ impl Sim {
     fn must(&mut self, command: Command) {
         let outcome = self.say(command);
         assert!(outcome.is_ok(), "{outcome:?}");
+    }
+
+    fn put(&mut self, kind: Kind, object: &str, spec: &str) {
+        self.must(Command::PutObject(PutObject {
+            name: name(object),
+            labels: BTreeMap::new(),
+            spec: ObjectSpec::from_json(kind, spec).unwrap(),
+            expected_revision: None,
+            must_not_exist: false,
+        }));
     }
 
     fn deploy(&mut self, version: u8, on_conflict: OnConflict) -> Outcome {
@@ -206,6 +208,7 @@ impl Sim {
     }
 
     fn check(&self) {
+        assert_eq!(self.state.check(), Vec::<String>::new());
         for agent in self.state.agents.keys() {
             let mut sum = 0;
             for item in desired(&self.state, agent).items {
@@ -312,6 +315,20 @@ impl Sim {
                 }
                 _ => self.observed = Observed::new(self.now),
             },
+            20 => self.put(
+                Kind::Policy,
+                "eyes",
+                &format!(
+                    r#"{{"selector":"scope.name == '{}'","enabled":{},"approval":{{"required":{}}}}}"#,
+                    if which % 3 == 0 { "api" } else { "web" },
+                    which % 4 > 0,
+                    1 + how % 2
+                ),
+            ),
+            21 => {
+                let spec = scope_spec(u32::from(1 + how % 3), "8080");
+                self.put(Kind::Scope, "web", &spec);
+            }
             _ => {
                 if let Some(deployment) = self.newest() {
                     self.say(Command::Decide(Decide {
@@ -350,6 +367,12 @@ impl Sim {
         });
         panic!("{left:?} never end: {:?}", explained.collect::<Vec<_>>());
     }
+}
+
+fn scope_spec(instances: u32, port: &str) -> String {
+    format!(
+        r#"{{"application":"shop","environment":"production","agents":"","instances_per_agent":{instances},"port":{port}}}"#
+    )
 }
 
 /// What an agent's trouble does to its report.
@@ -405,7 +428,7 @@ proptest! {
     fn what_is_proposed_is_taken_and_everything_ends(
         strategy in 0..STRATEGIES.len(),
         instances in 1_u32..4,
-        steps in prop::collection::vec((0_u8..21, any::<u8>(), any::<u8>()), 1..120),
+        steps in prop::collection::vec((0_u8..23, any::<u8>(), any::<u8>()), 1..120),
     ) {
         let port = if instances == 2 { "\"none\"" } else { "8080" };
         let mut sim = Sim::new(STRATEGIES[strategy], instances, port);
@@ -441,4 +464,27 @@ fn every_strategy_runs_through() {
             "{position} {statuses:?}"
         );
     }
+}
+
+#[test]
+fn a_rollout_that_never_had_traffic_gets_none_on_its_way_back() {
+    let mut sim = Sim::new(STRATEGIES[2], 1, "8080");
+    sim.deploy(1, OnConflict::Fail).unwrap();
+    sim.run_out();
+    sim.deploy(2, OnConflict::Fail).unwrap();
+    sim.settle();
+    for agent in 0..AGENTS.len() {
+        sim.report(agent, 100);
+    }
+    sim.settle();
+    let waiting = |sim: &Sim| sim.unfinished()[0].1;
+    assert_eq!(waiting(&sim), Status::WaitingForInstances);
+    // More instances per agent: the first batch grows above its size.
+    sim.put(Kind::Scope, "web", &scope_spec(2, "8080"));
+    sim.act(Verb::Cancel);
+    sim.settle();
+    assert_eq!(waiting(&sim), Status::Cancelling);
+    sim.run_out();
+    let last = sim.newest().map(|id| sim.state.deployments[&id].status);
+    assert_eq!(last, Some(Status::Cancelled));
 }

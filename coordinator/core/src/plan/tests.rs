@@ -191,6 +191,11 @@ fn a_wrong_digest_anywhere_ends_it_other_errors_above_max_lost() {
     world.report("a2", |report| {
         World::place_of(report, new).permanent_error = broken(PermanentErrorKind::DigestMismatch);
     });
+    let Some(Action::NoteErrors { causes }) = world.action() else {
+        panic!("{:?}", world.action());
+    };
+    assert_eq!(causes.len(), 2);
+    world.change(|new| new.causes = causes);
     let Some(Action::TakeBack { cause, .. }) = world.action() else {
         panic!("{:?}", world.action());
     };
@@ -246,6 +251,10 @@ fn the_progress_deadline_tells_why() {
             }
         });
     }
+    let Some(Action::NoteErrors { causes }) = world.action() else {
+        panic!("{:?}", world.action());
+    };
+    world.change(|new| new.causes = causes);
     let Some(Action::TakeBack { cause, .. }) = world.action() else {
         panic!("{:?}", world.action());
     };
@@ -476,7 +485,10 @@ fn leftovers_go_when_they_are_seen_gone() {
 fn deleting_settles_when_nothing_is_left() {
     let mut world = world(Status::Pending);
     let old = world.old;
-    world.scope(|scope| scope.waiting.clear());
+    world.scope(|scope| {
+        scope.waiting.clear();
+        scope.status = crate::state::ScopeStatus::Stopping;
+    });
     world.state.deployments.get_mut(&old).unwrap().status = Status::Deleting;
     world.report("a1", |_| {});
     world.report("a2", |_| {});
