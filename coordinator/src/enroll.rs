@@ -91,7 +91,6 @@ impl EnrollApi {
                 status::refusal(Reason::TokenMalformed, error.to_string())
             },
         )?;
-        let name = convert::name("name", &message.name)?;
         let facts = link::facts(message.facts)
             .map_err(|error| status::wrong_field(&error.field, error.message))?;
         let view = self.context.read().await?;
@@ -102,6 +101,12 @@ impl EnrollApi {
                 "the token was made by another cluster",
             ));
         }
+        // Who logs in by a token that was made for one name need not say it again.
+        let bound = view.state.tokens.get(&token.id).and_then(|token| token.name.clone());
+        let name = match bound {
+            Some(bound) if message.name.is_empty() => bound,
+            Some(_) | None => convert::name("name", &message.name)?,
+        };
         let kind = view.state.tokens.get(&token.id).map(|token| token.kind);
         let addresses = match kind {
             Some(TokenKind::Coordinator) => Some(convert::addresses_from(message.addresses)?),

@@ -1,6 +1,6 @@
 //! The coordinator's program: `init`, `join`, `run`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -120,7 +120,27 @@ struct RunArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            // One line, as every other refusal; the usage that clap adds is left to --help.
+            let text = error.to_string();
+            let lines: Vec<&str> = text
+                .lines()
+                .take_while(|line| !line.is_empty())
+                .map(str::trim)
+                .collect();
+            let line = lines.join(" ");
+            say(&format!(
+                "error {}: {}\nhint: {}",
+                Reason::InvalidRequest.code(),
+                line.trim_start_matches("error: "),
+                Reason::InvalidRequest.hint()
+            ));
+            return ExitCode::from(2);
+        }
+    };
     let result = match cli.command {
         Verb::Init(args) => init(args),
         Verb::Join(args) => join(args),
@@ -213,6 +233,7 @@ fn start_log(config: &Config) {
     let filter = EnvFilter::new(&config.log_filter);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => builder.init(),

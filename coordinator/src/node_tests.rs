@@ -88,7 +88,9 @@ impl World {
         };
         let out = setup::init(&init, &Clock::system()).unwrap();
         let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
-        assert!(read("context.toml").contains("user = \"admin\""));
+        let context = read("context.toml");
+        assert!(context.contains("name = \"example-com\""), "{context}");
+        assert!(context.contains("user = \"admin\""), "{context}");
         let admin = tls_of(&read("cert.pem"), &read("key.pem"), &read("roots.pem"));
         let node = start(&init.dir).await;
         World { dir, node, admin }

@@ -296,7 +296,7 @@ fn write_admin(
     let context = format!(
         "name = \"{}\"\ncluster_id = \"{cluster}\"\ntrust_domain = \"{}\"\nuser = \"{}\"\n\
          control = [\"{}\"]\nhttp = [\"{}\"]\nenroll = [\"{}\"]\n",
-        init.trust_domain,
+        context_name(&init.trust_domain),
         init.trust_domain,
         init.admin,
         addresses.control,
@@ -313,6 +313,17 @@ fn write_admin(
         write(&folder.join(name), text)?;
     }
     Ok(())
+}
+
+/// A context is called as the trust domain, as far as a name can be: `example-com`.
+fn context_name(trust_domain: &str) -> String {
+    let text: String = trust_domain
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(63)
+        .collect();
+    let text = text.trim_matches('-');
+    if text.is_empty() { "cluster" } else { text }.to_owned()
 }
 
 /// What `join` makes a node from.
