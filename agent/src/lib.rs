@@ -10,6 +10,8 @@ pub mod files;
 pub mod identity;
 pub mod jitter;
 pub mod ledger;
+#[cfg(test)]
+mod link_tests;
 pub mod port_holder;
 pub mod probe;
 pub mod proxy;

@@ -129,9 +129,8 @@ impl Progress {
             let piece = match tokio::time::timeout(SILENCE, body.next()).await {
                 Ok(Some(Ok(piece))) => piece,
                 Ok(Some(Err(why))) => return Ok(Err(why)),
-                Ok(None) if self.received < wish.size => {
-                    return Ok(Err(format!("ended after {} of {} bytes", self.received, wish.size)));
-                }
+                // A connection that broke is an error; a clean end is the blob's own, and the
+                // digest tells whether it is the right one.
                 Ok(None) => return Ok(Ok(())),
                 Err(_) => return Ok(Err("was silent for 30 s".to_owned())),
             };
@@ -157,8 +156,8 @@ impl Progress {
             return Ok(());
         }
         let message = format!(
-            "the asset {} has a wrong digest: expected {}, got {got} (from {mirror})",
-            wish.name, wish.sha256
+            "the asset {} has a wrong digest: expected {} ({} bytes), got {got} ({} bytes, from {mirror})",
+            wish.name, wish.sha256, wish.size, self.received
         );
         Err(StageError::permanent(PermanentErrorKind::DigestMismatch, message))
     }
@@ -350,9 +349,12 @@ pub(crate) mod tests {
         let other = b"not the bytes!".to_vec();
         let long = b"the good bytes and more".to_vec();
         let wish = wish(&good, AssetKind::Binary);
-        let digests = format!("expected {}, got {}", wish.sha256, Digest::of(&other));
+        let (expected, got) = (wish.sha256, Digest::of(&other));
+        let digests = format!("expected {expected} (14 bytes), got {got} (14 bytes");
+        let short = format!("expected {expected} (14 bytes), got {} (3 bytes", Digest::of(b"the"));
         let cases = [
             (vec![(Some(other), None)], None, Some(PermanentErrorKind::DigestMismatch), digests.as_str()),
+            (vec![(Some(b"the".to_vec()), None)], None, Some(PermanentErrorKind::DigestMismatch), short.as_str()),
             (vec![(Some(long), None)], None, Some(PermanentErrorKind::DigestMismatch), "longer than the 14 bytes"),
             (vec![(None, None)], None, Some(PermanentErrorKind::AssetMissing), "no coordinator has the asset shop"),
             (vec![(Some(good.clone()), Some(1))], None, None, "0: reset"),

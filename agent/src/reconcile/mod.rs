@@ -8,6 +8,8 @@
 pub mod ports;
 pub mod recover;
 pub mod route;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
