@@ -293,28 +293,7 @@ impl Sim {
                 self.act(verbs[which as usize % verbs.len()]);
             }
             18 => self.deliver_late(),
-            19 => match which % 6 {
-                0 => self.scope_verb(Command::StopScope(StopScope {
-                    name: name("web"),
-                    cancel: how % 2 == 0,
-                })),
-                1 => self.scope_verb(Command::StartScope(ScopeName { name: name("web") })),
-                2 => self.scope_verb(Command::RestartScope(ScopeName { name: name("web") })),
-                3 => self.scope_verb(Command::RollbackScope(RollbackScope {
-                    name: name("web"),
-                    version: None,
-                    force: false,
-                    reason: String::new(),
-                })),
-                4 if how % 4 == 0 => {
-                    let agent = name(AGENTS[3]);
-                    self.scope_verb(Command::RemoveAgent(AgentName {
-                        name: agent.clone(),
-                    }));
-                    self.observed.forget(&agent);
-                }
-                _ => self.observed = Observed::new(self.now),
-            },
+            19 => self.disturb(which, how),
             20 => self.put(
                 Kind::Policy,
                 "eyes",
@@ -341,6 +320,32 @@ impl Sim {
             }
         }
         self.settle();
+    }
+
+    /// People act on the scope, an agent goes, another node leads.
+    fn disturb(&mut self, which: u8, how: u8) {
+        match which % 6 {
+            0 => self.scope_verb(Command::StopScope(StopScope {
+                name: name("web"),
+                cancel: how.is_multiple_of(2),
+            })),
+            1 => self.scope_verb(Command::StartScope(ScopeName { name: name("web") })),
+            2 => self.scope_verb(Command::RestartScope(ScopeName { name: name("web") })),
+            3 => self.scope_verb(Command::RollbackScope(RollbackScope {
+                name: name("web"),
+                version: None,
+                force: false,
+                reason: String::new(),
+            })),
+            4 if how.is_multiple_of(4) => {
+                let agent = name(AGENTS[3]);
+                self.scope_verb(Command::RemoveAgent(AgentName {
+                    name: agent.clone(),
+                }));
+                self.observed.forget(&agent);
+            }
+            _ => self.observed = Observed::new(self.now),
+        }
     }
 
     fn scope_verb(&mut self, command: Command) {
