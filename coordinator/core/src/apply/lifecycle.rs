@@ -88,11 +88,8 @@ pub(super) fn take_back(
     reason.clone_into(&mut deployment.reason);
     deployment.message = message;
     if to.is_end() {
-        let left = match deployment.status {
-            Status::CreatingApproval | Status::Pending => Vec::new(),
-            // Nothing is gone yet: it has just been told to go.
-            _started => deployment.participants.clone(),
-        };
+        // Where it was started nothing is gone yet: it has just been told to go.
+        let left = deployment.participants.clone();
         rollback::begin_return(&mut deployment);
         return end::end(tx, deployment, to, left);
     }

@@ -85,44 +85,46 @@ pub enum Answer {
 
 /// What a status answers to a verb.
 pub const fn verb(status: Status, verb: &Verb) -> Answer {
-    use Answer::{Acts, NoChange, Refused};
-    match verb {
-        Verb::Pause | Verb::Resume => match status {
-            Status::Pending | Status::Creating | Status::WaitingForInstances | Status::Running => {
-                Acts
-            }
-            _other => Refused,
-        },
-        Verb::Promote | Verb::PromoteFull | Verb::Traffic(_) | Verb::Finalize => match status {
-            Status::Running => Acts,
-            _other => Refused,
-        },
-        Verb::Cancel => match status {
+    let acts = match verb {
+        Verb::Pause | Verb::Resume => matches!(
+            status,
+            Status::Pending | Status::Creating | Status::WaitingForInstances | Status::Running
+        ),
+        Verb::Promote | Verb::PromoteFull | Verb::Traffic(_) | Verb::Finalize => {
+            matches!(status, Status::Running)
+        }
+        Verb::Cancel => matches!(
+            status,
             Status::CreatingApproval
-            | Status::Pending
-            | Status::Creating
-            | Status::WaitingForInstances
-            | Status::Running
-            | Status::Finalizing => Acts,
-            Status::Cancelling | Status::RollingBack => NoChange,
-            _other => Refused,
-        },
-        Verb::Rollback => match status {
+                | Status::Pending
+                | Status::Creating
+                | Status::WaitingForInstances
+                | Status::Running
+                | Status::Finalizing
+        ),
+        Verb::Rollback => matches!(
+            status,
             Status::Creating
-            | Status::WaitingForInstances
-            | Status::Running
-            | Status::Finalizing
-            | Status::Finalized => Acts,
-            Status::Cancelling | Status::RollingBack => NoChange,
-            _other => Refused,
-        },
-        Verb::Retry => match status {
+                | Status::WaitingForInstances
+                | Status::Running
+                | Status::Finalizing
+                | Status::Finalized
+        ),
+        Verb::Retry => matches!(
+            status,
             Status::CreatingApprovalDenied
-            | Status::Cancelled
-            | Status::RolledBack
-            | Status::Failed => Acts,
-            _other => Refused,
-        },
+                | Status::Cancelled
+                | Status::RolledBack
+                | Status::Failed
+        ),
+    };
+    let turns_back = matches!(status, Status::Cancelling | Status::RollingBack);
+    if acts {
+        Answer::Acts
+    } else if turns_back && matches!(verb, Verb::Cancel | Verb::Rollback) {
+        Answer::NoChange
+    } else {
+        Answer::Refused
     }
 }
 
@@ -337,20 +339,25 @@ pub fn count_time(deployment: &mut Deployment, at: Timestamp) {
     let from = deployment.counted_to;
     let span = at.since(from);
     deployment.counted_to = from.max(at);
-    let stopped = deployment.paused.is_some() || deployment.halted.is_some();
+    let status = deployment.status;
+    if status.is_end() {
+        return;
+    }
+    let waits_for_person = if deployment.paused.is_some() || deployment.halted.is_some() {
+        span
+    } else if status == Status::Running {
+        steps::waits_for_person_since(deployment)
+            .map_or(Span::ZERO, |since| at.since(since.max(from)))
+    } else {
+        Span::ZERO
+    };
+    let rest = span.saturating_sub(waits_for_person);
     let durations = &mut deployment.durations;
-    match deployment.status {
-        status if status.is_end() => {}
-        _ if stopped => durations.manual_pause = durations.manual_pause + span,
-        status if is_waiting(status) => durations.waiting = durations.waiting + span,
-        Status::Running => {
-            let manual = steps::waits_for_person_since(deployment)
-                .map_or(Span::ZERO, |since| at.since(since.max(from)));
-            let durations = &mut deployment.durations;
-            durations.manual_pause = durations.manual_pause + manual;
-            durations.progression = durations.progression + span.saturating_sub(manual);
-        }
-        _moving => durations.progression = durations.progression + span,
+    durations.manual_pause = durations.manual_pause + waits_for_person;
+    if is_waiting(status) {
+        durations.waiting = durations.waiting + rest;
+    } else {
+        durations.progression = durations.progression + rest;
     }
 }
 

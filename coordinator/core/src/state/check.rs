@@ -174,10 +174,10 @@ fn has_one_role(
 fn ends_are_labelled(deployment: &Deployment, findings: &mut Findings) {
     let labelled = deployment.outcome.is_some() && deployment.ended_at.is_some();
     let bare = deployment.outcome.is_none() && deployment.ended_at.is_none();
-    let fits = match deployment.status {
-        Status::Deleting => labelled,
-        status if status.is_end() => labelled,
-        _going => bare,
+    let fits = if deployment.status.is_end() || deployment.status == Status::Deleting {
+        labelled
+    } else {
+        bare
     };
     if !fits {
         findings.push(format!("{}: outcome and status differ", named(deployment)));

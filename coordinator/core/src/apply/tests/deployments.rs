@@ -121,9 +121,17 @@ fn superseding_waits_out_finalizing() {
     assert_eq!(world.scope().active, Some(newer));
 }
 
+/// What happens to a running deployment, and how it ends.
+type Case = (
+    &'static str,
+    fn(&mut World, DeploymentId),
+    Status,
+    &'static str,
+);
+
 #[test]
 fn labels_follow_the_cause() {
-    let cases: [(&str, fn(&mut World, DeploymentId), Status, &str); 6] = [
+    let cases: [Case; 6] = [
         (
             "cancel before traffic",
             |w, id| {

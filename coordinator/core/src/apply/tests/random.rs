@@ -54,7 +54,7 @@ fn target(state: &State, by: u8) -> Option<DeploymentId> {
     }
     scope
         .candidate
-        .filter(|_| by % 2 == 0)
+        .filter(|_| by.is_multiple_of(2))
         .or(pick(&lively, by / 2))
 }
 
@@ -76,15 +76,19 @@ fn action(state: &State, which: u8, by: u8) -> Action {
         4 | 5 => Action::InstancesReady,
         6 | 7 => Action::StepReached,
         8 | 9 => Action::StepDone {
-            unverified: by % 2 == 0,
+            unverified: by.is_multiple_of(2),
         },
         10 => Action::BatchDone,
         11 | 12 => Action::Finalize {
-            unverified: by % 2 == 0,
+            unverified: by.is_multiple_of(2),
         },
         13 => Action::Drained,
         14 | 15 => Action::Settled {
-            leftovers: if by % 3 == 0 { some(by) } else { none() },
+            leftovers: if by.is_multiple_of(3) {
+                some(by)
+            } else {
+                none()
+            },
         },
         16 => Action::TakeBack {
             cause: cause(["rule", "stall", "permanent_errors", "nonsense"][usize::from(by % 4)]),
@@ -165,13 +169,15 @@ fn verb(by: u8) -> Verb {
 fn on_scope(which: u8, by: u8) -> Command {
     let web = ScopeName { name: name("web") };
     match which % 5 {
-        0 => stop(by % 2 == 0),
+        0 => stop(by.is_multiple_of(2)),
         1 => Command::StartScope(web),
         2 => Command::RestartScope(web),
         _ => Command::RollbackScope(RollbackScope {
             name: name("web"),
-            version: pick(&RELEASES, by).filter(|_| by % 3 > 0).map(version),
-            force: by % 5 == 0,
+            version: pick(&RELEASES, by)
+                .filter(|_| !by.is_multiple_of(3))
+                .map(version),
+            force: by.is_multiple_of(5),
             reason: "must be".to_owned(),
         }),
     }
@@ -265,7 +271,7 @@ fn command(world: &World, (kind, which, by): Draw) -> (Actor, Command) {
                 user(["ann", "bob"][usize::from(by % 2)]),
                 Command::Decide(Decide {
                     deployment,
-                    granted: by % 5 > 0,
+                    granted: !by.is_multiple_of(5),
                     reason: String::new(),
                 }),
             ),

@@ -1,0 +1,180 @@
+//! Before `CREATING`: approval asked for, given or denied, and the start.
+
+use tidegate_shared::id::Name;
+use tidegate_shared::spec::ReleaseStatus;
+use tidegate_shared::time::Timestamp;
+
+use super::{Moved, check_going, moved, refuse};
+use crate::apply::approval;
+use crate::apply::end;
+use crate::apply::lifecycle;
+use crate::apply::tx::Tx;
+use crate::command::Actor;
+use crate::deployment::phase;
+use crate::state::{Deployment, EndCause, Required, ScopeStatus, Status};
+use crate::strategy::rolling;
+
+pub(super) fn require_approval(
+    tx: &mut Tx<'_>,
+    mut deployment: Deployment,
+    policies: &[(Name, u32)],
+    expires_at: Timestamp,
+) -> Moved {
+    if deployment.origin.fast {
+        return refuse(&deployment, "a return needs no approval");
+    }
+    if policies.is_empty() {
+        return refuse(&deployment, "no policy is named");
+    }
+    let before = deployment.required.take();
+    let asked = Required {
+        policies: policies.to_vec(),
+        expires_at,
+        decisions: before
+            .as_ref()
+            .map(|required| required.decisions.clone())
+            .unwrap_or_default(),
+    };
+    let same = deployment.status == Status::CreatingApproval && before.as_ref() == Some(&asked);
+    deployment.required = Some(asked);
+    if same {
+        return refuse(&deployment, "it waits for just that already");
+    }
+    let unmet = approval::unmet(&deployment);
+    if unmet.is_empty() {
+        return refuse(&deployment, "the grants that it has suffice");
+    }
+    if deployment.status == Status::Pending {
+        phase::lift(&mut deployment, true, true, tx.at);
+        lifecycle::enter(tx, &mut deployment, Status::CreatingApproval)?;
+    }
+    let asks: Vec<String> = unmet
+        .iter()
+        .map(|(policy, has, needs)| format!("{policy} ({has} of {needs} grants)"))
+        .collect();
+    let line = format!("waits for approval until {expires_at}: {}", asks.join(", "));
+    moved(tx, deployment, "creating_approval", &line)
+}
+
+pub(super) fn approval_satisfied(tx: &mut Tx<'_>, mut deployment: Deployment) -> Moved {
+    // A policy that is gone or switched off meanwhile asks for nothing any more.
+    let policies = &tx.state.policies;
+    let asks = |name: &Name| {
+        policies
+            .get(name)
+            .is_some_and(|policy| policy.spec.enabled && policy.spec.approval.is_some())
+    };
+    let unmet = approval::unmet(&deployment);
+    if let Some((policy, has, needs)) = unmet.into_iter().find(|(name, ..)| asks(name)) {
+        return refuse(
+            &deployment,
+            format_args!("policy {policy} has {has} of {needs} grants"),
+        );
+    }
+    if let Some(required) = &mut deployment.required {
+        required.policies.retain(|(name, _)| asks(name));
+    }
+    lifecycle::enter(tx, &mut deployment, Status::Pending)?;
+    moved(
+        tx,
+        deployment,
+        "pending",
+        "is approved and waits for its other gates",
+    )
+}
+
+pub(super) fn deny(tx: &mut Tx<'_>, mut deployment: Deployment, expired: bool) -> Moved {
+    let (reason, message) = if expired {
+        ("expired", "nobody decided in time")
+    } else {
+        ("denied", "an approval rule denies it")
+    };
+    deployment.reason = reason.to_owned();
+    deployment.message = message.to_owned();
+    end::end(tx, deployment, Status::CreatingApprovalDenied, Vec::new())
+}
+
+pub(super) fn start(tx: &mut Tx<'_>, mut deployment: Deployment, participants: &[Name]) -> Moved {
+    check_going(&deployment)?;
+    check_startable(tx, &deployment, participants)?;
+    let name = deployment.origin.scope.clone();
+    let mut scope = tx.state.scope(&name)?.clone();
+    let id = deployment.id;
+    let position = scope.waiting.iter().position(|other| *other == id);
+    let older = scope.waiting[..position.unwrap_or(0)].to_vec();
+    scope.waiting.retain(|other| *other != id);
+    scope.candidate = Some(id);
+    deployment.replaces = scope.active;
+    deployment.participants = participants.to_vec();
+    deployment.traffic.total = rolling::total(&deployment, &scope);
+    lifecycle::enter(tx, &mut deployment, Status::Creating)?;
+    let line = format!(
+        "is CREATING: {} on {} agents",
+        match scope.active {
+            Some(active) => format!("replaces {active}"),
+            None => "the first of its scope".to_owned(),
+        },
+        participants.len()
+    );
+    // A return that happens by itself is no newer wish of anybody's.
+    let supersedes = !(deployment.origin.fast && deployment.meta.created_by == Actor::System);
+    let version = deployment.origin.version.clone();
+    tx.put_scope(&name, scope);
+    moved(tx, deployment, "creating", &line)?;
+    for older in older.into_iter().filter(|_| supersedes) {
+        let older = tx.state.deployment(older)?.clone();
+        let message = format!("the newer {version} started first");
+        lifecycle::take_back(tx, older, EndCause::Superseded, "superseded", message)?;
+    }
+    Ok(())
+}
+
+fn check_startable(tx: &Tx<'_>, deployment: &Deployment, participants: &[Name]) -> Moved {
+    let origin = &deployment.origin;
+    let scope = tx.state.scope(&origin.scope)?;
+    if let Some(other) = scope.candidate {
+        return refuse(deployment, format_args!("deployment {other} is under way"));
+    }
+    if matches!(scope.status, ScopeStatus::Stopping | ScopeStatus::Deleted) {
+        return refuse(
+            deployment,
+            format_args!("its scope is {}", scope.status.as_str()),
+        );
+    }
+    let status = tx
+        .state
+        .release(&origin.application, &origin.version)?
+        .status;
+    let ready = match status {
+        ReleaseStatus::Ready => true,
+        // Going back is not held up by a pause; a rejected release needs somebody's word.
+        ReleaseStatus::Paused => origin.fast,
+        ReleaseStatus::Rejected => origin.forced,
+        ReleaseStatus::Building => false,
+    };
+    if !ready {
+        return refuse(deployment, format_args!("its release is {status}"));
+    }
+    let blocked = deployment.required.is_some() && !approval::unmet(deployment).is_empty();
+    if blocked && !origin.fast {
+        return refuse(deployment, "grants are missing");
+    }
+    if participants.is_empty() {
+        return refuse(deployment, "no agent is named");
+    }
+    if participants.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return refuse(deployment, "its agents are not in order");
+    }
+    let selector = &origin.scope_spec.agents;
+    let stranger = participants.iter().find(|name| {
+        let agent = tx.state.agents.get(*name);
+        !agent.is_some_and(|agent| selector.matches(&agent.meta.labels))
+    });
+    match stranger {
+        Some(name) => refuse(
+            deployment,
+            format_args!("agent {name} does not match \"{selector}\""),
+        ),
+        None => Ok(()),
+    }
+}
