@@ -12,6 +12,7 @@ use tidegate_proto::agent::v1::{Ask, Down, LogLine, LogsAsk, ask, down};
 use tidegate_shared::assignment::Report;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
+use tidegate_shared::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -33,8 +34,8 @@ const HEARD_QUEUE: usize = 16 * 1024;
 /// What a session heard of its agent.
 #[derive(Debug)]
 pub(crate) enum Heard {
-    /// Its session is open here.
-    Opened(Name),
+    /// Its session is open here, with a certificate that ends then.
+    Opened(Name, Timestamp),
     /// Its session here ended, and no other one of it is here.
     Closed(Name),
     /// A report.
@@ -158,6 +159,7 @@ impl Sessions {
     pub(crate) fn register(
         &self,
         name: &Name,
+        not_after: Timestamp,
         down: mpsc::Sender<Result<Down, Status>>,
     ) -> Registered {
         let number = self
@@ -173,7 +175,7 @@ impl Sessions {
         if let Some(old) = lock(&self.0.entries).insert(name.clone(), entry) {
             old.replaced.cancel();
         }
-        self.tell(Heard::Opened(name.clone()));
+        self.tell(Heard::Opened(name.clone(), not_after));
         Registered {
             sessions: self.clone(),
             name: name.clone(),
@@ -285,8 +287,8 @@ mod tests {
     async fn the_newer_session_wins_and_only_its_end_counts() {
         let (sessions, mut heard) = Sessions::new(Clock::system(), 10);
         let (down, _keep) = mpsc::channel(1);
-        let old = sessions.register(&name(), down.clone());
-        let new = sessions.register(&name(), down);
+        let old = sessions.register(&name(), Timestamp::ZERO, down.clone());
+        let new = sessions.register(&name(), Timestamp::ZERO, down);
         assert!(old.replaced.is_cancelled());
         assert!(!new.replaced.is_cancelled());
         drop(old);
@@ -305,7 +307,7 @@ mod tests {
         let (sessions, _heard) = Sessions::new(Clock::system(), 10);
         assert!(sessions.ask_logs(&name(), LogsAsk::default()).is_err());
         let (down, mut messages) = mpsc::channel(1);
-        let _session = sessions.register(&name(), down);
+        let _session = sessions.register(&name(), Timestamp::ZERO, down);
         let _answers = sessions.ask_logs(&name(), LogsAsk::default()).unwrap();
         let message = messages.recv().await.unwrap().unwrap();
         let Some(down::Kind::Ask(ask)) = message.kind else {

@@ -592,7 +592,11 @@ mod tests {
 
     #[test]
     fn each_wrong_value_names_place_key_and_what_is_wanted() {
-        type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str]);
+        type Row = (
+            &'static str,
+            &'static [(&'static str, &'static str)],
+            &'static [&'static str],
+        );
         let table: [Row; 16] = [
             ("name = ", &[], &["coordinator.toml:1:", "not TOML"]),
             ("", &[], &["coordinator.toml", "name is missing"]),

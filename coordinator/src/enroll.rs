@@ -86,11 +86,13 @@ impl EnrollApi {
     }
 
     async fn enroll_checked(&self, message: EnrollRequest) -> Result<EnrollResponse, Status> {
-        let token: JoinToken = message.token.parse().map_err(
-            |error: tidegate_shared::token::TokenError| {
-                status::refusal(Reason::TokenMalformed, error.to_string())
-            },
-        )?;
+        let token: JoinToken =
+            message
+                .token
+                .parse()
+                .map_err(|error: tidegate_shared::token::TokenError| {
+                    status::refusal(Reason::TokenMalformed, error.to_string())
+                })?;
         let facts = link::facts(message.facts)
             .map_err(|error| status::wrong_field(&error.field, error.message))?;
         let view = self.context.read().await?;
@@ -102,7 +104,11 @@ impl EnrollApi {
             ));
         }
         // Who logs in by a token that was made for one name need not say it again.
-        let bound = view.state.tokens.get(&token.id).and_then(|token| token.name.clone());
+        let bound = view
+            .state
+            .tokens
+            .get(&token.id)
+            .and_then(|token| token.name.clone());
         let name = match bound {
             Some(bound) if message.name.is_empty() => bound,
             Some(_) | None => convert::name("name", &message.name)?,
@@ -300,7 +306,10 @@ impl JoinError {
     fn of_status(status: &Status) -> Self {
         use tonic_types::StatusExt as _;
         let info = status.get_details_error_info();
-        let part = |key: &str| info.as_ref().and_then(|info| info.metadata.get(key).cloned());
+        let part = |key: &str| {
+            info.as_ref()
+                .and_then(|info| info.metadata.get(key).cloned())
+        };
         Self {
             code: part("code").unwrap_or_else(|| Reason::Unreachable.code().to_owned()),
             message: status.message().to_owned(),
@@ -317,11 +326,13 @@ pub async fn request_enrolment(
     server: &str,
     message: EnrollRequest,
 ) -> Result<EnrollResponse, JoinError> {
-    let token: JoinToken = message.token.parse().map_err(
-        |error: tidegate_shared::token::TokenError| {
-            JoinError::new(Reason::TokenMalformed, error.to_string())
-        },
-    )?;
+    let token: JoinToken =
+        message
+            .token
+            .parse()
+            .map_err(|error: tidegate_shared::token::TokenError| {
+                JoinError::new(Reason::TokenMalformed, error.to_string())
+            })?;
     let channel = connect(server, token.fingerprint).await?;
     let mut request = Request::new(message);
     request.set_timeout(Duration::from_secs(15));
@@ -427,7 +438,8 @@ pub async fn fetch_key(
                 Ok(reply) => match reply.into_inner().payload.as_ref().try_into() {
                     Ok(key) => return Ok(key),
                     Err(_) => {
-                        last = JoinError::new(Reason::Internal, "the cluster key has a wrong length");
+                        last =
+                            JoinError::new(Reason::Internal, "the cluster key has a wrong length");
                     }
                 },
                 Err(status) => last = JoinError::of_status(&status),

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Router};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -367,7 +367,9 @@ async fn upload(
             }
             Ok(None) => break,
             Ok(Some(Err(error))) => {
-                return Err(broken(format!("the upload broke off: {error}; nothing was kept")));
+                return Err(broken(format!(
+                    "the upload broke off: {error}; nothing was kept"
+                )));
             }
             Err(_) => {
                 return Err(broken(format!(

@@ -149,7 +149,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("error {}: {}\nhint: {}", error.code, error.message, error.hint));
+            say(&format!(
+                "error {}: {}\nhint: {}",
+                error.code, error.message, error.hint
+            ));
             ExitCode::FAILURE
         }
     }
@@ -221,9 +224,8 @@ fn run(args: RunArgs) -> Result<(), SetupError> {
         (None, Some(dir)) => dir.join(FILE_NAME),
         (None, None) => PathBuf::from(FILE_NAME),
     };
-    let environment = std::env::vars_os().filter_map(|(key, value)| {
-        Some((key.into_string().ok()?, value.into_string().ok()?))
-    });
+    let environment = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
     let config = Config::load(&file, environment)?;
     start_log(&config);
     runtime()?.block_on(serve(config))

@@ -88,9 +88,8 @@ impl Node {
         clock: Clock,
         on_fatal: OnFatal,
     ) -> Result<Self, SetupError> {
-        let folder = |error: &dyn std::fmt::Display| {
-            SetupError::new(Reason::DataFolder, error.to_string())
-        };
+        let folder =
+            |error: &dyn std::fmt::Display| SetupError::new(Reason::DataFolder, error.to_string());
         let data = DataDir::open(&config.data_dir).map_err(|error| folder(&error))?;
         let identity = data.identity().map_err(|error| folder(&error))?;
         if identity.name != config.name.as_str() {
@@ -217,7 +216,10 @@ impl Node {
         }
         self.context.stop.cancel();
         self.tasks.close();
-        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(limit, self.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("some streams did not end in time");
         }
         // The keeper may have ended with a panic, which was reported.
@@ -324,9 +326,7 @@ fn relayed_routes(context: &Arc<Context>) -> Routes {
 
 async fn control_routes(context: &Arc<Context>) -> Result<Routes, tonic_reflection::server::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health
-        .set_serving::<ObjectsServer<ObjectsApi>>()
-        .await;
+    health.set_serving::<ObjectsServer<ObjectsApi>>().await;
     health
         .set_serving::<DeploymentsServer<DeploymentsApi>>()
         .await;
@@ -382,8 +382,8 @@ async fn serve_control(context: Arc<Context>, tls: Tls, listener: TcpListener) {
 async fn serve_enroll(context: Arc<Context>, tls: Tls, listener: TcpListener) {
     let incoming = tls.incoming(listener, ClientAuth::None);
     let stop = context.stop.clone();
-    let service = EnrollServer::new(EnrollApi::new(context.clone()))
-        .max_decoding_message_size(128 * 1024);
+    let service =
+        EnrollServer::new(EnrollApi::new(context.clone())).max_decoding_message_size(128 * 1024);
     let result = tonic::transport::Server::builder()
         .timeout(Duration::from_secs(15))
         .max_concurrent_streams(16)
@@ -490,12 +490,6 @@ fn renew_now(context: &Context) -> Result<TlsMaterial, SetupError> {
         life: context.config.certificate_life.coordinator,
     };
     let issued = ca.sign_request(&request, &subject, context.now())?;
-    setup::write_material(
-        &context.config.data_dir,
-        &key,
-        &issued.chain,
-        &issued.roots,
-    )?;
+    setup::write_material(&context.config.data_dir, &key, &issued.chain, &issued.roots)?;
     setup::read_material(&context.config.data_dir)
 }
-

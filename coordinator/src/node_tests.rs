@@ -437,7 +437,10 @@ async fn blobs_are_checked_and_given_only_to_whom_they_are_assigned() {
 
     world.release("1.0.0", b"hello world").await;
     let (status, body) = world.http(&world.admin, get(&right, "bytes=6-8")).await;
-    assert_eq!((status, body), (http::StatusCode::PARTIAL_CONTENT, b"wor".to_vec()));
+    assert_eq!(
+        (status, body),
+        (http::StatusCode::PARTIAL_CONTENT, b"wor".to_vec())
+    );
     let (status, _) = world.http(&world.admin, get(&right, "bytes=99-")).await;
     assert_eq!(status, http::StatusCode::RANGE_NOT_SATISFIABLE);
 
@@ -453,7 +456,10 @@ async fn blobs_are_checked_and_given_only_to_whom_they_are_assigned() {
     let deployment = world.deploy("1.0.0").await;
     world.wait_for(&deployment.id, Wire::Finalized).await;
     let (status, body) = world.http(&tls, get(&right, "bytes=0-")).await;
-    assert_eq!((status, body), (http::StatusCode::PARTIAL_CONTENT, b"hello world".to_vec()));
+    assert_eq!(
+        (status, body),
+        (http::StatusCode::PARTIAL_CONTENT, b"hello world".to_vec())
+    );
     world.node.shutdown().await;
     assert_eq!(session.await.unwrap(), "SHUTTING_DOWN");
 }
@@ -475,7 +481,10 @@ async fn what_is_wrong_is_said_with_its_reason() {
     };
     let table: [(Change, &str); 5] = [
         (|r| r.request_id.clear(), "INVALID_FIELD"),
-        (|r| r.request_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".into(), "TOO_OLD"),
+        (
+            |r| r.request_id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".into(),
+            "TOO_OLD",
+        ),
         (|r| r.kind = "thing".into(), "INVALID_FIELD"),
         (|r| r.spec = r#"{"x": 1}"#.into(), "INVALID_FIELD"),
         (|r| r.expected_revision = 99, "NOT_FOUND"),
@@ -500,7 +509,11 @@ async fn what_is_wrong_is_said_with_its_reason() {
         .list(pb::ListObjectsRequest::default())
         .await
         .unwrap_err();
-    assert_eq!(reason_of(&status).as_deref(), Some("PERMISSION_DENIED"), "{status}");
+    assert_eq!(
+        reason_of(&status).as_deref(),
+        Some("PERMISSION_DENIED"),
+        "{status}"
+    );
     let stranger = World::new().await;
     let status = ObjectsClient::new(world.channel(&stranger.admin))
         .list(pb::ListObjectsRequest::default())
@@ -590,7 +603,10 @@ async fn a_second_coordinator_joins_and_answers_as_well() {
         .unwrap()
         .into_inner();
     let line = lines.message().await.unwrap().unwrap();
-    assert_eq!((line.agent.as_str(), line.text.as_str()), ("host-1", "it works"));
+    assert_eq!(
+        (line.agent.as_str(), line.text.as_str()),
+        ("host-1", "it works")
+    );
     assert!(lines.message().await.unwrap().is_none());
 
     // A watch at the follower is told to the end.

@@ -128,7 +128,8 @@ pub struct Places {
 impl Places {
     fn listen(&self) -> Listen {
         let host = self.listen.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-        let at = |given: Option<SocketAddr>, port: u16| given.unwrap_or(SocketAddr::new(host, port));
+        let at =
+            |given: Option<SocketAddr>, port: u16| given.unwrap_or(SocketAddr::new(host, port));
         Listen {
             control: at(self.control, config::CONTROL_PORT),
             peer: at(self.peer, config::PEER_PORT),
@@ -376,12 +377,7 @@ pub async fn join(join: &JoinRequest, clock: &Clock) -> Result<u64, SetupError> 
     let tls = Tls::new(receiver, &answer.trust_domain);
     let secret = enroll::fetch_key(&tls, &answer, &addresses.peer, clock.wall_ms()).await?;
     ClusterKey::from_bytes(secret).write(&join.dir.join(KEY_FILE))?;
-    write_config(&Config::new(
-        name,
-        join.dir.clone(),
-        listen,
-        addresses,
-    ))?;
+    write_config(&Config::new(name, join.dir.clone(), listen, addresses))?;
     let peers = answer.members.iter().map(|member| Peer {
         node_id: member.node_id,
         name: member.name.clone(),

@@ -207,7 +207,7 @@ impl Tls {
         let material = self.material();
         let unusable = |e: &dyn std::fmt::Display| TlsError::Unusable(e.to_string());
         let builder = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|e| unusable(&e))?;
         let builder = match auth {
             ClientAuth::Required => {
@@ -236,7 +236,7 @@ impl Tls {
         let material = self.material();
         let unusable = |e: rustls::Error| TlsError::Unusable(e.to_string());
         let mut config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(unusable)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(IdentityVerifier {

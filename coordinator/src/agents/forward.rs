@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Report;
 use tidegate_shared::id::Name;
+use tidegate_shared::time::Timestamp;
 
 use super::{Heard, HeardQueue};
 use crate::api::Context;
@@ -34,8 +35,9 @@ const MOST_REPORTS: usize = 2_000;
 pub struct Batch {
     /// Agents whose session at the sender ended.
     pub closed: BTreeSet<Name>,
-    /// Every agent that is connected to the sender; none: not told this time.
-    pub connected: Option<BTreeSet<Name>>,
+    /// Every agent that is connected to the sender, with the end of its certificate; none: not
+    /// told this time.
+    pub connected: Option<BTreeMap<Name, Timestamp>>,
     /// Reports.
     pub reports: BTreeMap<Name, Report>,
 }
@@ -46,15 +48,15 @@ struct Gathered {
     due: Batch,
     /// The last report of every agent that is connected here.
     last: BTreeMap<Name, Report>,
-    connected: BTreeSet<Name>,
+    connected: BTreeMap<Name, Timestamp>,
 }
 
 impl Gathered {
     fn take(&mut self, heard: Heard) {
         match heard {
-            Heard::Opened(name) => {
+            Heard::Opened(name, not_after) => {
                 self.due.closed.remove(&name);
-                self.connected.insert(name);
+                self.connected.insert(name, not_after);
                 self.due.connected = Some(self.connected.clone());
             }
             Heard::Closed(name) => {
@@ -94,7 +96,7 @@ impl Gathered {
             self.due.reports.entry(name).or_insert(report);
         }
         for name in batch.closed {
-            if !self.connected.contains(&name) {
+            if !self.connected.contains_key(&name) {
                 self.due.closed.insert(name);
             }
         }
@@ -216,24 +218,30 @@ mod tests {
     #[test]
     fn only_the_newest_report_of_an_agent_goes() {
         let mut gathered = Gathered::default();
-        gathered.take(Heard::Opened(name("a")));
+        gathered.take(Heard::Opened(name("a"), Timestamp::ZERO));
         gathered.take(Heard::Report(name("a"), report(1)));
         gathered.take(Heard::Report(name("a"), report(2)));
         let batch = gathered.next_batch().unwrap();
         assert_eq!(batch.reports[&name("a")].sequence, 2);
-        assert_eq!(batch.connected, Some(BTreeSet::from([name("a")])));
+        assert_eq!(
+            batch.connected,
+            Some(BTreeMap::from([(name("a"), Timestamp::ZERO)]))
+        );
         assert_eq!(gathered.next_batch(), None);
         // It was not sent; a newer one came meanwhile.
         gathered.take(Heard::Report(name("a"), report(3)));
         gathered.give_back(batch);
-        assert_eq!(gathered.next_batch().unwrap().reports[&name("a")].sequence, 3);
+        assert_eq!(
+            gathered.next_batch().unwrap().reports[&name("a")].sequence,
+            3
+        );
     }
 
     #[test]
     fn a_new_leader_gets_everything_about_those_still_here() {
         let mut gathered = Gathered::default();
         for agent in ["a", "b"] {
-            gathered.take(Heard::Opened(name(agent)));
+            gathered.take(Heard::Opened(name(agent), Timestamp::ZERO));
             gathered.take(Heard::Report(name(agent), report(1)));
         }
         gathered.take(Heard::Closed(name("b")));

@@ -112,17 +112,16 @@ impl AgentLink for AgentLinkApi {
         while let Some(chunk) = stream.message().await? {
             let sender = match &answers {
                 Some(sender) => sender,
-                None => answers.insert(
-                    self.0
-                        .sessions
-                        .answer_to(&chunk.ask_id, &name)
-                        .ok_or_else(|| {
+                None => {
+                    answers.insert(self.0.sessions.answer_to(&chunk.ask_id, &name).ok_or_else(
+                        || {
                             status::refusal(
                                 Reason::NotFound,
                                 format!("nobody waits for ask \"{}\" any more", chunk.ask_id),
                             )
-                        })?,
-                ),
+                        },
+                    )?)
+                }
             };
             if chunk.lines.len() > MOST_LINES {
                 return Err(status::refusal(
@@ -199,10 +198,11 @@ impl Session {
                     .await;
             }
         };
-        let registered = self
-            .context
-            .sessions
-            .register(&self.name, self.down.clone());
+        let registered = self.context.sessions.register(
+            &self.name,
+            self.caller.validity.not_after,
+            self.down.clone(),
+        );
         tracing::info!(agent = %self.name, version = %hello.version, from = %self.caller.remote, "an agent connected");
         tokio::spawn(update(
             self.context.clone(),
@@ -316,7 +316,12 @@ impl Session {
     }
 
     async fn send_coordinators(&mut self, state: &State) -> Result<(), End> {
-        let members = || state.cluster.iter().flat_map(|cluster| cluster.members.values());
+        let members = || {
+            state
+                .cluster
+                .iter()
+                .flat_map(|cluster| cluster.members.values())
+        };
         let now = Coordinators {
             control: members().map(|m| m.addresses.control.clone()).collect(),
             http: members().map(|m| m.addresses.http.clone()).collect(),
@@ -472,7 +477,13 @@ async fn update(context: Arc<Context>, name: Name, version: String, facts: Facts
         let actor = tidegate_coordinator_core::Actor::Agent(name.clone());
         match context.propose(actor, key, command).await {
             Ok(_) => return,
-            Err(error) => tracing::debug!(agent = %name, %error, "facts are not in the log yet"),
+            Err(error) if error.code() == tonic::Code::Unavailable => {
+                tracing::debug!(agent = %name, %error, "facts are not in the log yet");
+            }
+            Err(error) => {
+                tracing::warn!(agent = %name, %error, "facts were refused");
+                return;
+            }
         }
     }
 }

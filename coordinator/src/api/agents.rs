@@ -48,7 +48,7 @@ fn agent_view(picture: &Picture<'_>, name: &Name, found: &Known) -> Agent {
             .and_then(|known| known.coordinator.as_ref())
             .map(Name::to_string)
             .unwrap_or_default(),
-        certificate_not_after_ms: 0,
+        certificate_not_after_ms: picture.certificates.get(name).map_or(0, |end| end.millis()),
         cpu_basis_points: host.cpu_basis_points,
         memory_total: host.memory_total,
         memory_used: host.memory_used,

@@ -365,7 +365,8 @@ impl Watch {
         let mut views = self.context.query.views();
         let mut leadership = self.context.status.clone();
         let led = self.context.leads();
-        let mut timer = tokio::time::interval(self.interval());
+        let first = tokio::time::Instant::now() + self.interval();
+        let mut timer = tokio::time::interval_at(first, self.interval());
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last: Option<Deployment> = None;
         loop {

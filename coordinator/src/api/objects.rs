@@ -50,7 +50,7 @@ impl Objects for ObjectsApi {
             let view = self.0.read().await?;
             let mut state = view.state.clone();
             let entry = Entry {
-                at: self.0.proposer.leader_now().unwrap_or(state.at),
+                at: state.at.max(self.0.now()),
                 items: vec![item],
             };
             let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);

@@ -15,6 +15,9 @@ use crate::raft::Role;
 /// Largest answer that is taken from another coordinator.
 pub const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
+/// A call of the leader may take so long.
+pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// The channel to the leader, if another node leads and the request did not come from one.
 #[must_use]
 pub fn leader_channel(context: &Context, caller: &Caller) -> Option<Channel> {
@@ -64,7 +67,10 @@ pub fn answered<T>(result: Result<Response<T>, Status>) -> Result<Option<Respons
         Err(status)
             if matches!(
                 status.code(),
-                tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown
+                tonic::Code::Unavailable
+                    | tonic::Code::Cancelled
+                    | tonic::Code::DeadlineExceeded
+                    | tonic::Code::Unknown
             ) =>
         {
             tracing::debug!(error = %status, "the leader did not answer; this node does");
@@ -82,7 +88,8 @@ macro_rules! ask_leader {
             Some(channel) => {
                 let mut client = $client::new(channel)
                     .max_decoding_message_size($crate::api::relay::MAX_MESSAGE);
-                let request = $crate::api::relay::request_for(&$caller, $message)?;
+                let mut request = $crate::api::relay::request_for(&$caller, $message)?;
+                request.set_timeout($crate::api::relay::LIMIT);
                 $crate::api::relay::answered(client.$method(request).await)?
             }
             None => None,

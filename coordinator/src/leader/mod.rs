@@ -4,6 +4,7 @@
 //! loop that turns it into commands. Reports come in through [`Live::absorb`], from the sessions
 //! here and from other coordinators; the services look through [`Live::picture`].
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ pub mod planner;
 struct Seen {
     observed: Option<Observed>,
     next_wakeup: Option<Timestamp>,
+    certificates: BTreeMap<Name, Timestamp>,
 }
 
 /// What the leader knows beyond the state. Cheap to clone.
@@ -55,20 +57,22 @@ impl Live {
             observed.absorb(&agent, coordinator, report, now);
         }
         if let Some(connected) = &batch.connected {
-            for agent in connected {
+            for agent in connected.keys() {
                 observed.heartbeat(agent, coordinator, now);
             }
             let gone: Vec<Name> = observed
                 .agents
                 .iter()
                 .filter(|(agent, known)| {
-                    known.coordinator.as_ref() == Some(coordinator) && !connected.contains(*agent)
+                    known.coordinator.as_ref() == Some(coordinator)
+                        && !connected.contains_key(*agent)
                 })
                 .map(|(agent, _)| agent.clone())
                 .collect();
             for agent in gone {
                 observed.disconnected(&agent, coordinator);
             }
+            seen.certificates.extend(connected.clone());
         }
         drop(seen);
         self.news.notify_one();
@@ -92,6 +96,7 @@ impl Live {
             observed: seen.observed.as_ref().filter(|_| now.is_some()),
             now: now.unwrap_or(state.at),
             next_wakeup: seen.next_wakeup,
+            certificates: &seen.certificates,
         })
     }
 
@@ -110,7 +115,7 @@ impl Live {
     fn begin(&self, observed: Observed) {
         *self.lock() = Seen {
             observed: Some(observed),
-            next_wakeup: None,
+            ..Seen::default()
         };
     }
 
@@ -120,6 +125,16 @@ impl Live {
 
     fn with_observed<R>(&self, look: impl FnOnce(&mut Observed) -> R) -> Option<R> {
         self.lock().observed.as_mut().map(look)
+    }
+
+    /// Drops what nobody will ask for.
+    fn tidy(&self, state: &State, now: Timestamp) {
+        let mut seen = self.lock();
+        if let Some(observed) = &mut seen.observed {
+            observed.tidy(state, now);
+        }
+        seen.certificates
+            .retain(|name, _| state.agents.contains_key(name));
     }
 
     fn set_next_wakeup(&self, at: Option<Timestamp>) {

@@ -122,9 +122,7 @@ fn tidy_up(context: &Context) {
         return;
     };
     let view = context.query.stale();
-    context
-        .live
-        .with_observed(|observed| observed.tidy(&view.state, now));
+    context.live.tidy(&view.state, now);
 }
 
 /// Proposes what is due; how long nothing changes by itself.

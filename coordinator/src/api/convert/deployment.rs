@@ -1,7 +1,9 @@
 //! The view of a deployment: what is replicated, and what the leader sees of it at the moment.
 
-use tidegate_coordinator_core::command::Actor;
+use std::collections::BTreeMap;
+
 use tidegate_coordinator_core::State;
+use tidegate_coordinator_core::command::Actor;
 use tidegate_coordinator_core::deployment::phase;
 use tidegate_coordinator_core::explain::{
     Explanation, ParticipantView, StepState, StepView, explain,
@@ -31,6 +33,8 @@ pub struct Picture<'a> {
     pub now: Timestamp,
     /// When the planner looks again, if it runs here.
     pub next_wakeup: Option<Timestamp>,
+    /// Ends of the certificates of agents that are or were connected.
+    pub certificates: &'a BTreeMap<Name, Timestamp>,
 }
 
 /// The word of a status on the wire.
