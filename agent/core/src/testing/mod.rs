@@ -22,6 +22,7 @@
 //! [`AgentModel::next_event`]), and [`AgentModel::report_due`] to see whether a report goes out.
 
 mod host;
+mod plane;
 
 use std::collections::BTreeMap;
 
@@ -311,5 +312,7 @@ impl AgentModel {
     }
 }
 
+#[cfg(test)]
+mod stories;
 #[cfg(test)]
 mod tests;
