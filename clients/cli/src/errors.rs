@@ -262,7 +262,8 @@ pub fn of_clap(error: &clap::Error) -> Option<Failure> {
     match error.kind() {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
-        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => return None,
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        | ErrorKind::MissingSubcommand => return None,
         _ => {}
     }
     let meant = meant(error);

@@ -297,7 +297,7 @@ fn picture(output: Output, deployment: &api::Deployment, history: &History) -> S
             continue;
         };
         text.push_str(&format!(
-            "{} {:<10} {:>8} requests {:>7.0}/min   errors {:>6.2} % {}   latency {:>6.1} ms {}\n",
+            "{} {} {} requests, {:.0}/min\n  errors  {:>7.2} %  {}\n  latency {:>7.1} ms {}\n",
             output.paint(tone, &format!("{word:<5}")),
             printable(version),
             telemetry.requests,
@@ -426,7 +426,12 @@ mod tests {
         history.take(&deployment);
         let text = picture(Output::plain(Format::Table), &deployment, &history);
         assert!(
-            text.contains("green 1.4.0           120 requests     600/min   errors  20.00 % █"),
+            text.contains(
+                "green 1.4.0 120 requests, 600/min
+  errors    20.00 %  █
+  latency     3.5 ms █
+"
+            ),
             "{text}"
         );
         assert!(text.contains("waits for the hold of step 2"), "{text}");

@@ -91,12 +91,30 @@ fn main() -> ExitCode {
 fn of_clap(error: &clap::Error) -> ExitCode {
     match errors::of_clap(error) {
         Some(failure) => tell(&failure, ColorChoice::Auto),
+        None if error.kind() == clap::error::ErrorKind::MissingSubcommand => {
+            // Clap shows the help only when nothing at all was given, not even by environment.
+            let help = help_of(std::env::args().skip(1));
+            std::io::stderr().lock().write_all(help.as_bytes()).ok();
+            ExitCode::from(errors::EXIT_USAGE)
+        }
         None => {
             // Whoever closed the output does not want the rest.
             error.print().ok();
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(errors::EXIT_USAGE))
         }
     }
+}
+
+/// The help of the command group that the words lead to.
+fn help_of(words: impl Iterator<Item = String>) -> String {
+    let mut here = command();
+    here.build();
+    for word in words {
+        if let Some(next) = here.find_subcommand(&word).cloned() {
+            here = next;
+        }
+    }
+    here.render_help().to_string()
 }
 
 fn tell(failure: &Failure, choice: ColorChoice) -> ExitCode {
@@ -145,6 +163,14 @@ mod tests {
             text.contains("invalid value 'xml' for '--output <FORM>'"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_group_alone_shows_its_help() {
+        let words = ["-o", "json", "scope"].map(str::to_owned);
+        let help = help_of(words.into_iter());
+        assert!(help.contains("Usage: tidegate scope"), "{help}");
+        assert!(help.contains("restart"), "{help}");
     }
 
     #[test]

@@ -77,9 +77,9 @@ pub const fn tone(status: Status) -> Tone {
 /// How an ended deployment ended, in one line without colours.
 pub fn outcome_line(deployment: &api::Deployment) -> String {
     let mut line = format!(
-        "{} of {} to {} {}",
-        deployment.version,
+        "{} {} to {} {}",
         deployment.application,
+        deployment.version,
         deployment.scope,
         deployment.status().as_str_name()
     );
@@ -119,6 +119,11 @@ pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: 
         let metadata = deployment.metadata.clone().unwrap_or_default();
         let status = deployment.status();
         let traffic = deployment.traffic.unwrap_or_default();
+        let held = if has_ended(status) {
+            "-".to_owned()
+        } else {
+            weight(i64::from(traffic.actual))
+        };
         let what = match (has_ended(status), deployment.waiting_for.as_str()) {
             (false, text) if !text.is_empty() => text,
             _ if !deployment.message.is_empty() => &deployment.message,
@@ -131,12 +136,19 @@ pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: 
             (Tone::Plain, deployment.application.clone()),
             (Tone::Plain, deployment.version.clone()),
             (tone(status), status.as_str_name().to_owned()),
-            (Tone::Plain, weight(i64::from(traffic.actual))),
+            (Tone::Plain, held),
             (
                 Tone::Faint,
                 time::rough(now.saturating_sub(metadata.created_at_ms)),
             ),
-            (Tone::Plain, dash(what).to_owned()),
+            (
+                Tone::Plain,
+                if wide {
+                    dash(what).to_owned()
+                } else {
+                    shortened(what)
+                },
+            ),
         ];
         if wide {
             cells.extend([
@@ -149,6 +161,16 @@ pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: 
         table.toned(cells);
     }
     table.render(output, empty)
+}
+
+/// What fits into a column; `-o wide` shows all of it.
+fn shortened(text: &str) -> String {
+    const LIMIT: usize = 70;
+    if text.chars().count() <= LIMIT {
+        return dash(text).to_owned();
+    }
+    let start: String = text.chars().take(LIMIT - 1).collect();
+    format!("{start}…")
 }
 
 /// A bar of so many cells: the old version in blue, the new one in green, and a mark where the

@@ -142,11 +142,23 @@ impl Session {
     }
 
     /// The deployment that a person means: a ULID, a short id, or a scope (its candidate, else its
-    /// active one).
+    /// active one, else the last one).
     ///
     /// # Errors
     /// It is none of them.
     pub async fn deployment(&self, reference: &str) -> Result<api::Deployment> {
+        self.find_deployment(reference, false).await
+    }
+
+    /// As [`Session::deployment`], but a scope stands for its newest deployment, however it ended.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn newest_deployment(&self, reference: &str) -> Result<api::Deployment> {
+        self.find_deployment(reference, true).await
+    }
+
+    async fn find_deployment(&self, reference: &str, newest: bool) -> Result<api::Deployment> {
         let client = self.client().await?;
         let is_id = reference.parse::<DeploymentId>().is_ok();
         if is_id || reference.parse::<ShortId>().is_ok() {
@@ -178,7 +190,13 @@ impl Session {
             Err(failure) => return Err(failure),
         };
         let waiting = view.waiting.into_iter().next();
-        view.candidate.or(waiting).or(view.active).ok_or_else(|| {
+        let recent = view.recent.into_iter().next();
+        let found = if newest {
+            view.candidate.or(waiting).or(recent).or(view.active)
+        } else {
+            view.candidate.or(waiting).or(view.active).or(recent)
+        };
+        found.ok_or_else(|| {
             Failure::new(
                 Reason::NotFound,
                 format!("the scope \"{reference}\" has no deployment"),

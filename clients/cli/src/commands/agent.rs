@@ -193,14 +193,13 @@ fn page(output: Output, agent: &api::Agent) -> String {
         "coordinator",
         dash(&printable(&agent.coordinator)).to_owned(),
     );
-    field(
-        "certificate",
-        format!(
-            "until {} ({})",
-            time::stamp(agent.certificate_not_after_ms),
-            time::until(agent.certificate_not_after_ms, now)
-        ),
-    );
+    if agent.certificate_not_after_ms > 0 {
+        let end = agent.certificate_not_after_ms;
+        field(
+            "certificate",
+            format!("until {} ({})", time::stamp(end), time::until(end, now)),
+        );
+    }
     field("cpu", format!("{} %", agent.cpu_basis_points / 100));
     field(
         "memory",

@@ -81,7 +81,8 @@ impl ContextCommand {
             Self::Add(args) => {
                 let found = Context::read(&args.dir)?;
                 tls::mutual(&found, b"h2")?;
-                let name = args.name.unwrap_or_else(|| found.description.name.clone());
+                let own = super::login::name_of(&found.description.name);
+                let name = args.name.unwrap_or(own);
                 context::adopt(&folder, found, &name, true, args.replace)?;
                 session
                     .output

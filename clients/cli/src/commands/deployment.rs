@@ -431,7 +431,11 @@ async fn act(
     verb: Verb,
     weight: u32,
 ) -> Result<api::Deployment> {
-    let found = session.deployment(&args.reference).await?;
+    let found = match verb {
+        // What ended badly is never the candidate nor the active one.
+        Verb::Retry => session.newest_deployment(&args.reference).await?,
+        _ => session.deployment(&args.reference).await?,
+    };
     let client = session.client().await?;
     let request = api::ActRequest {
         request_id: entropy::request_id()?.to_string(),

@@ -107,7 +107,7 @@ fn with_port(server: &str) -> String {
 }
 
 /// A context's name from a trust domain: what a name cannot hold becomes a hyphen.
-fn name_of(trust_domain: &str) -> String {
+pub fn name_of(trust_domain: &str) -> String {
     let fitting: String = trust_domain
         .to_lowercase()
         .chars()

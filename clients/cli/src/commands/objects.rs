@@ -427,13 +427,16 @@ async fn from_flags<F: SpecFlags>(
     let spec = ObjectSpec::from_json(kind, &text).map_err(|error| {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
-        let hint = match message.strip_prefix("missing field `") {
-            Some(rest) => format!("say --{}", rest.trim_end_matches('`').replace('_', "-")),
-            None => format!("see `tidegate {kind} create --help`"),
+        let (state, hint) = match message.strip_prefix("missing field `") {
+            Some(rest) => {
+                let flag = rest.trim_end_matches('`').replace('_', "-");
+                ("not complete", format!("say --{flag}"))
+            }
+            None => ("wrong", format!("see `tidegate {kind} create --help`")),
         };
         Failure::new(
             Reason::InvalidField,
-            format!("the {kind} \"{name}\" is not complete: {message}"),
+            format!("the {kind} \"{name}\" is {state}: {message}"),
         )
         .hint(hint)
     })?;

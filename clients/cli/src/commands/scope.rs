@@ -277,7 +277,7 @@ fn screen(output: Output, view: &api::ScopeView, wide: bool) -> String {
     let leftovers: Vec<_> = view
         .leftovers
         .iter()
-        .map(|l| printable(&format!("{} of {} on {}", l.what, l.deployment, l.agent)))
+        .map(|l| printable(&format!("{}: {}", l.agent, l.what)))
         .collect();
     field(
         "leftovers",
@@ -386,7 +386,7 @@ mod tests {
             leftovers: vec![api::Leftover {
                 deployment: "abcd1234".to_owned(),
                 agent: "host-3".to_owned(),
-                what: "instances".to_owned(),
+                what: "1.3.8 of web is not yet observed gone".to_owned(),
             }],
             agents: vec![api::ScopeAgent {
                 name: "host-1".to_owned(),
@@ -404,7 +404,7 @@ mod tests {
             "place        port 8080, 2 per agent, agents all\n",
             "active       none\n",
             "candidate    1.4.0 (q69g5fav) RUNNING, waits for the hold of step 2\n",
-            "leftovers    instances of abcd1234 on host-3\n",
+            "leftovers    host-3: 1.3.8 of web is not yet observed gone\n",
             "lost agents  host-3\n",
             "next wake-up none\n",
             "kept         1.3.8 (can be returned to at once)\n",

@@ -1,5 +1,7 @@
 //! `tidegate token`: how newcomers get in.
 
+use std::io::Write as _;
+
 use clap::{Args, Subcommand, ValueEnum};
 use tidegate_proto::control::v1 as api;
 use tidegate_shared::time::Span;
@@ -103,29 +105,29 @@ async fn create(session: &Session, args: &CreateArgs) -> Result<()> {
         TokenKind::Coordinator => "coordinator",
     };
     let answer = make(session, kind, &args.labels, ttl, args.uses, &args.name).await?;
-    session.output.emit(&answer, |_| {
+    session
+        .output
+        .emit(&answer, |_| format!("{}\n", answer.token))?;
+    if session.output.is_for_people() {
         let enroll = session_enroll(session);
-        let next = match args.kind {
-            TokenKind::Agent => format!("tidegate-agent join --server {enroll} --token TOKEN"),
-            TokenKind::User => format!("tidegate login --server {enroll} --token TOKEN"),
-            TokenKind::Coordinator => {
-                format!("tidegate-coordinator join --server {enroll} --token TOKEN")
-            }
+        let program = match args.kind {
+            TokenKind::Agent => "tidegate-agent join",
+            TokenKind::User => "tidegate login",
+            TokenKind::Coordinator => "tidegate-coordinator join",
         };
-        format!(
-            "{}\n{}\n",
-            answer.token,
-            session.output.paint(
-                Tone::Faint,
-                &format!(
-                    "# shown once; {} use{} until {}; next: {next}",
-                    args.uses,
-                    if args.uses == 1 { "" } else { "s" },
-                    time::stamp(answer.expires_at_ms)
-                )
-            )
-        )
-    })
+        let uses = if args.uses == 1 {
+            "once".to_owned()
+        } else {
+            format!("{} times", args.uses)
+        };
+        // Beside the output, so that TOKEN=$(tidegate token create …) holds the token alone.
+        let note = format!(
+            "shown only now; works {uses} until {}; next: {program} --server {enroll} --token TOKEN",
+            time::stamp(answer.expires_at_ms)
+        );
+        writeln!(std::io::stderr(), "{note}").ok();
+    }
+    Ok(())
 }
 
 /// An enrolment address for the hint.

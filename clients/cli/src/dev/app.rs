@@ -2,6 +2,7 @@
 //! requests as its release says. `/healthz` is always well: only real requests show the trouble.
 
 use std::convert::Infallible;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,6 +74,13 @@ pub async fn run(args: DemoAppArgs) -> Result<()> {
             format!("cannot listen on {address}: {error}"),
         )
     })?;
+    // For `tidegate logs`; an application whose output is closed still serves.
+    writeln!(
+        std::io::stdout(),
+        "version {} listens on {address}",
+        release.version
+    )
+    .ok();
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
     serve(listener, Arc::new(App::new(release)), async move {

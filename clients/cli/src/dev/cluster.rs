@@ -36,6 +36,8 @@ const STEP_LIMIT: Duration = Duration::from_secs(30);
 const AGENT_STOP: Duration = Duration::from_secs(15);
 /// Coordinators hand over and sync within this time.
 const COORDINATOR_STOP: Duration = Duration::from_secs(5);
+/// The port that is held at 127.0.N.254 by the cluster whose agents have the addresses 127.0.N.x.
+const CLAIM_PORT: u16 = 7_439;
 /// Ports for instances of one agent.
 const PORTS_PER_AGENT: u16 = 200;
 
@@ -60,6 +62,8 @@ pub struct AgentPlan {
 /// A cluster as it was laid out once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
+    /// Agents have the addresses 127.0.`network`.N.
+    network: u8,
     coordinators: Vec<CoordinatorPlan>,
     agents: Vec<AgentPlan>,
 }
@@ -117,6 +121,11 @@ impl Plan {
     }
 
     fn make(coordinators: u8, agents: u8) -> Result<Self> {
+        let network = (1..=u8::MAX)
+            .find(|network| claim(*network).is_ok())
+            .ok_or_else(|| {
+                Failure::new(Reason::AddressInUse, "every loopback network has a cluster")
+            })?;
         // All are held until all are found, so that none is found twice.
         let mut held = Vec::new();
         let mut address = || -> Result<SocketAddr> {
@@ -140,11 +149,12 @@ impl Plan {
         let agents = (1..=agents)
             .map(|number| AgentPlan {
                 name: format!("agent-{number}"),
-                address: Ipv4Addr::new(127, 0, 1, number),
-                first_port: 20_000 + u16::from(number - 1) * PORTS_PER_AGENT,
+                address: Ipv4Addr::new(127, 0, network, number),
+                first_port: first_port(network, number),
             })
             .collect();
         Ok(Self {
+            network,
             coordinators,
             agents,
         })
@@ -154,6 +164,20 @@ impl Plan {
         let text = crate::output::to_json(self)?;
         context::write(&dir.join(PLAN_FILE), text.as_bytes(), 0o600)
     }
+}
+
+/// Instances of all agents listen on 127.0.0.1, so that applications may listen on any address:
+/// every agent of every cluster has ports of its own, as far as there are enough.
+fn first_port(network: u8, number: u8) -> u16 {
+    let blocks = (30_000 - 10_000) / PORTS_PER_AGENT;
+    let block = (u16::from(network - 1) * 10 + u16::from(number - 1)) % blocks;
+    10_000 + block * PORTS_PER_AGENT
+}
+
+/// Takes the addresses 127.0.`network`.N for one cluster of this machine, as long as the listener
+/// lives: nothing is served there.
+fn claim(network: u8) -> std::io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::new(127, 0, network, 254), CLAIM_PORT))
 }
 
 fn no_port(error: &std::io::Error) -> Failure {
@@ -174,6 +198,8 @@ pub struct Cluster {
     coordinators: Vec<Process>,
     agents: Vec<Process>,
     session: Session,
+    /// Held, so that no other cluster takes the same addresses.
+    _claim: TcpListener,
 }
 
 impl Cluster {
@@ -192,6 +218,16 @@ impl Cluster {
                 format!("{} is not there", program.display()),
             ))
         };
+        let network = plan.network;
+        let claim = claim(network).map_err(|error| {
+            Failure::new(
+                Reason::AddressInUse,
+                format!(
+                    "the addresses 127.0.{network}.x are taken by another `tidegate dev`: {error}"
+                ),
+            )
+            .hint("stop that one first, or start another cluster without --dir")
+        })?;
         for folder in ["logs", "coordinators", "agents"] {
             context::make_folder(&dir.join(folder))?;
         }
@@ -210,6 +246,7 @@ impl Cluster {
             coordinators: Vec::new(),
             agents: Vec::new(),
             session,
+            _claim: claim,
         })
     }
 
@@ -228,7 +265,7 @@ impl Cluster {
         &self.session
     }
 
-    /// Names of the agents.
+    /// How many agents there are.
     pub fn agent_count(&self) -> usize {
         self.plan.agents.len()
     }
@@ -547,7 +584,8 @@ mod tests {
         ports.sort();
         ports.dedup();
         assert_eq!(ports.len(), 12);
-        assert_eq!(plan.agents[2].address.to_string(), "127.0.1.3");
+        let address = plan.agents[2].address.octets();
+        assert_eq!((address[0], address[2], address[3]), (127, plan.network, 3));
         plan.store(folder.path()).unwrap();
         assert_eq!(Plan::find_or_make(folder.path(), 3, 50).unwrap(), plan);
         let failure = Plan::find_or_make(folder.path(), 1, 50).unwrap_err();

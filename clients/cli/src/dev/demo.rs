@@ -313,10 +313,6 @@ impl Scene<'_> {
                     .tell(Tone::Bad, &format!("the rule is met: {}", bad.message))?;
                 failed.clone_from(&bad.message);
             }
-            if now.status() != status {
-                status = now.status();
-                self.story.tell(render::tone(status), &status_line(&now))?;
-            }
             let traffic = now.traffic.unwrap_or_default();
             let actual = (traffic.actual > 0 || held.is_some()).then_some(traffic.actual);
             if actual != held && !now.initial {
@@ -333,6 +329,10 @@ impl Scene<'_> {
                     Tone::Plain,
                     &format!("version {version} has {share} of the traffic{seen}"),
                 )?;
+            }
+            if now.status() != status {
+                status = now.status();
+                self.story.tell(render::tone(status), &status_line(&now))?;
             }
             if render::has_ended(status) {
                 return Ok(now);
@@ -381,9 +381,12 @@ fn status_line(deployment: &api::Deployment) -> String {
         Status::CreatingApproval => "waits for approval",
         Status::Pending => "is accepted",
         Status::Creating => "is fetched, checked against its digest and unpacked at the agents",
+        Status::WaitingForInstances if deployment.initial => "starts and must become healthy",
         Status::WaitingForInstances => "starts beside the old one and must become healthy",
+        Status::Running if deployment.initial => "is healthy and gets all traffic at once",
         Status::Running => "is healthy; traffic moves now",
-        Status::Finalizing => "won: the old one drains and stops",
+        Status::Finalizing if deployment.initial => "stays",
+        Status::Finalizing => "stays: the old one drains and stops",
         Status::Finalized => "is the active one",
         Status::RollingBack => "is taken back: all traffic to the old version at once",
         Status::RolledBack => "is gone; the old version serves on",

@@ -27,7 +27,7 @@ use cluster::{Cluster, Plan};
 /// How large the cluster is and where it lives.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With --demo: publishes version 1 of a built-in application, then version 2 with the traffic moving\n10 → 50 → 100 % under real HTTP load, then version 3, which fails a fifth of its requests and is\ntaken back by itself. Exit status 0 only if every step went as it should.\n\nWithout --demo: stays up until Ctrl-C and prints commands to try.\n\nWithout --dir everything is written to a fresh folder under the temporary folder and removed at\nthe end (kept when something went wrong, for its logs). With --dir it is kept, and the same\ncommand goes on with it later. Coordinators listen on 127.0.0.1 on free ports; agent N has the\naddress 127.0.1.N for its proxy."
+    after_help = "With --demo: publishes version 1 of a built-in application, then version 2 with the traffic moving\n10 → 50 → 100 % under real HTTP load, then version 3, which fails a fifth of its requests and is\ntaken back by itself. Exit status 0 only if every step went as it should.\n\nWithout --demo: stays up until Ctrl-C and prints commands to try.\n\nWithout --dir everything is written to a fresh folder under the temporary folder and removed at\nthe end (kept when something went wrong, for its logs). With --dir it is kept, and the same\ncommand goes on with it later. Coordinators listen on 127.0.0.1 on free ports; agent N has the\naddress 127.0.1.N for its proxy (127.0.2.N for a second cluster, and so on)."
 )]
 pub struct DevArgs {
     /// Play the demo and end
@@ -161,9 +161,10 @@ async fn guide(cluster: &Cluster, session: &Session) -> Result<String> {
         cluster.admin_folder().display()
     );
     text.push_str(&format!(
-        "\n{}\n\n  {tidegate} application create hello\n  {tidegate} environment create production --tier 3\n  {tidegate} scope create hello-prod --application hello --environment production --port {port} --agents role=web\n  {tidegate} release create hello 1 --asset {} {run}\n  {tidegate} deploy hello 1 --scope hello-prod --set bake=5s --wait\n  curl http://127.0.1.1:{port}/\n",
+        "\n{}\n\n  {tidegate} application create hello\n  {tidegate} environment create production --tier 3\n  {tidegate} scope create hello-prod --application hello --environment production --port {port} --agents role=web\n  {tidegate} release create hello 1 --asset {} {run}\n  {tidegate} deploy hello 1 --scope hello-prod --set bake=5s --wait\n  curl http://{}/\n",
         strong("Publish version 1 of a small web application:"),
         asset(0),
+        cluster.proxies(port).first().map(ToString::to_string).unwrap_or_default(),
     ));
     text.push_str(&format!(
         "\n{}\n\n  {tidegate} release create hello 2 --asset {} {run}\n  {tidegate} deploy hello 2 --scope hello-prod --set traffic.steps=10:10s,50:10s,100:10s --set bake=10s --set drain=5s\n  {tidegate} deployment watch hello-prod\n  {tidegate} scope get hello-prod\n  {tidegate} rollback hello-prod --wait\n",
