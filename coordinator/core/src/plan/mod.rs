@@ -17,8 +17,6 @@ mod evidence;
 mod rollout;
 mod running;
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
 pub(crate) mod view;
 mod waiting;

@@ -98,10 +98,10 @@ pub(crate) fn next(
     next
 }
 
-fn approving(state: &State, deployment: &Deployment, approval: &Answer, now: Timestamp) -> Next {
-    match approval {
+fn approving(state: &State, deployment: &Deployment, answer: &Answer, now: Timestamp) -> Next {
+    match answer {
         // A policy that was changed meanwhile still asks for what stands in the record.
-        Answer::Satisfied => match still_asked(state, deployment) {
+        Answer::Satisfied => match approval::still_asked(state, deployment) {
             Some(why) => Next::wait(why, None),
             None => Next::act(Action::ApprovalSatisfied, "approved"),
         },
@@ -117,7 +117,7 @@ fn approving(state: &State, deployment: &Deployment, approval: &Answer, now: Tim
             let asked = deployment.required.as_ref();
             let same =
                 asked.is_some_and(|a| a.policies == *policies && a.expires_at == *expires_at);
-            let what = approval_line(approval);
+            let what = approval_line(answer);
             if now >= *expires_at {
                 Next::act(Action::ApprovalDenied { expired: true }, what)
             } else if same {
@@ -127,20 +127,6 @@ fn approving(state: &State, deployment: &Deployment, approval: &Answer, now: Tim
             }
         }
     }
-}
-
-/// What `apply` would refuse an approval for: grants that the record asks for, by a policy that is
-/// still in force.
-fn still_asked(state: &State, deployment: &Deployment) -> Option<String> {
-    let unmet = crate::apply::unmet_approvals(deployment);
-    let mut asked = unmet.into_iter().filter(|(name, ..)| {
-        let policy = state.policies.get(name);
-        policy.is_some_and(|policy| policy.spec.enabled && policy.spec.approval.is_some())
-    });
-    let (name, has, needs) = asked.next()?;
-    Some(format!(
-        "approval by policy: {name} needs {needs}; {has} granted"
-    ))
 }
 
 fn require(policies: &[(Name, u32)], expires_at: Timestamp) -> Action {

@@ -78,6 +78,27 @@ pub fn answer(state: &State, deployment: &Deployment) -> Answer {
     decide(deployment.required.as_ref(), policies, expires_at)
 }
 
+/// Grants that the record asks for by a policy that is still in force, in one line: without them
+/// `apply` refuses an approval, even if the policy was changed meanwhile and asks for less.
+pub fn still_asked(state: &State, deployment: &Deployment) -> Option<String> {
+    let required = deployment.required.as_ref()?;
+    let in_time = required
+        .decisions
+        .iter()
+        .filter(|decision| decision.granted && decision.at < required.expires_at);
+    let people: BTreeSet<_> = in_time.map(|decision| &decision.by).collect();
+    let mut asked = required.policies.iter().filter(|(name, needed)| {
+        let policy = state.policies.get(name);
+        let in_force = policy.is_some_and(|p| p.spec.enabled && p.spec.approval.is_some());
+        in_force && people.len() < *needed as usize
+    });
+    let (name, needed) = asked.next()?;
+    let granted = people.len();
+    Some(format!(
+        "approval by policy: {name} needs {needed}; {granted} granted"
+    ))
+}
+
 fn decide(
     required: Option<&Required>,
     policies: Vec<(Name, u32)>,

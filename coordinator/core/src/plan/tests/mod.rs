@@ -3,6 +3,7 @@
 mod before;
 mod ending;
 mod running;
+mod simulation;
 mod wish;
 
 use tidegate_shared::assignment::{PermanentError, PermanentErrorKind};

@@ -15,7 +15,6 @@ use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec};
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
 
-use super::plan;
 use crate::apply::apply;
 use crate::command::{
     ActOnDeployment, Actor, AgentName, Command, CreateDeployments, CreateRelease, CreateToken,
@@ -25,6 +24,7 @@ use crate::command::{
 use crate::desired::desired;
 use crate::fixture::name;
 use crate::observed::Observed;
+use crate::plan::plan;
 use crate::state::{Addresses, CaRecord, SealedKey, State, Status};
 use crate::testing::fulfilled;
 
