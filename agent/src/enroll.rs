@@ -73,9 +73,9 @@ pub async fn join(options: &JoinOptions) -> Result<Joined, AgentError> {
             .map_err(|why| AgentError::new(Reason::InvalidRequest, format!("--server: {why}")))?;
     }
     let request = identity::Request::new()?;
-    let name = wished_name(options)?;
+    let names = wished_names(options)?;
     let listen = options.listen_address.unwrap_or([127, 0, 0, 1].into());
-    let message = wire::EnrollRequest {
+    let message = |name: &String| wire::EnrollRequest {
         token: options.token.trim().to_owned(),
         csr: request.csr.clone().into(),
         name: name.clone(),
@@ -84,28 +84,37 @@ pub async fn join(options: &JoinOptions) -> Result<Joined, AgentError> {
     };
     let mut last = None;
     for server in &options.servers {
-        match enroll(server, token.fingerprint, message.clone()).await {
-            Ok(response) => return write(options, &request.key, &response),
-            Err(error) if error.reason == Reason::Unreachable => last = Some(error),
-            Err(error) => return Err(error),
+        for (position, name) in names.iter().enumerate() {
+            match enroll(server, token.fingerprint, message(name)).await {
+                Ok(response) => return write(options, &request.key, &response),
+                Err(error) if error.reason == Reason::Unreachable => {
+                    last = Some(error);
+                    break;
+                }
+                // The token settles no name: the host's is tried.
+                Err(error)
+                    if error.reason == Reason::InvalidField && position + 1 < names.len() => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Err(last.unwrap_or_else(|| AgentError::new(Reason::Unreachable, "no server was asked")))
 }
 
-fn wished_name(options: &JoinOptions) -> Result<String, AgentError> {
-    match &options.name {
-        Some(name) => match Name::new(name.clone()) {
-            Ok(name) => Ok(name.to_string()),
+/// The names to ask for, in that order: the given one; else the token's own, then the host's.
+fn wished_names(options: &JoinOptions) -> Result<Vec<String>, AgentError> {
+    if let Some(name) = &options.name {
+        return match Name::new(name.clone()) {
+            Ok(name) => Ok(vec![name.to_string()]),
             Err(error) => Err(AgentError::new(Reason::InvalidField, format!("--name: {error}"))),
-        },
-        None => {
-            let host = sysinfo::System::host_name().unwrap_or_default().to_lowercase();
-            let label = host.split('.').next().unwrap_or_default().to_owned();
-            // A host's name that is no name is not sent; then the token has to settle it.
-            Ok(Name::new(label).map(|name| name.to_string()).unwrap_or_default())
-        }
+        };
     }
+    let mut names = vec![String::new()];
+    let host = sysinfo::System::host_name().unwrap_or_default().to_lowercase();
+    let label = host.split('.').next().unwrap_or_default().to_owned();
+    // A host's name that is no name of the cluster is not sent.
+    names.extend(Name::new(label).ok().map(|name| name.to_string()));
+    Ok(names)
 }
 
 async fn enroll(
@@ -133,10 +142,8 @@ async fn enroll(
 fn refused(server: &str, status: &tonic::Status) -> AgentError {
     let text = status.message();
     let details = String::from_utf8_lossy(status.details());
-    let by_reason = |reason: &&Reason| {
-        text.contains(reason.code()) || details.contains(reason.as_str()) || details.contains(reason.code())
-    };
-    let reason = Reason::ALL.iter().find(by_reason).copied().unwrap_or(match status.code() {
+    let told = |reason: &&Reason| text.contains(reason.code()) || details.contains(reason.code());
+    let reason = Reason::ALL.iter().find(told).copied().unwrap_or(match status.code() {
         tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => Reason::Unreachable,
         tonic::Code::PermissionDenied => Reason::PermissionDenied,
         tonic::Code::Unauthenticated => Reason::TokenUnknown,

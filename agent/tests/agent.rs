@@ -1,5 +1,7 @@
 //! The real program with its real proxy: what lives on when it is killed, and what `stop-all` ends.
 
+#![allow(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
