@@ -8,7 +8,7 @@ use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
 
 use super::phase;
-use crate::state::{Deployment, StepProgress, Traffic};
+use crate::state::{Deployment, Status, StepProgress, Traffic};
 use crate::strategy::is_batched;
 
 /// Whether there is no version before it in its scope; settled at `CREATING`.
@@ -306,7 +306,9 @@ pub fn rescale(deployment: &mut Deployment, total: u32) {
     }
     let rolling = is_batched(deployment);
     let traffic = &mut deployment.traffic;
-    let settled = rolling && traffic.step.is_some() && traffic.desired == share_replaced(traffic);
+    // From `FINALIZING` on all traffic is wished, even if no instance is left to hold it.
+    let moves = deployment.status != Status::Finalizing && traffic.step.is_some();
+    let settled = rolling && moves && traffic.desired == share_replaced(traffic);
     traffic.total = total;
     if traffic.replaced >= before {
         traffic.replaced = if before == 0 { 0 } else { total };

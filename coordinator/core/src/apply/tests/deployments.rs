@@ -574,3 +574,26 @@ fn several_scopes_are_all_or_none() {
     );
     world.must(command(&["api"]));
 }
+
+#[test]
+fn a_deployment_whose_agents_are_all_removed_still_ends() {
+    for status in Status::ALL.into_iter().filter(|status| !status.is_end()) {
+        let mut world = World::with_active();
+        world.strategy(r#"{"kind": "rolling"}"#);
+        let id = world.deploy("2.0.0");
+        world.bring(id, status);
+        for agent in ["a1", "a2", "a3"] {
+            let agent = name(agent);
+            world.must(Command::RemoveAgent(crate::command::AgentName {
+                name: agent,
+            }));
+        }
+        for _ in 0..10 {
+            if world.status(id).is_end() {
+                break;
+            }
+            world.expire(id);
+        }
+        assert!(world.status(id).is_end(), "{status}");
+    }
+}
