@@ -163,11 +163,11 @@ impl EnrollApi {
             ..subject
         };
         // Signed after the entry: never older than it.
+        let view = self.context.read().await?;
         let issued = ca
-            .sign_request(&message.csr, &subject, self.context.now())
+            .sign_request(&message.csr, &subject, self.context.issue_time(&view.state))
             .map_err(|error| status::from_ca(&error))?;
         tracing::info!(%identity, token = %token.id, "joined");
-        let view = self.context.read().await?;
         let members = members_of(&view.state);
         Ok(EnrollResponse {
             cluster_id: self.context.identity.cluster_id.clone(),

@@ -92,7 +92,11 @@ impl AgentLink for AgentLinkApi {
         let issued = self
             .0
             .ca(&view.state)?
-            .sign_request(&request.get_ref().csr, &subject, self.0.now())
+            .sign_request(
+                &request.get_ref().csr,
+                &subject,
+                self.0.issue_time(&view.state),
+            )
             .map_err(|error| status::from_ca(&error))?;
         tracing::info!(%identity, not_after = %issued.not_after, "a certificate was renewed");
         Ok(Response::new(RenewResponse {

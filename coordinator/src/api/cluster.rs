@@ -225,7 +225,7 @@ impl Cluster for ClusterApi {
         let issued = self
             .0
             .ca(&view.state)?
-            .sign_request(&message.csr, &subject, self.0.now())
+            .sign_request(&message.csr, &subject, self.0.issue_time(&view.state))
             .map_err(|error| status::from_ca(&error))?;
         tracing::info!(%identity, not_after = %issued.not_after, "a certificate was renewed");
         Ok(Response::new(RenewCertificateResponse {

@@ -365,8 +365,9 @@ impl Watch {
         let mut views = self.context.query.views();
         let mut leadership = self.context.status.clone();
         let led = self.context.leads();
-        let first = tokio::time::Instant::now() + self.interval();
-        let mut timer = tokio::time::interval_at(first, self.interval());
+        let mut timer = tokio::time::interval(self.interval());
+        // The first look needs no tick.
+        timer.reset();
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last: Option<Deployment> = None;
         loop {

@@ -94,6 +94,13 @@ impl Context {
         Timestamp::from_millis(self.clock.wall_ms())
     }
 
+    /// When a certificate counts as issued: never before its holder's entry in the log, whose time
+    /// may be ahead of this machine's clock.
+    #[must_use]
+    pub fn issue_time(&self, state: &State) -> Timestamp {
+        self.now().max(state.at)
+    }
+
     /// The state, at least as new as everything that was answered before.
     ///
     /// # Errors

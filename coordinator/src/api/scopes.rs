@@ -1,6 +1,7 @@
 //! `Scopes`: one scope on one screen, its verbs, and the logs of its instances.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidegate_coordinator_core::State;
 use tidegate_coordinator_core::command::{Command, RollbackScope, ScopeName, StopScope};
@@ -248,7 +249,38 @@ impl Scopes for ScopesApi {
                 format!("no agent that acts for scope \"{scope}\" is connected"),
             ));
         }
+        if message.follow {
+            tokio::spawn(end_when_revoked(self.0.clone(), caller, sender.downgrade()));
+        }
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Ends a stream that is followed when its reader is removed from the cluster, or the node stops.
+async fn end_when_revoked(
+    context: Arc<Context>,
+    caller: Caller,
+    lines: mpsc::WeakSender<Result<LogLine, Status>>,
+) {
+    let mut views = context.query.views();
+    loop {
+        // The agents' answers keep the stream open, not this watch over it.
+        let Some(lines) = lines.upgrade() else {
+            return;
+        };
+        let known = caller.check_known(&views.borrow_and_update().state);
+        if let Err(refused) = known {
+            let end = status::refusal(refused.reason, refused.message);
+            // The reader may be gone already.
+            lines.send(Err(end)).await.ok();
+            return;
+        }
+        drop(lines);
+        tokio::select! {
+            changed = views.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+            () = context.stop.cancelled() => return,
+        }
     }
 }
 
@@ -319,11 +351,10 @@ impl ScopesApi {
             return false;
         };
         if !message.follow {
-            request.set_timeout(std::time::Duration::from_secs(30));
+            request.set_timeout(Duration::from_secs(30));
         }
         let mut client = ScopesClient::new(channel);
-        let answer =
-            tokio::time::timeout(std::time::Duration::from_secs(5), client.logs(request)).await;
+        let answer = tokio::time::timeout(Duration::from_secs(5), client.logs(request)).await;
         match answer {
             Ok(Ok(answer)) => {
                 tokio::spawn(pass_on_other(answer.into_inner(), lines.clone()));
