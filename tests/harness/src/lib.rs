@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod cluster;
 pub mod http;
+pub mod load;
 pub mod poll;
 pub mod ports;
 pub mod process;

@@ -20,6 +20,7 @@ pub struct Process {
     child: Child,
     log: PathBuf,
     ended: Option<ExitStatus>,
+    keep_group: bool,
 }
 
 impl Process {
@@ -58,6 +59,7 @@ impl Process {
             child,
             log: log.to_owned(),
             ended: None,
+            keep_group: false,
         })
     }
 
@@ -114,8 +116,18 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Leaves what it started alone. It has ended itself already.
+    pub fn forget(mut self) {
+        self.keep_group = true;
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.keep_group && self.ended.is_some() {
+            return;
+        }
         // Whatever it started belongs to its group; a group that is gone already is no error.
         if let Ok(pid) = pid(self.child.id()) {
             kill_process_group(pid, Signal::KILL).ok();

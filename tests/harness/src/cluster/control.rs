@@ -1,0 +1,199 @@
+//! What fault tests need of a cluster: signals to single processes, restarts, every address.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use super::{Cluster, PATIENCE, Process, number, text};
+use crate::poll;
+
+/// Where a coordinator listens, each `IP:PORT`.
+#[derive(Debug, Clone)]
+pub struct Listeners {
+    /// People and agents.
+    pub control: String,
+    /// Other coordinators.
+    pub peer: String,
+    /// Blobs and health.
+    pub http: String,
+    /// Newcomers.
+    pub enroll: String,
+}
+
+/// A process of this machine that mentions a folder on its command line.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// Its number.
+    pub pid: u32,
+    /// Its command line, parts joined by spaces.
+    pub command: String,
+}
+
+/// Sends a signal to one process.
+///
+/// # Errors
+/// It is not there.
+pub fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    kill_process(id(pid)?, signal).with_context(|| format!("process {pid}"))
+}
+
+fn id(pid: u32) -> anyhow::Result<Pid> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    raw.context("no process id")
+}
+
+/// Processes whose command line mentions a folder, by number; those that have ended are left out.
+pub fn processes_of(folder: &Path) -> Vec<Found> {
+    // With a slash, so that a1 does not mean a10.
+    let wanted = format!("{}/", folder.display());
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut found: Vec<Found> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let bytes = fs::read(entry.path().join("cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&bytes).replace('\0', " ");
+            command.contains(&wanted).then_some(Found { pid, command })
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+impl Cluster {
+    /// Where a coordinator listens; from 0.
+    pub fn listeners(&self, position: usize) -> Listeners {
+        let flags = &self.coordinators[position].flags;
+        let of = |flag: &str| {
+            let at = flags.iter().position(|found| found == flag);
+            at.and_then(|at| flags.get(at + 1))
+                .cloned()
+                .unwrap_or_default()
+        };
+        Listeners {
+            control: of("--control"),
+            peer: of("--peer"),
+            http: of("--http"),
+            enroll: of("--enroll"),
+        }
+    }
+
+    /// The data folder of a coordinator; from 0.
+    pub fn coordinator_dir(&self, position: usize) -> &Path {
+        &self.coordinators[position].folder
+    }
+
+    /// The process of an agent; from 0.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn agent_pid(&self, position: usize) -> anyhow::Result<u32> {
+        let process = self.agents[position].process.as_ref();
+        Ok(process.context("it does not run")?.id())
+    }
+
+    /// What an agent started: its proxy and instances, not itself.
+    pub fn children_of_agent(&self, position: usize) -> Vec<Found> {
+        let own = self.agent_pid(position).ok();
+        let mut found = processes_of(&self.agents[position].folder);
+        found.retain(|process| Some(process.pid) != own);
+        found
+    }
+
+    /// Sends a signal to an agent alone; from 0.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal_agent(&self, position: usize, signal: Signal) -> anyhow::Result<()> {
+        let process = self.agents[position].process.as_ref();
+        process.context("it does not run")?.signal(signal)
+    }
+
+    /// Ends an agent with everything in its process group, as `kill -9` of the group does.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_agent_group(&mut self, position: usize) -> anyhow::Result<()> {
+        let group = id(self.agent_pid(position)?)?;
+        kill_process_group(group, Signal::KILL)?;
+        self.reap_agent(position).map(drop)
+    }
+
+    /// Ends an agent with SIGTERM; what it started goes on.
+    ///
+    /// # Errors
+    /// It does not run, or does not end in time.
+    pub fn stop_agent(&mut self, position: usize) -> anyhow::Result<ExitStatus> {
+        self.signal_agent(position, Signal::TERM)?;
+        self.reap_agent(position)
+    }
+
+    fn reap_agent(&mut self, position: usize) -> anyhow::Result<ExitStatus> {
+        let slot = &mut self.agents[position].process;
+        let process = slot.as_mut().context("it does not run")?;
+        let status = process.wait(PATIENCE)?;
+        if let Some(process) = slot.take() {
+            process.forget();
+        }
+        Ok(status)
+    }
+
+    /// Ends a coordinator with SIGTERM; from 0.
+    ///
+    /// # Errors
+    /// It does not run, or does not end in time.
+    pub fn stop_coordinator(&mut self, position: usize) -> anyhow::Result<ExitStatus> {
+        let process = self.coordinators[position].process.take();
+        let mut process: Process = process.context("it does not run")?;
+        process.signal(Signal::TERM)?;
+        process.wait(PATIENCE)
+    }
+
+    /// Lets the administrator's command line learn the addresses of all members, as it does by
+    /// itself once the context is old enough.
+    ///
+    /// # Errors
+    /// The context cannot be used.
+    pub fn learn_addresses(&self) -> anyhow::Result<()> {
+        let path = self.dir.join("admin").join("context.toml");
+        let old = SystemTime::now() - Duration::from_secs(86_400);
+        fs::File::options()
+            .write(true)
+            .open(&path)?
+            .set_modified(old)?;
+        self.tidegate(&["cluster", "status"])?.ok()?;
+        let context = fs::read_to_string(&path)?;
+        for position in 0..self.coordinators.len() {
+            let control = self.listeners(position).control;
+            ensure!(context.contains(&control), "{control} is not in {context}");
+        }
+        Ok(())
+    }
+
+    /// Waits until every member is up and has applied the same index, which is what the leader
+    /// has committed.
+    ///
+    /// # Errors
+    /// They do not agree in time.
+    pub fn agree(&self) -> anyhow::Result<u64> {
+        poll::until("all members at one index", PATIENCE, || {
+            let status = self.tidegate(&["cluster", "status"])?.json()?;
+            let members = status["members"].as_array().cloned().unwrap_or_default();
+            let applied: Vec<u64> = members.iter().map(|m| number(m, "applied")).collect();
+            let up = members
+                .iter()
+                .all(|m| ["leader", "follower"].contains(&text(m, "role")));
+            let commit = number(&status, "commit");
+            let all = applied.iter().all(|applied| *applied == commit);
+            let whole = applied.len() == self.coordinators.len() && commit > 0;
+            poll::holds(up && all && whole, || status.to_string())?;
+            Ok(commit)
+        })
+    }
+}
