@@ -38,6 +38,8 @@ const RETRY_LIMIT: Duration = Duration::from_secs(20);
 const MESSAGE_LIMIT: usize = 16 << 20;
 /// The addresses of a context are looked up again after this long.
 const REFRESH_AFTER_MS: u64 = 3_600_000;
+/// The same when only one is known, as in a context that `init` wrote: it may not be there for long.
+const REFRESH_ALONE_AFTER_MS: u64 = 10_000;
 
 /// Pauses between attempts: 0.1 s, doubled up to 2 s, until a limit.
 #[derive(Debug)]
@@ -112,7 +114,9 @@ impl Client {
         if now > identity.not_before_ms.saturating_add(life / 3 * 2) {
             client.renew().await?;
         }
-        if now.saturating_sub(client.context.described_at_ms()) > REFRESH_AFTER_MS {
+        let age = now.saturating_sub(client.context.described_at_ms());
+        let alone = client.context.description.control.len() == 1;
+        if age > REFRESH_AFTER_MS || (alone && age > REFRESH_ALONE_AFTER_MS) {
             // A context that cannot be written still works with the addresses it has.
             client.refresh_addresses().await.ok();
         }
@@ -209,7 +213,11 @@ impl Client {
         Ok(())
     }
 
-    async fn refresh_addresses(&mut self) -> Result<()> {
+    /// Looks up the members' addresses and keeps them in the context.
+    ///
+    /// # Errors
+    /// The cluster's, or the context cannot be written.
+    pub async fn refresh_addresses(&mut self) -> Result<()> {
         let status =
             self.call(|channel| async move {
                 cluster(channel).status(api::ClusterStatusRequest {}).await

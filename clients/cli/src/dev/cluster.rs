@@ -21,6 +21,7 @@ use tidegate_shared::time::Span;
 
 use super::process::{Launch, Process, sweep};
 use crate::commands::{agent, cluster as cluster_command, token};
+use crate::connect::Client;
 use crate::context;
 use crate::errors::{Failure, Result};
 use crate::output::{ColorChoice, Format, Output};
@@ -231,12 +232,7 @@ impl Cluster {
         for folder in ["logs", "coordinators", "agents"] {
             context::make_folder(&dir.join(folder))?;
         }
-        let session = Session::new(GlobalArgs {
-            output: Format::Table,
-            context: Some(dir.join("admin").display().to_string()),
-            config_dir: Some(dir.clone()),
-            color: ColorChoice::Auto,
-        });
+        let session = admin_session(&dir);
         Ok(Self {
             coordinator_program: beside("tidegate-coordinator")?,
             agent_program: beside("tidegate-agent")?,
@@ -328,6 +324,7 @@ impl Cluster {
         .await?;
         self.output
             .note(&format!("{members} coordinators are up"))?;
+        self.learn_addresses().await?;
         for position in 0..self.plan.agents.len() {
             if fresh {
                 self.join_agent(position).await?;
@@ -341,6 +338,14 @@ impl Cluster {
             // Written last: a folder whose making was interrupted is not taken for a cluster.
             self.plan.store(&self.dir)?;
         }
+        Ok(())
+    }
+
+    /// Puts every coordinator into the administrator's context, so that any of them may die.
+    async fn learn_addresses(&mut self) -> Result<()> {
+        let context = context::Context::read(&self.admin_folder())?;
+        Client::connect(context).await?.refresh_addresses().await?;
+        self.session = admin_session(&self.dir);
         Ok(())
     }
 
@@ -543,6 +548,16 @@ impl Cluster {
         sweep(&self.dir);
         stop_all(&mut self.coordinators, COORDINATOR_STOP).await;
     }
+}
+
+/// A session with the context that `init` wrote.
+fn admin_session(dir: &Path) -> Session {
+    Session::new(GlobalArgs {
+        output: Format::Table,
+        context: Some(dir.join("admin").display().to_string()),
+        config_dir: Some(dir.to_owned()),
+        color: ColorChoice::Auto,
+    })
 }
 
 /// All are asked at once; each has the limit.
