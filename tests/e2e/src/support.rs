@@ -1,6 +1,6 @@
 //! An application whose answers tell their version, for tests that look at every request: scope
-//! `shop` with strategies `steps` (three steps that go on by themselves), `by_hand` (steps that
-//! wait for a person) and `at_once`.
+//! `shop` with strategies `steps` (three steps that go on by themselves), `by-hand` (steps that
+//! wait for a person) and `at-once`.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ spec:
   drain: 1s
 ---
 kind: strategy
-name: by_hand
+name: by-hand
 spec:
   traffic: {steps: [{percent: 20, hold: manual}, {percent: 60, hold: manual}, {percent: 100, hold: 0s}]}
   bake: 1h
@@ -48,7 +48,7 @@ spec:
   finalize: manual
 ---
 kind: strategy
-name: at_once
+name: at-once
 spec: {kind: all_in, bake: 0s, drain: 1s}
 ";
 
@@ -156,7 +156,7 @@ pub fn begin(
 /// It does not get there.
 pub fn establish(cluster: &Cluster, version: &str) -> anyhow::Result<()> {
     publish(cluster, version)?;
-    let id = begin(cluster, version, "at_once", &[])?;
+    let id = begin(cluster, version, "at-once", &[])?;
     ends(cluster, &id, "FINALIZED").map(drop)
 }
 

@@ -27,7 +27,6 @@ fn acknowledge(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
 fn the_leader_is_killed_or_told_to_end_in_the_middle_of_a_step() {
     story(WHOLE, |cluster| {
         let port = shop(cluster)?;
-        cluster.learn_addresses()?;
         establish(cluster, "1")?;
         publish(cluster, "2")?;
         publish(cluster, "3")?;
@@ -69,7 +68,6 @@ fn the_leader_is_killed_or_told_to_end_in_the_middle_of_a_step() {
 fn every_coordinator_is_killed_once_in_a_rollout_and_then_all() {
     story(WHOLE, |cluster| {
         let port = shop(cluster)?;
-        cluster.learn_addresses()?;
         establish(cluster, "1")?;
         publish(cluster, "2")?;
         publish(cluster, "3")?;

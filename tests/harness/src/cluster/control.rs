@@ -3,9 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::ExitStatus;
-use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::{Cluster, PATIENCE, Process, number, text};
@@ -153,27 +152,6 @@ impl Cluster {
         let mut process: Process = process.context("it does not run")?;
         process.signal(Signal::TERM)?;
         process.wait(PATIENCE)
-    }
-
-    /// Lets the administrator's command line learn the addresses of all members, as it does by
-    /// itself once the context is old enough.
-    ///
-    /// # Errors
-    /// The context cannot be used.
-    pub fn learn_addresses(&self) -> anyhow::Result<()> {
-        let path = self.dir.join("admin").join("context.toml");
-        let old = SystemTime::now() - Duration::from_secs(86_400);
-        fs::File::options()
-            .write(true)
-            .open(&path)?
-            .set_modified(old)?;
-        self.tidegate(&["cluster", "status"])?.ok()?;
-        let context = fs::read_to_string(&path)?;
-        for position in 0..self.coordinators.len() {
-            let control = self.listeners(position).control;
-            ensure!(context.contains(&control), "{control} is not in {context}");
-        }
-        Ok(())
     }
 
     /// Waits until every member is up and has applied the same index, which is what the leader
