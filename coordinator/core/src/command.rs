@@ -1,5 +1,10 @@
 //! Commands: the closed set of intentions that the log carries, and their answers.
 
+mod action;
+mod subject;
+
+pub use action::{Action, Advance, Cause};
+
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
@@ -11,7 +16,7 @@ use tidegate_shared::weight::Weight;
 
 use crate::event::Event;
 use crate::rejection::Rejection;
-use crate::state::{Addresses, CaRecord, InstanceCause, NodeId, Verdicts};
+use crate::state::{Addresses, CaRecord, NodeId};
 
 /// One Raft entry: 1…n commands at one instant. A command's position is (index, ordinal).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -423,135 +428,6 @@ pub struct RaiseLevel {
     pub level: u32,
 }
 
-/// See [`Command::Advance`]. Carries the answers that it rests on; `apply` checks only the revision,
-/// the status and what is structural.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Advance {
-    /// Which deployment.
-    pub deployment: DeploymentId,
-    /// The revision that the planner saw; mismatch is `STALE`.
-    pub revision: u64,
-    /// The move.
-    pub action: Action,
-}
-
-/// A move of a deployment that the planner found due.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Action {
-    /// `PENDING` → `CREATING_APPROVAL`: these policies ask for approval.
-    RequireApproval {
-        /// Names of the policies with how many grants each needs.
-        policies: Vec<(Name, u32)>,
-        /// When decisions stop to count.
-        expires_at: Timestamp,
-    },
-    /// `CREATING_APPROVAL` → `PENDING`.
-    ApprovalSatisfied,
-    /// `CREATING_APPROVAL` → `CREATING_APPROVAL_DENIED`.
-    ApprovalDenied {
-        /// `denied` or `expired`.
-        expired: bool,
-    },
-    /// `PENDING` → `CREATING` with the participants that match now.
-    Start {
-        /// Agents, in order of name.
-        participants: Vec<Name>,
-    },
-    /// `CREATING` → `WAITING_FOR_INSTANCES`: staged on every participant that counts.
-    Staged,
-    /// Fewer instances outstanding than ever before: the clock without progress begins again.
-    Progress {
-        /// Instances still outstanding.
-        outstanding: u32,
-    },
-    /// `WAITING_FOR_INSTANCES` → `RUNNING`.
-    InstancesReady,
-    /// The data plane holds the step's weight everywhere: its hold begins.
-    StepReached,
-    /// The step's hold and evidence are over: the next one. Before the first step (`RUNNING` begins
-    /// at 0 %) it opens the first; not allowed at the last, whose end is `Finalize`.
-    StepDone {
-        /// The step ended without enough evidence.
-        unverified: bool,
-    },
-    /// `rolling`: the present batch is replaced (in `RUNNING` its hold begins, as with
-    /// `StepReached`), or, in `CANCELLING` and `ROLLING_BACK`, is back: the next batch goes.
-    /// Proposed when the instances that the batch starts are healthy everywhere; it sets
-    /// `traffic.desired` to the share that `traffic.replaced` was of all, so that traffic follows
-    /// and what was replaced may stop (see [`crate::strategy::rolling`]).
-    BatchDone,
-    /// `RUNNING` → `FINALIZING`.
-    Finalize {
-        /// Finalized without evidence.
-        unverified: bool,
-    },
-    /// The loser holds no traffic and is drained everywhere: it may go. The loser is the old version
-    /// in `FINALIZING` and the deployment itself in `CANCELLING`, `ROLLING_BACK`, `DELETING`.
-    Drained,
-    /// `FINALIZING` → `FINALIZED`, `CANCELLING` → its end, `ROLLING_BACK` → its end, `DELETING` →
-    /// `DELETED`: everything observed, or only excused agents are left.
-    Settled {
-        /// Agents where the loser is not yet observed gone.
-        leftovers: Vec<Name>,
-    },
-    /// A rule, a deadline or permanent errors take it back, or end an initial one.
-    TakeBack {
-        /// Why.
-        cause: Cause,
-        /// The verdicts that it rests on.
-        evidence: Verdicts,
-    },
-    /// The state's deadline passed and its declared outcome is an end: of `CREATING_APPROVAL`,
-    /// `PENDING`, `CREATING`, `FINALIZING`, `CANCELLING`, `ROLLING_BACK`, `DELETING`.
-    Expire {
-        /// Agents where the loser is not yet observed gone; ignored where nothing was started.
-        leftovers: Vec<Name>,
-    },
-    /// Stops the rollout where it is until people decide or `halt_max` is over.
-    Halt {
-        /// Why.
-        cause: Cause,
-        /// The verdicts that it rests on.
-        evidence: Verdicts,
-    },
-    /// What made it halt is over by itself (lost agents came back).
-    Unhalt,
-    /// Participants are lost, or back.
-    MarkLost {
-        /// Those that are lost now, all of them.
-        lost: Vec<Name>,
-    },
-    /// Permanent errors of participants.
-    NoteErrors {
-        /// The first cause per instance.
-        causes: Vec<InstanceCause>,
-    },
-    /// Notable verdicts while it runs (dry runs, a rule met during `FINALIZING`).
-    NoteEvidence {
-        /// The verdicts.
-        evidence: Verdicts,
-    },
-    /// After the end: the place of this deployment, one of its scope's `retired`, is observed gone
-    /// on these agents.
-    LeftoversGone {
-        /// Those agents.
-        agents: Vec<Name>,
-    },
-}
-
-/// Why a deployment is taken back or halted, other than by a person.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cause {
-    /// Stable word: `rule`, `progress_deadline`, `staging_deadline`, `stall`, `halt_max`,
-    /// `pause_max`, `no_data`, `lost_agents`, `permanent_errors`.
-    pub kind: String,
-    /// One line with the figures.
-    pub message: String,
-}
-
 /// What a command came to, on every node alike.
 pub type Outcome = Result<Reply, Rejection>;
 
@@ -592,47 +468,6 @@ pub struct Applied {
     pub events: Vec<Event>,
 }
 
-impl Command {
-    /// For audit lines: the stable name of the command, the kind of its object, and the object.
-    pub fn subject(&self) -> (&'static str, &'static str, String) {
-        match self {
-            Self::InitCluster(c) => ("init_cluster", "cluster", c.cluster.to_string()),
-            Self::PutObject(c) => ("put_object", c.spec.kind().as_str(), c.name.to_string()),
-            Self::DeleteObject(c) => ("delete_object", c.kind.as_str(), c.name.to_string()),
-            Self::CreateRelease(c) => (
-                "create_release",
-                "release",
-                format!("{} {}", c.application, c.version),
-            ),
-            Self::SetReleaseStatus(c) => (
-                "set_release_status",
-                "release",
-                format!("{} {}", c.application, c.version),
-            ),
-            Self::CreateDeployments(c) => (
-                "create_deployments",
-                "release",
-                format!("{} {}", c.application, c.version),
-            ),
-            Self::ActOnDeployment(c) => (c.verb.as_str(), "deployment", c.deployment.to_string()),
-            Self::Decide(c) => ("decide", "deployment", c.deployment.to_string()),
-            Self::StopScope(c) => ("stop_scope", "scope", c.name.to_string()),
-            Self::StartScope(c) => ("start_scope", "scope", c.name.to_string()),
-            Self::RestartScope(c) => ("restart_scope", "scope", c.name.to_string()),
-            Self::RollbackScope(c) => ("rollback_scope", "scope", c.name.to_string()),
-            Self::CreateToken(c) => ("create_token", "token", c.id.to_string()),
-            Self::DeleteToken(c) => ("delete_token", "token", c.id.to_string()),
-            Self::Join(c) => ("join", "token", c.token.to_string()),
-            Self::UpdateAgent(c) => ("update_agent", "agent", c.name.to_string()),
-            Self::RemoveAgent(c) => ("remove_agent", "agent", c.name.to_string()),
-            Self::UpdateMember(c) => ("update_member", "member", c.node.to_string()),
-            Self::RemoveMember(c) => ("remove_member", "member", c.node.to_string()),
-            Self::RaiseLevel(c) => ("raise_level", "cluster", c.level.to_string()),
-            Self::Advance(c) => (c.action.as_str(), "deployment", c.deployment.to_string()),
-        }
-    }
-}
-
 impl Verb {
     /// The word on the wire, without its argument.
     pub const fn as_str(self) -> &'static str {
@@ -646,35 +481,6 @@ impl Verb {
             Self::Cancel => "cancel",
             Self::Rollback => "rollback",
             Self::Retry => "retry",
-        }
-    }
-}
-
-impl Action {
-    /// A stable word, without its fields.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::RequireApproval { .. } => "require_approval",
-            Self::ApprovalSatisfied => "approval_satisfied",
-            Self::ApprovalDenied { .. } => "approval_denied",
-            Self::Start { .. } => "start",
-            Self::Staged => "staged",
-            Self::Progress { .. } => "progress",
-            Self::InstancesReady => "instances_ready",
-            Self::StepReached => "step_reached",
-            Self::StepDone { .. } => "step_done",
-            Self::BatchDone => "batch_done",
-            Self::Finalize { .. } => "finalize",
-            Self::Drained => "drained",
-            Self::Settled { .. } => "settled",
-            Self::TakeBack { .. } => "take_back",
-            Self::Expire { .. } => "expire",
-            Self::Halt { .. } => "halt",
-            Self::Unhalt => "unhalt",
-            Self::MarkLost { .. } => "mark_lost",
-            Self::NoteErrors { .. } => "note_errors",
-            Self::NoteEvidence { .. } => "note_evidence",
-            Self::LeftoversGone { .. } => "leftovers_gone",
         }
     }
 }

@@ -72,6 +72,11 @@ pub const fn is_under_way(status: Status) -> bool {
     )
 }
 
+/// Whether a deployment is on its way back already.
+const fn turns_back(status: Status) -> bool {
+    matches!(status, Status::Cancelling | Status::RollingBack)
+}
+
 /// What a status answers to a verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
@@ -118,10 +123,9 @@ pub const fn verb(status: Status, verb: &Verb) -> Answer {
                 | Status::Failed
         ),
     };
-    let turns_back = matches!(status, Status::Cancelling | Status::RollingBack);
     if acts {
         Answer::Acts
-    } else if turns_back && matches!(verb, Verb::Cancel | Verb::Rollback) {
+    } else if turns_back(status) && matches!(verb, Verb::Cancel | Verb::Rollback) {
         Answer::NoChange
     } else {
         Answer::Refused
@@ -138,37 +142,30 @@ pub const fn action(status: Status, action: &Action) -> bool {
         Action::Start { .. } => matches!(status, Status::Pending),
         Action::Staged => matches!(status, Status::Creating),
         Action::InstancesReady => matches!(status, Status::WaitingForInstances),
-        Action::Progress { .. } => matches!(
-            status,
-            Status::WaitingForInstances | Status::Cancelling | Status::RollingBack
-        ),
+        Action::Progress { .. } => {
+            turns_back(status) || matches!(status, Status::WaitingForInstances)
+        }
         Action::StepReached
         | Action::StepDone { .. }
         | Action::Finalize { .. }
         | Action::Halt { .. }
         | Action::Unhalt => matches!(status, Status::Running),
-        Action::BatchDone => matches!(
-            status,
-            Status::Running | Status::Cancelling | Status::RollingBack
-        ),
-        Action::Drained | Action::Settled { .. } => matches!(
-            status,
-            Status::Finalizing | Status::Cancelling | Status::RollingBack | Status::Deleting
-        ),
+        Action::BatchDone => turns_back(status) || matches!(status, Status::Running),
+        Action::Drained | Action::Settled { .. } => {
+            turns_back(status) || matches!(status, Status::Finalizing | Status::Deleting)
+        }
         Action::TakeBack { .. } => matches!(
             status,
             Status::Creating | Status::WaitingForInstances | Status::Running | Status::Finalizing
         ),
-        Action::Expire { .. } => matches!(
-            status,
-            Status::CreatingApproval
-                | Status::Pending
-                | Status::Creating
-                | Status::Finalizing
-                | Status::Cancelling
-                | Status::RollingBack
-                | Status::Deleting
-        ),
+        Action::Expire { .. } => {
+            is_waiting(status)
+                || turns_back(status)
+                || matches!(
+                    status,
+                    Status::Creating | Status::Finalizing | Status::Deleting
+                )
+        }
         Action::MarkLost { .. } | Action::NoteErrors { .. } => {
             is_under_way(status) || matches!(status, Status::Deleting)
         }

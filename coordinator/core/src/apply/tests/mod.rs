@@ -5,5 +5,6 @@ mod deployments;
 mod objects;
 mod random;
 mod requests;
+mod returns;
 mod table;
 mod world;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
 use tidegate_shared::spec::{
-    AssetKind, AssetSource, AssetSpec, Kind, ObjectSpec, ReleaseSpec, RunSpec, StrategySpec,
+    AssetKind, AssetSource, AssetSpec, Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, RunSpec,
+    StrategySpec,
 };
 use tidegate_shared::time::{Span, Timestamp};
 
@@ -13,7 +14,7 @@ use crate::apply::apply;
 use crate::command::{
     ActOnDeployment, Action, Actor, Advance, Applied, Cause, Command, CreateDeployments,
     CreateRelease, CreateToken, Entry, InitCluster, Item, Join, OnConflict, Outcome, PutObject,
-    Reply, RequestKey, TokenKind, Verb,
+    Reply, RequestKey, SetReleaseStatus, TokenKind, Verb,
 };
 use crate::deployment::phase;
 use crate::rejection::Rejection;
@@ -454,4 +455,14 @@ pub(super) fn require_approval(now: Timestamp) -> Action {
         policies: vec![(name("two-eyes"), 1)],
         expires_at: now + Span::from_hours(72),
     }
+}
+
+pub(super) fn set_status(release: &str, status: ReleaseStatus) -> Command {
+    Command::SetReleaseStatus(SetReleaseStatus {
+        application: name("shop"),
+        version: version(release),
+        status,
+        reason: "bad".to_owned(),
+        expected_revision: None,
+    })
 }

@@ -1,0 +1,44 @@
+//! What a command is about, for the lines of the audit log.
+
+use super::Command;
+
+impl Command {
+    /// For audit lines: the stable name of the command, the kind of its object, and the object.
+    pub fn subject(&self) -> (&'static str, &'static str, String) {
+        match self {
+            Self::InitCluster(c) => ("init_cluster", "cluster", c.cluster.to_string()),
+            Self::PutObject(c) => ("put_object", c.spec.kind().as_str(), c.name.to_string()),
+            Self::DeleteObject(c) => ("delete_object", c.kind.as_str(), c.name.to_string()),
+            Self::CreateRelease(c) => (
+                "create_release",
+                "release",
+                format!("{} {}", c.application, c.version),
+            ),
+            Self::SetReleaseStatus(c) => (
+                "set_release_status",
+                "release",
+                format!("{} {}", c.application, c.version),
+            ),
+            Self::CreateDeployments(c) => (
+                "create_deployments",
+                "release",
+                format!("{} {}", c.application, c.version),
+            ),
+            Self::ActOnDeployment(c) => (c.verb.as_str(), "deployment", c.deployment.to_string()),
+            Self::Decide(c) => ("decide", "deployment", c.deployment.to_string()),
+            Self::StopScope(c) => ("stop_scope", "scope", c.name.to_string()),
+            Self::StartScope(c) => ("start_scope", "scope", c.name.to_string()),
+            Self::RestartScope(c) => ("restart_scope", "scope", c.name.to_string()),
+            Self::RollbackScope(c) => ("rollback_scope", "scope", c.name.to_string()),
+            Self::CreateToken(c) => ("create_token", "token", c.id.to_string()),
+            Self::DeleteToken(c) => ("delete_token", "token", c.id.to_string()),
+            Self::Join(c) => ("join", "token", c.token.to_string()),
+            Self::UpdateAgent(c) => ("update_agent", "agent", c.name.to_string()),
+            Self::RemoveAgent(c) => ("remove_agent", "agent", c.name.to_string()),
+            Self::UpdateMember(c) => ("update_member", "member", c.node.to_string()),
+            Self::RemoveMember(c) => ("remove_member", "member", c.node.to_string()),
+            Self::RaiseLevel(c) => ("raise_level", "cluster", c.level.to_string()),
+            Self::Advance(c) => (c.action.as_str(), "deployment", c.deployment.to_string()),
+        }
+    }
+}
