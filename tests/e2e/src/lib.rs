@@ -99,6 +99,20 @@ pub fn deploy(cluster: &Cluster, version: &str) -> anyhow::Result<Option<i32>> {
     Ok(output.status)
 }
 
+/// Deploys a release of `site`, which must be finalized.
+///
+/// # Errors
+/// It was not; the message holds the deployment.
+pub fn goes_well(cluster: &Cluster, version: &str) -> anyhow::Result<()> {
+    let status = deploy(cluster, version)?;
+    ensure!(
+        status == Some(0),
+        "exit {status:?} of {version}: {}",
+        cluster.newest("site")?
+    );
+    Ok(())
+}
+
 /// Waits until a page holds a text.
 ///
 /// # Errors

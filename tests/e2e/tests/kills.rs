@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, ensure};
-use tidegate_e2e::{answers, deploy, python_release, reaches, serves, site, story};
+use tidegate_e2e::{answers, goes_well, python_release, reaches, serves, site, story};
 use tidegate_harness::cluster::{PATIENCE, text};
 use tidegate_harness::{Shape, http, poll};
 
@@ -18,7 +18,7 @@ fn a_killed_leader_loses_nothing_and_the_rollout_goes_on() {
     story(shape, |cluster| {
         let port = site(cluster)?;
         python_release(cluster, "1.0.0")?;
-        ensure!(deploy(cluster, "1.0.0")? == Some(0));
+        goes_well(cluster, "1.0.0")?;
         python_release(cluster, "2.0.0")?;
         cluster
             .tidegate(&[
@@ -62,7 +62,7 @@ fn a_killed_agent_is_adopted_and_no_request_fails() {
     story(shape, |cluster| {
         let port = site(cluster)?;
         python_release(cluster, "1.0.0")?;
-        ensure!(deploy(cluster, "1.0.0")? == Some(0));
+        goes_well(cluster, "1.0.0")?;
         let address = cluster.proxy(0, port);
         let stop = Arc::new(AtomicBool::new(false));
         let load = std::thread::spawn({
@@ -85,7 +85,7 @@ fn a_killed_agent_is_adopted_and_no_request_fails() {
         // It was adopted: the same process, not a second one.
         let adopted = process_of(cluster)?;
         ensure!(before == adopted, "{before} became {adopted}");
-        ensure!(deploy(cluster, "2.0.0")? == Some(0));
+        goes_well(cluster, "2.0.0")?;
         serves(address, "this is version 2.0.0")?;
         stop.store(true, Ordering::Relaxed);
         let served = load.join().ok().context("the load ended by itself")??;

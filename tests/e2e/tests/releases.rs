@@ -4,7 +4,9 @@
 use std::net::TcpListener;
 
 use anyhow::ensure;
-use tidegate_e2e::{answers, deploy, python_release, reaches, release, serves, site, story};
+use tidegate_e2e::{
+    answers, deploy, goes_well, python_release, reaches, release, serves, site, story,
+};
 use tidegate_harness::cluster::text;
 use tidegate_harness::{Shape, archive};
 
@@ -22,12 +24,12 @@ fn python_s_web_server_is_published_and_taken_back() {
     story(shape, |cluster| {
         let port = site(cluster)?;
         python_release(cluster, "1.0.0")?;
-        ensure!(deploy(cluster, "1.0.0")? == Some(0));
+        goes_well(cluster, "1.0.0")?;
         for agent in 0..2 {
             answers(cluster.proxy(agent, port), "this is version 1.0.0")?;
         }
         python_release(cluster, "1.1.0")?;
-        ensure!(deploy(cluster, "1.1.0")? == Some(0));
+        goes_well(cluster, "1.1.0")?;
         for agent in 0..2 {
             answers(cluster.proxy(agent, port), "this is version 1.1.0")?;
         }
@@ -46,7 +48,7 @@ fn a_wrong_digest_is_refused_and_changes_nothing() {
     story(SMALL, |cluster| {
         let port = site(cluster)?;
         python_release(cluster, "1.0.0")?;
-        ensure!(deploy(cluster, "1.0.0")? == Some(0));
+        goes_well(cluster, "1.0.0")?;
         // The blob of the next release is damaged in the store, as a bad disk would.
         python_release(cluster, "2.0.0")?;
         let damaged = tidegate_e2e::damage_newest_blob(cluster)?;
@@ -85,7 +87,7 @@ fn an_application_that_exits_is_rolled_back() {
     story(SMALL, |cluster| {
         let port = site(cluster)?;
         python_release(cluster, "1.0.0")?;
-        ensure!(deploy(cluster, "1.0.0")? == Some(0));
+        goes_well(cluster, "1.0.0")?;
         let file = cluster.dir().join("exits.tar.gz");
         let script = "#!/bin/sh\necho the licence ran out >&2\nexit 7\n";
         archive::write(&file, &[("start", script, true)])?;
@@ -103,7 +105,7 @@ fn an_application_that_never_gets_healthy_is_rolled_back() {
     story(SMALL, |cluster| {
         let port = site(cluster)?;
         python_release(cluster, "1.0.0")?;
-        ensure!(deploy(cluster, "1.0.0")? == Some(0));
+        goes_well(cluster, "1.0.0")?;
         let file = cluster.dir().join("hangs.tar.gz");
         archive::write(&file, &[("start", "#!/bin/sh\nexec sleep 600\n", true)])?;
         release(cluster, "2.0.0", &file, "./start")?;
@@ -125,5 +127,41 @@ fn an_application_that_never_gets_healthy_is_rolled_back() {
         let newest = cluster.newest("site")?;
         ensure!(text(&newest, "reason") == "progress_deadline", "{newest}");
         serves(cluster.proxy(0, port), "this is version 1.0.0")
+    });
+}
+
+#[test]
+fn debian_s_nginx_is_published() {
+    let missing = "nginx is missing: apt-get install -y --no-install-recommends nginx-light";
+    let found = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).is_file());
+    let nginx = found.expect(missing);
+    story(SMALL, |cluster| {
+        let port = site(cluster)?;
+        let file = cluster.dir().join("nginx.tar.gz");
+        let start = format!(
+            "#!/bin/sh\n\
+             here=$(cd \"$(dirname \"$0\")\" && pwd)\n\
+             cd \"$1\" && mkdir -p logs\n\
+             sed \"s/@PORT@/$PORT/; s#@ROOT@#$here#\" \"$here/nginx.conf\" >nginx.conf\n\
+             exec {nginx} -e stderr -p \"$PWD\" -c \"$PWD/nginx.conf\"\n"
+        );
+        let configuration = "daemon off;\nmaster_process off;\npid nginx.pid;\n\
+             events {}\n\
+             http {\n  access_log off;\n  client_body_temp_path logs/1;\n  proxy_temp_path logs/2;\n  \
+             fastcgi_temp_path logs/3;\n  uwsgi_temp_path logs/4;\n  scgi_temp_path logs/5;\n  \
+             server {\n    listen @PORT@;\n    root @ROOT@;\n  }\n}\n";
+        archive::write(
+            &file,
+            &[
+                ("start", &start, true),
+                ("nginx.conf", configuration, false),
+                ("index.html", "nginx serves this\n", false),
+            ],
+        )?;
+        release(cluster, "1.0.0", &file, "./start ${INSTANCE_DIR}")?;
+        goes_well(cluster, "1.0.0")?;
+        answers(cluster.proxy(0, port), "nginx serves this")
     });
 }

@@ -306,9 +306,7 @@ impl World {
             .state
             .releases
             .contains_key(&(shop.clone(), version.clone()));
-        if known && on.is_none() {
-            self.say(&format!("> {text}"));
-        } else if known && self.names.id(Nth(1)).is_some() && self.is_deployed(version) {
+        if known && (on.is_none() || self.is_deployed(version)) {
             self.say(&format!("> {text}"));
         }
         if !known {

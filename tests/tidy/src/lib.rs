@@ -38,8 +38,8 @@ impl File {
 
     /// Whether it is a unit test's own file.
     pub fn is_test(&self) -> bool {
-        self.path.ends_with("/tests.rs")
-            || self.path.contains("/tests/")
+        self.path.ends_with("tests.rs")
+            || self.path.contains("tests/")
             || self.path.starts_with("tests/")
     }
 }
@@ -175,7 +175,7 @@ pub fn names(line: &str, word: &str) -> bool {
         let inside = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
         let starts = word.starts_with(|c: char| c.is_alphanumeric() || c == '_');
         let ends = word.ends_with(|c: char| c.is_alphanumeric() || c == '_');
-        !(starts && inside(before)) && !(ends && inside(after))
+        !(starts && inside(before) || ends && inside(after))
     })
 }
 

@@ -23,17 +23,14 @@ const FORBIDDEN_IN_CORES: &[(&str, &str)] = &[
     ("async", "a core is one synchronous function"),
 ];
 
+/// Paths, each with the reason why it may break a rule.
+type Excuses = &'static [(&'static str, &'static str)];
+
 /// Cores' files that may be longer than 500 lines, with the reason.
-const LONG_CORE_FILES: &[(&str, &str)] = &[(
-    "coordinator/core/src/command.rs",
-    "the closed set of commands is read as one table",
-)];
+const LONG_CORE_FILES: Excuses = &[];
 
 /// Shells' files that may be longer than 800 lines, with the reason.
-const LONG_SHELL_FILES: &[(&str, &str)] = &[(
-    "coordinator/src/raft/driver.rs",
-    "the only file that may name the raft crate",
-)];
+const LONG_SHELL_FILES: Excuses = &[];
 
 /// Functions of cores that may be longer than 70 lines, with the reason.
 const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[];
@@ -85,7 +82,8 @@ fn replicated_state_has_no_floats() {
 #[test]
 fn only_the_driver_names_the_raft_crate() {
     let mut files = sources("coordinator/src");
-    files.retain(|file| file.path != "coordinator/src/raft/driver.rs");
+    // The driver and the parts that it alone uses.
+    files.retain(|file| !file.path.starts_with("coordinator/src/raft/driver"));
     let mut found = Vec::new();
     for file in &files {
         for (number, line) in file.code() {
@@ -134,9 +132,14 @@ fn only_clock_and_entropy_read_time_and_randomness() {
         ("getrandom", "ask entropy"),
         ("thread_rng", "ask entropy"),
     ];
-    // The driver's ticks count a thread's own waiting time; no decision and no log entry sees it.
-    let exempt =
-        |path: &str, word: &str| word == "Instant::now" && path == "coordinator/src/raft/driver.rs";
+    // Ticks and time-outs of a request count a waiter's own time; no decision and no log entry
+    // sees them.
+    let waiters = [
+        "coordinator/src/raft/driver.rs",
+        "coordinator/src/raft/transport.rs",
+        "coordinator/src/propose.rs",
+    ];
+    let exempt = |path: &str, word: &str| word == "Instant::now" && waiters.contains(&path);
     report(
         "The simulator replays a whole cluster because time and randomness enter through two files.",
         &findings(&files, &words, exempt),
@@ -213,7 +216,9 @@ fn arrows_in_the_core_point_one_way() {
                 .into_iter()
                 .filter(|file| file.path == format!("{folder}.rs")),
         );
-        for file in files.iter().filter(|file| !file.is_test()) {
+        // The invariants look at everything, the transition table included.
+        files.retain(|file| !file.is_test() && file.path != "coordinator/core/src/state/check.rs");
+        for file in &files {
             for (number, line) in file.code() {
                 for module in *forbidden {
                     let path = format!("crate::{module}");
@@ -236,7 +241,7 @@ fn cores_match_their_own_enums_in_full() {
     // `_ =>` is allowed where the value is not one of our enums: numbers, texts, tuples of them.
     let mut found = Vec::new();
     for folder in ["coordinator/core/src", "agent/core/src"] {
-        for file in sources(folder) {
+        for file in sources(folder).iter().filter(|file| !file.is_test()) {
             let code = file.code();
             for (position, (number, line)) in code.iter().enumerate() {
                 if !line.trim_start().starts_with("_ =>") {
@@ -288,7 +293,7 @@ fn modules_open_with_a_paragraph() {
 #[test]
 fn files_stay_short() {
     let mut found = Vec::new();
-    let limits: &[(&str, usize, &[(&str, &str)])] = &[
+    let limits: &[(&str, usize, Excuses)] = &[
         ("shared/src", 500, LONG_CORE_FILES),
         ("coordinator/core/src", 500, LONG_CORE_FILES),
         ("agent/core/src", 500, LONG_CORE_FILES),
@@ -301,14 +306,17 @@ fn files_stay_short() {
         for file in sources(folder) {
             let length = file.text.lines().count();
             let excused = exceptions.iter().any(|(path, _)| *path == file.path);
+            let limit = if file.is_test() { &800 } else { limit };
             if length > *limit && !excused {
                 found.push(format!("{}: {length} lines, limit {limit}", file.path));
             }
         }
     }
     for (path, _) in LONG_CORE_FILES.iter().chain(LONG_SHELL_FILES) {
-        if !tidegate_tidy::root().join(path).exists() {
-            found.push(format!("{path}: excused but not there"));
+        let length = std::fs::read_to_string(tidegate_tidy::root().join(path))
+            .map_or(0, |text| text.lines().count());
+        if length <= 500 {
+            found.push(format!("{path}: excused without need"));
         }
     }
     report(
