@@ -1,14 +1,16 @@
 //! What runs only while this node leads: the merged picture of the agents and the planner.
 //!
 //! [`Live`] holds [`Observed`] while this node leads and nothing otherwise; [`planner`] is the
-//! loop that turns it into commands. Reports come in through [`Live::absorb`], from the sessions
+//! loop that turns it into commands. Reports come in through `Live::absorb`, from the sessions
 //! here and from other coordinators; the services look through [`Live::picture`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tidegate_coordinator_core::desired::concerns;
 use tidegate_coordinator_core::{Observed, State};
+use tidegate_shared::assignment::Report;
 use tidegate_shared::id::Name;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::Notify;
@@ -53,7 +55,9 @@ impl Live {
         for agent in &batch.closed {
             observed.disconnected(agent, coordinator);
         }
-        for (agent, report) in batch.reports {
+        let view = context.query.stale();
+        for (agent, mut report) in batch.reports {
+            keep_own(&view.state, &agent, &mut report);
             observed.absorb(&agent, coordinator, report, now);
         }
         if let Some(connected) = &batch.connected {
@@ -144,6 +148,22 @@ impl Live {
     async fn news(&self) {
         self.news.notified().await;
     }
+}
+
+/// An agent tells of the deployments that it acts for, of each once. Whatever else it says is
+/// dropped: it must not move the rollouts of others, nor fill the leader's memory.
+fn keep_own(state: &State, agent: &Name, report: &mut Report) {
+    let Some(known) = state.agents.get(agent) else {
+        report.places.clear();
+        return;
+    };
+    let mut seen = BTreeSet::new();
+    report.places.retain(|place| {
+        let found = state.deployments.get(&place.deployment);
+        found.is_some_and(|found| {
+            found.origin.scope == place.scope && concerns(found, agent, known)
+        }) && seen.insert(place.deployment)
+    });
 }
 
 /// Answers other coordinators that tell of their agents.

@@ -2,7 +2,7 @@
 //!
 //! `plan` answers the same commands with the same request keys until they are applied, so what is
 //! on its way is not proposed again. Woken by applied entries, by reports and by the plan's own
-//! next look; news within [`GATHER`] are looked at together. The time given to `plan` is the
+//! next look; news within `GATHER` are looked at together. The time given to `plan` is the
 //! log's.
 
 use std::collections::{BTreeMap, BTreeSet};

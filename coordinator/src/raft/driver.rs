@@ -1,8 +1,8 @@
 //! Raft itself, on a thread of its own. With its two parts the only file that names the raft crate.
 //!
-//! The thread owns the `RawNode`; everybody else holds a [`RaftHandle`] and sends it [`Input`]s.
+//! The thread owns the `RawNode`; everybody else holds a [`RaftHandle`] and sends it `Input`s.
 //! Writes go to the log-writer thread and come back as `Persisted`; committed entries go to the
-//! replica's thread and come back as `Applied`. All live entries stay in memory ([`Cache`]), so
+//! replica's thread and come back as `Applied`. All live entries stay in memory (`Cache`), so
 //! Raft never waits for a read.
 //!
 //! Bytes from the network never reach the crate's own parser (it links a protobuf that overflows

@@ -1,7 +1,7 @@
 //! What a coordinator keeps on its own disk: the Raft log and the snapshots of the state.
 //!
 //! [`log::LogStore`] is the trait that the Raft driver writes through; [`segment`] is the store of
-//! production and [`memory`] one for tests and simulations. Both pass [`conformance`]. Everything
+//! production and [`memory`] one for tests and simulations. Both pass `conformance`. Everything
 //! goes through [`disk::Disk`], so tests run the same code over a disk that tears and forgets.
 //! Only [`codec`] turns values into bytes and back.
 

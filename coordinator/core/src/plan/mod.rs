@@ -6,7 +6,7 @@
 //! deadlines are evaluated here; a command carries their answer as evidence, and `apply` checks only
 //! what is structural.
 //!
-//! Every status has an evaluator that answers [`Next`]: the move that is due, or what it waits for
+//! Every status has an evaluator that answers `Next`: the move that is due, or what it waits for
 //! and until when. `explain` tells people the same answer.
 //!
 //! A deployment without rules needs no evidence, so nothing of it is ever `unverified`; nor is a
