@@ -179,9 +179,15 @@ impl Telemetry {
         let read = |metric: Metric| threshold::read(metric, &measured, length).value;
         let total = series.total();
         Some(VersionFigures {
-            requests: series.before.requests + total.requests,
-            client_errors: series.before.client_errors + total.client_errors,
-            server_errors: series.before.server_errors + total.server_errors,
+            requests: series.before.requests.saturating_add(total.requests),
+            client_errors: series
+                .before
+                .client_errors
+                .saturating_add(total.client_errors),
+            server_errors: series
+                .before
+                .server_errors
+                .saturating_add(total.server_errors),
             requests_per_minute: read(Metric::Rpm).unwrap_or(0.0),
             error_rate: read(Metric::ErrorRate),
             response_time: read(Metric::ResponseTime),
@@ -366,9 +372,10 @@ fn add_gauges(added: &mut Measured, instance: &ObservedInstance, host: &HostMetr
     }
     let memory = u128::from(instance.memory_bytes) * 10_000;
     let memory = memory.checked_div(u128::from(host.memory_total));
-    added.cpu += u64::from(instance.cpu_basis_points);
-    added.memory += memory.and_then(|m| u64::try_from(m).ok()).unwrap_or(0);
-    added.gauges += 1;
+    let memory = memory.and_then(|m| u64::try_from(m).ok()).unwrap_or(0);
+    added.cpu = added.cpu.saturating_add(instance.cpu_basis_points.into());
+    added.memory = added.memory.saturating_add(memory);
+    added.gauges = added.gauges.saturating_add(1);
 }
 
 fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {

@@ -166,3 +166,34 @@ fn history_stays_bounded() {
     let whole = 3_600 * 4;
     assert!(samples.abs_diff(whole) <= whole / 50, "{samples}");
 }
+
+#[test]
+fn absurd_figures_neither_end_the_leader_nor_wrap() {
+    let mut world = world(r#""window":"10s""#);
+    let new = world.new;
+    for (at, requests) in [(0, u64::MAX), (100, u64::MAX - 1), (200, u64::MAX)] {
+        world.now = START + Span::from_millis(at);
+        world.report("a1", |report| {
+            report.host.memory_total = 10_000;
+            let place = World::place_of(report, new);
+            let mut second = place.instances[0].clone();
+            second.ordinal += 1;
+            place.instances.push(second);
+            for instance in &mut place.instances {
+                instance.start_stamp = Timestamp::from_millis(at);
+                instance.counters.requests = requests;
+                instance.counters.server_errors = requests;
+                instance.cpu_basis_points = u32::MAX;
+                instance.memory_bytes = u64::MAX;
+            }
+        });
+    }
+    let figures =
+        world
+            .observed
+            .telemetry
+            .version_figures(new, Span::from_secs(10), world.now)
+            .unwrap();
+    assert_eq!(figures.requests, u64::MAX);
+    assert_eq!(verdict(&world).0, Verdict::Fail);
+}
