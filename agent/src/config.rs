@@ -145,7 +145,9 @@ impl std::str::FromStr for PortRange {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("\"{text}\" is not a range of ports: want FIRST-LAST within 1024 to 65535, such as 20000-29999")
+            format!(
+                "\"{text}\" is not a range of ports: want FIRST-LAST within 1024 to 65535, such as 20000-29999"
+            )
         };
         let (first, last) = text.split_once('-').ok_or_else(wrong)?;
         let parse = |part: &str| part.trim().parse::<u16>().map_err(|_| wrong());
@@ -216,10 +218,13 @@ impl Config {
             ))
         })?;
         let mut config: Self = toml::from_str(&text).map_err(|error| {
-            let line = error
-                .span()
-                .map_or(1, |span| 1 + text[..span.start.min(text.len())].matches('\n').count());
-            wrong(format!("{place}, line {line}: {}", error.message().replace('\n', " ")))
+            let line = error.span().map_or(1, |span| {
+                1 + text[..span.start.min(text.len())].matches('\n').count()
+            });
+            wrong(format!(
+                "{place}, line {line}: {}",
+                error.message().replace('\n', " ")
+            ))
         })?;
         let overridden = config.override_by(environment);
         let origin = |key: &str| match overridden.iter().find(|(name, _)| *name == key) {
@@ -280,7 +285,10 @@ impl Config {
     ) -> Result<Settings, AgentError> {
         let name = Name::new(self.name).map_err(|e| wrong("name", e.to_string()))?;
         if self.coordinators.is_empty() {
-            return Err(wrong("coordinators", "is empty: want at least one host:port".into()));
+            return Err(wrong(
+                "coordinators",
+                "is empty: want at least one host:port".into(),
+            ));
         }
         for (key, list) in [("coordinators", &self.coordinators), ("http", &self.http)] {
             for address in list {
@@ -289,12 +297,21 @@ impl Config {
         }
         let ip = |key: &str, text: &str| {
             text.parse::<IpAddr>().map_err(|_| {
-                wrong(key, format!("\"{text}\" is not an IP address, such as 127.0.0.1 or 0.0.0.0"))
+                wrong(
+                    key,
+                    format!("\"{text}\" is not an IP address, such as 127.0.0.1 or 0.0.0.0"),
+                )
             })
         };
-        let ports = self.port_range.parse().map_err(|e| wrong("port_range", e))?;
+        let ports = self
+            .port_range
+            .parse()
+            .map_err(|e| wrong("port_range", e))?;
         if tracing_subscriber::EnvFilter::try_new(&self.log).is_err() {
-            let message = format!("\"{}\" is not a log filter: want trace, debug, info, warn or error, or module=level pairs", self.log);
+            let message = format!(
+                "\"{}\" is not a log filter: want trace, debug, info, warn or error, or module=level pairs",
+                self.log
+            );
             return Err(wrong("log", message));
         }
         let log_json = match self.log_format.as_str() {
@@ -323,7 +340,8 @@ impl Config {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "name = \"web-1\"\ncoordinators = [\"127.0.0.1:7400\"]\nhttp = [\"127.0.0.1:7402\"]\n";
+    const GOOD: &str =
+        "name = \"web-1\"\ncoordinators = [\"127.0.0.1:7400\"]\nhttp = [\"127.0.0.1:7402\"]\n";
 
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Settings, AgentError> {
         let dir = tempfile::tempdir().unwrap();
@@ -337,10 +355,20 @@ mod tests {
 
     #[test]
     fn what_join_writes_reads_back() {
-        let config = Config::new(&Name::new("web-1").unwrap(), vec!["a:1".into()], vec!["a:2".into()]);
+        let config = Config::new(
+            &Name::new("web-1").unwrap(),
+            vec!["a:1".into()],
+            vec!["a:2".into()],
+        );
         let settings = load(&toml::to_string(&config).unwrap(), &[]).unwrap();
         assert_eq!(settings.coordinators, ["a:1"]);
-        assert_eq!(settings.ports, PortRange { first: 20_000, last: 29_999 });
+        assert_eq!(
+            settings.ports,
+            PortRange {
+                first: 20_000,
+                last: 29_999
+            }
+        );
     }
 
     #[test]
@@ -352,13 +380,37 @@ mod tests {
     #[test]
     fn every_wrong_value_names_its_place_and_what_is_allowed() {
         let cases = [
-            ("port_range = \"9-8\"", &[][..], "key port_range: \"9-8\" is not a range of ports"),
-            ("listen_address = \"here\"", &[], "key listen_address: \"here\" is not an IP address"),
-            ("log_format = \"xml\"", &[], "key log_format: \"xml\" is not a format: want text or json"),
-            ("log = \"a=b=c\"", &[], "key log: \"a=b=c\" is not a log filter"),
+            (
+                "port_range = \"9-8\"",
+                &[][..],
+                "key port_range: \"9-8\" is not a range of ports",
+            ),
+            (
+                "listen_address = \"here\"",
+                &[],
+                "key listen_address: \"here\" is not an IP address",
+            ),
+            (
+                "log_format = \"xml\"",
+                &[],
+                "key log_format: \"xml\" is not a format: want text or json",
+            ),
+            (
+                "log = \"a=b=c\"",
+                &[],
+                "key log: \"a=b=c\" is not a log filter",
+            ),
             ("colour = 1", &[], "line 4: unknown field `colour`"),
-            ("", &[("TIDEGATE_AGENT_COORDINATORS", "nowhere")], "TIDEGATE_AGENT_COORDINATORS: \"nowhere\" is not an address"),
-            ("", &[("TIDEGATE_AGENT_NAME", "Web 1")], "TIDEGATE_AGENT_NAME: \"Web 1\" is not a name"),
+            (
+                "",
+                &[("TIDEGATE_AGENT_COORDINATORS", "nowhere")],
+                "TIDEGATE_AGENT_COORDINATORS: \"nowhere\" is not an address",
+            ),
+            (
+                "",
+                &[("TIDEGATE_AGENT_NAME", "Web 1")],
+                "TIDEGATE_AGENT_NAME: \"Web 1\" is not a name",
+            ),
         ];
         for (line, variables, words) in cases {
             let error = load(&format!("{GOOD}{line}\n"), variables).unwrap_err();

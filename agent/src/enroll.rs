@@ -66,7 +66,10 @@ pub async fn join(options: &JoinOptions) -> Result<Joined, AgentError> {
         .parse()
         .map_err(|error| AgentError::new(Reason::TokenMalformed, format!("{error}")))?;
     if options.servers.is_empty() {
-        return Err(AgentError::new(Reason::InvalidRequest, "--server is missing"));
+        return Err(AgentError::new(
+            Reason::InvalidRequest,
+            "--server is missing",
+        ));
     }
     for server in &options.servers {
         check_address(server)
@@ -106,11 +109,16 @@ fn wished_names(options: &JoinOptions) -> Result<Vec<String>, AgentError> {
     if let Some(name) = &options.name {
         return match Name::new(name.clone()) {
             Ok(name) => Ok(vec![name.to_string()]),
-            Err(error) => Err(AgentError::new(Reason::InvalidField, format!("--name: {error}"))),
+            Err(error) => Err(AgentError::new(
+                Reason::InvalidField,
+                format!("--name: {error}"),
+            )),
         };
     }
     let mut names = vec![String::new()];
-    let host = sysinfo::System::host_name().unwrap_or_default().to_lowercase();
+    let host = sysinfo::System::host_name()
+        .unwrap_or_default()
+        .to_lowercase();
     let label = host.split('.').next().unwrap_or_default().to_owned();
     // A host's name that is no name of the cluster is not sent.
     names.extend(Name::new(label).ok().map(|name| name.to_string()));
@@ -125,7 +133,10 @@ async fn enroll(
     let refusal = Arc::new(Mutex::new(None));
     let channel = channel(server, fingerprint, Arc::clone(&refusal)).await;
     let channel = channel.map_err(|why| {
-        let refused = refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let refused = refusal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match refused {
             Some(why) => AgentError::new(Reason::WrongServer, format!("{server}: {why}")),
             None => {
@@ -135,7 +146,9 @@ async fn enroll(
         }
     })?;
     let response = EnrollClient::new(channel).enroll(request).await;
-    response.map(tonic::Response::into_inner).map_err(|status| refused(server, &status))
+    response
+        .map(tonic::Response::into_inner)
+        .map_err(|status| refused(server, &status))
 }
 
 /// The server's refusal with its own reason, where the answer names one.
@@ -143,13 +156,17 @@ fn refused(server: &str, status: &tonic::Status) -> AgentError {
     let text = status.message();
     let details = String::from_utf8_lossy(status.details());
     let told = |reason: &&Reason| text.contains(reason.code()) || details.contains(reason.code());
-    let reason = Reason::ALL.iter().find(told).copied().unwrap_or(match status.code() {
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => Reason::Unreachable,
-        tonic::Code::PermissionDenied => Reason::PermissionDenied,
-        tonic::Code::Unauthenticated => Reason::TokenUnknown,
-        tonic::Code::InvalidArgument => Reason::InvalidField,
-        _ => Reason::Internal,
-    });
+    let reason = Reason::ALL
+        .iter()
+        .find(told)
+        .copied()
+        .unwrap_or(match status.code() {
+            tonic::Code::Unavailable | tonic::Code::DeadlineExceeded => Reason::Unreachable,
+            tonic::Code::PermissionDenied => Reason::PermissionDenied,
+            tonic::Code::Unauthenticated => Reason::TokenUnknown,
+            tonic::Code::InvalidArgument => Reason::InvalidField,
+            _ => Reason::Internal,
+        });
     AgentError::new(reason, format!("{server} refuses: {text}"))
 }
 
@@ -159,7 +176,10 @@ fn write(
     response: &wire::EnrollResponse,
 ) -> Result<Joined, AgentError> {
     let strange = |why: String| {
-        AgentError::new(Reason::Internal, format!("the server's answer cannot be used: {why}"))
+        AgentError::new(
+            Reason::Internal,
+            format!("the server's answer cannot be used: {why}"),
+        )
     };
     let name = Name::new(response.name.clone()).map_err(|error| strange(error.to_string()))?;
     let layout = Layout {
@@ -255,7 +275,9 @@ impl FingerprintVerifier {
             .find(|certificate| Digest::of(certificate) == self.fingerprint)
             .ok_or("the server does not have the CA that the token names")?;
         let mut roots = RootCertStore::empty();
-        roots.add(ca.clone().into_owned()).map_err(|error| error.to_string())?;
+        roots
+            .add(ca.clone().into_owned())
+            .map_err(|error| error.to_string())?;
         rustls::client::verify_server_cert_signed_by_trust_anchor(
             &parsed,
             &roots,

@@ -47,7 +47,9 @@ impl Request {
 
     fn of(key: &KeyPair) -> Result<Self, AgentError> {
         let params = CertificateParams::new(Vec::new()).map_err(|error| failed(&error))?;
-        let csr = params.serialize_request(key).map_err(|error| failed(&error))?;
+        let csr = params
+            .serialize_request(key)
+            .map_err(|error| failed(&error))?;
         Ok(Self {
             key: key.serialize_pem(),
             csr: csr.der().to_vec(),

@@ -13,5 +13,7 @@ pub fn below(bound: u64) -> u64 {
 /// Between a half of the wait and the whole of it.
 pub fn jittered(wait: Duration) -> Duration {
     let half = wait / 2;
-    half + Duration::from_millis(below(u64::try_from(half.as_millis()).unwrap_or(u64::MAX) + 1))
+    half + Duration::from_millis(below(
+        u64::try_from(half.as_millis()).unwrap_or(u64::MAX) + 1,
+    ))
 }

@@ -134,7 +134,9 @@ impl Ledger {
     /// The places by key.
     pub fn places_by_key(&self) -> BTreeMap<PlaceKey, Assignment> {
         let items = self.places.iter();
-        items.map(|item| (PlaceKey::of(item), item.clone())).collect()
+        items
+            .map(|item| (PlaceKey::of(item), item.clone()))
+            .collect()
     }
 }
 

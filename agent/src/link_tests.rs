@@ -78,8 +78,7 @@ impl Ca {
         let builder = if mutual {
             let mut roots = RootCertStore::empty();
             roots.add(self.certificate.der().clone()).unwrap();
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
             builder.with_client_cert_verifier(verifier.build().unwrap())
         } else {
             builder.with_no_client_auth()
@@ -92,8 +91,9 @@ impl Ca {
     }
 }
 
-type Connections =
-    Pin<Box<dyn tokio_stream::Stream<Item = std::io::Result<TlsStream<tokio::net::TcpStream>>> + Send>>;
+type Connections = Pin<
+    Box<dyn tokio_stream::Stream<Item = std::io::Result<TlsStream<tokio::net::TcpStream>>> + Send>,
+>;
 
 async fn listen(config: Arc<ServerConfig>) -> (String, Connections) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -175,7 +175,9 @@ async fn joining_writes_what_the_agent_needs() {
     let dir = tempfile::tempdir().unwrap();
     let ca = Arc::new(Ca::new());
     let server = office(&ca, None).await;
-    let joined = join(&options(dir.path(), server, ca.fingerprint())).await.unwrap();
+    let joined = join(&options(dir.path(), server, ca.fingerprint()))
+        .await
+        .unwrap();
     assert_eq!(joined.name.as_str(), "web-1");
     let settings = Config::load(&joined.config, |_| None).unwrap();
     assert_eq!(settings.coordinators, ["127.0.0.1:7400"]);
@@ -206,18 +208,42 @@ async fn refused_joins_say_why_and_write_nothing() {
     );
     stolen.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified.unwrap()));
     let (impostor, _incoming) = listen(Arc::new(stolen)).await;
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
 
     let good = ca.fingerprint();
     let mut torn = options(dir.path(), server.clone(), good);
     torn.token.truncate(40);
     let cases = [
         (torn, Reason::TokenMalformed, "not a token"),
-        (options(dir.path(), server, other.fingerprint()), Reason::WrongServer, "does not have the CA"),
-        (options(dir.path(), impostor, good), Reason::WrongServer, "did not sign the server"),
-        (options(dir.path(), used_up, good), Reason::TokenUsedUp, "no use left"),
-        (options(dir.path(), nobody.to_string(), good), Reason::Unreachable, "cannot be reached"),
-        (options(dir.path(), "nowhere".into(), good), Reason::InvalidRequest, "is not an address"),
+        (
+            options(dir.path(), server, other.fingerprint()),
+            Reason::WrongServer,
+            "does not have the CA",
+        ),
+        (
+            options(dir.path(), impostor, good),
+            Reason::WrongServer,
+            "did not sign the server",
+        ),
+        (
+            options(dir.path(), used_up, good),
+            Reason::TokenUsedUp,
+            "no use left",
+        ),
+        (
+            options(dir.path(), nobody.to_string(), good),
+            Reason::Unreachable,
+            "cannot be reached",
+        ),
+        (
+            options(dir.path(), "nowhere".into(), good),
+            Reason::InvalidRequest,
+            "is not an address",
+        ),
     ];
     for (options, reason, words) in cases {
         let error = join(&options).await.unwrap_err();
@@ -236,7 +262,8 @@ struct Scripted {
 
 #[tonic::async_trait]
 impl AgentLink for Scripted {
-    type SessionStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<wire::Down, Status>> + Send>>;
+    type SessionStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<wire::Down, Status>> + Send>>;
 
     async fn session(
         &self,
@@ -250,9 +277,15 @@ impl AgentLink for Scripted {
             }
         });
         let mut sessions = self.downs.lock().unwrap();
-        let downs = if sessions.is_empty() { Vec::new() } else { sessions.remove(0) };
+        let downs = if sessions.is_empty() {
+            Vec::new()
+        } else {
+            sessions.remove(0)
+        };
         let stream = tokio_stream::iter(downs.into_iter().map(Ok));
-        Ok(Response::new(Box::pin(stream.chain(tokio_stream::pending()))))
+        Ok(Response::new(Box::pin(
+            stream.chain(tokio_stream::pending()),
+        )))
     }
 
     async fn renew(
@@ -314,7 +347,9 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
     let roots = ca.certificate.pem();
     let material = identity::store(&layout.identity(), &request.key, &chain, &roots).unwrap();
     // The test's certificates live for ever; this one claims to be near its end.
-    let mut old = crate::tls::Material::from_pem(chain.as_bytes(), request.key.as_bytes(), roots.as_bytes()).unwrap();
+    let mut old =
+        crate::tls::Material::from_pem(chain.as_bytes(), request.key.as_bytes(), roots.as_bytes())
+            .unwrap();
     old.not_before = 0;
     old.not_after = 1;
     drop(material);
@@ -343,14 +378,23 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         assignments: wishes,
         instances: watch::channel(Default::default()).1,
     }));
-    let up = tokio::time::timeout(LIMIT, ups.recv()).await.unwrap().unwrap();
+    let up = tokio::time::timeout(LIMIT, ups.recv())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(matches!(up.kind, Some(wire::up::Kind::Hello(hello)) if hello.start == 3));
-    let wish = tokio::time::timeout(LIMIT, wish_receiver.recv()).await.unwrap().unwrap();
+    let wish = tokio::time::timeout(LIMIT, wish_receiver.recv())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(wish.items[0].scope, Name::new("shop-eu").unwrap());
     assert_eq!(known.borrow().http, ["127.0.0.1:9"]);
     let kept = Coordinators::load(&layout, Coordinators::default());
     assert_eq!(kept.http, ["127.0.0.1:9"]);
-    tokio::time::timeout(LIMIT, renewed.wait_for(|m| m.not_after > 1)).await.unwrap().unwrap();
+    tokio::time::timeout(LIMIT, renewed.wait_for(|m| m.not_after > 1))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(identity::load(&layout.identity()).is_ok());
 
     reports.send_replace(Some(Arc::new(Report {
@@ -376,14 +420,24 @@ async fn a_server_that_is_no_coordinator_gets_no_session() {
     let request = identity::Request::new().unwrap();
     let chain = ca.sign(&request.csr, "spiffe://td/agent/web-1");
     let roots = ca.certificate.pem();
-    let material = crate::tls::Material::from_pem(chain.as_bytes(), request.key.as_bytes(), roots.as_bytes());
+    let material =
+        crate::tls::Material::from_pem(chain.as_bytes(), request.key.as_bytes(), roots.as_bytes());
     let (_sender, material) = watch::channel(Arc::new(material.unwrap()));
     let tls = Tls::new(material);
     let foreign = Ca::new();
     let cases = [
-        (ca.server("spiffe://td/agent/web-2", true), "not a coordinator"),
-        (ca.server("spiffe://elsewhere/coordinator/a", true), "not a coordinator"),
-        (foreign.server("spiffe://td/coordinator/a", true), "invalid peer certificate"),
+        (
+            ca.server("spiffe://td/agent/web-2", true),
+            "not a coordinator",
+        ),
+        (
+            ca.server("spiffe://elsewhere/coordinator/a", true),
+            "not a coordinator",
+        ),
+        (
+            foreign.server("spiffe://td/coordinator/a", true),
+            "invalid peer certificate",
+        ),
     ];
     for (config, words) in cases {
         let (address, _incoming) = listen(config).await;

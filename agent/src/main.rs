@@ -58,7 +58,11 @@ enum Command {
 #[derive(Args)]
 struct RunArguments {
     /// The configuration; its folder is the agent's folder
-    #[arg(long, value_name = "FILE", default_value = "/var/lib/tidegate-agent/agent.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/lib/tidegate-agent/agent.toml"
+    )]
     #[arg(env = "TIDEGATE_AGENT_CONFIG")]
     config: PathBuf,
     /// At the end, stop every instance and the proxy too (for trying things out)
@@ -128,7 +132,10 @@ fn runtime() -> Result<tokio::runtime::Runtime, AgentError> {
         .enable_all()
         .build()
         .map_err(|error| {
-            AgentError::new(Reason::Internal, format!("the runtime does not start: {error}"))
+            AgentError::new(
+                Reason::Internal,
+                format!("the runtime does not start: {error}"),
+            )
         })
 }
 

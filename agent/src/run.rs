@@ -50,7 +50,12 @@ impl FolderLock {
             AgentError::new(Reason::DataFolder, message)
         };
         let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        let file = options
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -96,7 +101,11 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         coordinators: coordinators.subscribe(),
     });
     let (events, event_receiver) = mpsc::unbounded_channel();
-    let executor = Arc::new(ProcessExecutor::new(layout.instances(), GRACE, events.clone()));
+    let executor = Arc::new(ProcessExecutor::new(
+        layout.instances(),
+        GRACE,
+        events.clone(),
+    ));
     let (reports, report_receiver) = watch::channel(None);
     let (generation, generation_receiver) = watch::channel(Default::default());
     let (instances, instance_receiver) = watch::channel(Arc::default());
@@ -137,23 +146,24 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         assignments: wishes,
         instances: instance_receiver,
     }));
-    reconciler.run(event_receiver, wish_receiver, signals.any()).await;
+    reconciler
+        .run(event_receiver, wish_receiver, signals.any())
+        .await;
     session.abort();
     drop(reconciler);
     if stop_everything {
         info!("the agent stops, and everything that it started with it");
         stop_in(&layout).await?;
     } else {
-        info!("the agent stops; applications and the proxy go on, `tidegate-agent stop-all` ends them");
+        info!(
+            "the agent stops; applications and the proxy go on, `tidegate-agent stop-all` ends them"
+        );
     }
     drop(lock);
     Ok(())
 }
 
-fn check_identity(
-    settings: &Settings,
-    identity: &crate::tls::SpiffeId,
-) -> Result<(), AgentError> {
+fn check_identity(settings: &Settings, identity: &crate::tls::SpiffeId) -> Result<(), AgentError> {
     if identity.kind == "agent" && identity.name == settings.name.as_str() {
         return Ok(());
     }
@@ -255,7 +265,10 @@ async fn stop_proxy(layout: &Layout) {
         return;
     }
     let stopped = match ProxyTraffic::new(folder.clone()) {
-        Ok(proxy) => proxy.shutdown(PROXY_GRACE).await.map_err(|error| error.to_string()),
+        Ok(proxy) => proxy
+            .shutdown(PROXY_GRACE)
+            .await
+            .map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
     if let Err(error) = stopped {

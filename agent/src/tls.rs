@@ -74,10 +74,14 @@ impl SpiffeId {
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
         let names = parsed.subject_alternative_name().ok()??;
-        let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        });
+        let mut uris = names
+            .value
+            .general_names
+            .iter()
+            .filter_map(|name| match name {
+                GeneralName::URI(uri) => Some(*uri),
+                _ => None,
+            });
         match (uris.next(), uris.next()) {
             (Some(uri), None) => Self::parse(uri),
             _ => None,
@@ -230,10 +234,7 @@ impl Tls {
 ///
 /// # Errors
 /// What the system or the handshake says, or that it took too long.
-pub async fn connect(
-    address: &str,
-    config: Arc<ClientConfig>,
-) -> io::Result<TlsStream<TcpStream>> {
+pub async fn connect(address: &str, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let attempt = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;

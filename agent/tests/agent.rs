@@ -130,7 +130,11 @@ fn applications_and_the_proxy_outlive_the_agent_until_told_to_stop() {
     Config::new(&name("web-1"), vec!["127.0.0.1:1".into()], vec![])
         .write(&layout.config())
         .unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let assignments = Assignments {
         generation: Generation { epoch: 1, index: 1 },
         items: vec![item(port)],
@@ -147,21 +151,28 @@ fn applications_and_the_proxy_outlive_the_agent_until_told_to_stop() {
     let mut first = agent(&layout.dir, &[]);
     let listens = || TcpStream::connect(("127.0.0.1", port)).ok().map(drop);
     wait("the proxy listens", listens);
-    let process = wait("an instance runs", || instance(&layout).filter(procfs::is_alive));
+    let process = wait("an instance runs", || {
+        instance(&layout).filter(procfs::is_alive)
+    });
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(procfs::is_alive(&process) && listens().is_some());
 
     let started = start_counter(&layout);
     let mut second = agent(&layout.dir, &[]);
-    wait("the second agent noted its start", || (start_counter(&layout) > started).then_some(()));
+    wait("the second agent noted its start", || {
+        (start_counter(&layout) > started).then_some(())
+    });
     let busy = Command::new(env!("CARGO_BIN_EXE_tidegate-agent"))
         .args(["stop-all", "--dir"])
         .arg(&layout.dir)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&busy.stderr).into_owned();
-    assert!(!busy.status.success() && said.contains("another tidegate-agent runs"), "{said}");
+    assert!(
+        !busy.status.success() && said.contains("another tidegate-agent runs"),
+        "{said}"
+    );
     terminate(&mut second);
     assert_eq!(instance(&layout).as_ref(), Some(&process));
     assert!(procfs::is_alive(&process) && listens().is_some());
@@ -169,7 +180,9 @@ fn applications_and_the_proxy_outlive_the_agent_until_told_to_stop() {
     let started = start_counter(&layout);
     let mut third = agent(&layout.dir, &["--stop-everything-on-exit"]);
     // Its start is noted after it listens for signals.
-    wait("the third agent noted its start", || (start_counter(&layout) > started).then_some(()));
+    wait("the third agent noted its start", || {
+        (start_counter(&layout) > started).then_some(())
+    });
     terminate(&mut third);
     assert!(!procfs::is_alive(&process));
     wait("the proxy is gone", || listens().is_none().then_some(()));
@@ -189,12 +202,22 @@ fn what_is_wrong_is_one_line_with_a_code_and_a_next_step() {
         String::from_utf8(output.stderr).unwrap()
     };
     let said = run();
-    assert!(said.contains("cannot be read") && said.contains("[TG-1501]"), "{said}");
+    assert!(
+        said.contains("cannot be read") && said.contains("[TG-1501]"),
+        "{said}"
+    );
     std::fs::write(&config, "name = \"web-1\"\ncoordinators = []\nhttp = []\n").unwrap();
     let said = run();
     assert!(said.contains("key coordinators: is empty"), "{said}");
     assert!(said.contains("hint: "), "{said}");
-    std::fs::write(&config, "name = \"web-1\"\ncoordinators = [\"a:1\"]\nhttp = []\n").unwrap();
+    std::fs::write(
+        &config,
+        "name = \"web-1\"\ncoordinators = [\"a:1\"]\nhttp = []\n",
+    )
+    .unwrap();
     let said = run();
-    assert!(said.contains("cert.pem cannot be read") && said.contains("[TG-1504]"), "{said}");
+    assert!(
+        said.contains("cert.pem cannot be read") && said.contains("[TG-1504]"),
+        "{said}"
+    );
 }

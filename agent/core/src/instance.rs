@@ -261,7 +261,13 @@ impl Instance {
     }
 
     /// The process ended, or did not come up this time.
-    pub fn exited(&mut self, incarnation: u32, how: String, settings: Settings<'_>, now: Timestamp) {
+    pub fn exited(
+        &mut self,
+        incarnation: u32,
+        how: String,
+        settings: Settings<'_>,
+        now: Timestamp,
+    ) {
         if incarnation != self.incarnation {
             return;
         }

@@ -6,9 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use tidegate_shared::assignment::{
-    Assignment, Counters, PermanentError, PermanentErrorKind, Role,
-};
+use tidegate_shared::assignment::{Assignment, Counters, PermanentError, PermanentErrorKind, Role};
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::weight::Weight;

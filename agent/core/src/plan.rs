@@ -410,7 +410,10 @@ impl Planner<'_> {
                 && other.scope == key.scope
                 && self.desired.weight(other) > Weight::ZERO
                 && place.has_healthy()
-                && (!listens || traffic.weight(other).is_some_and(|held| held > Weight::ZERO))
+                && (!listens
+                    || traffic
+                        .weight(other)
+                        .is_some_and(|held| held > Weight::ZERO))
         })
     }
 

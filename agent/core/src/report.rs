@@ -121,7 +121,10 @@ fn failure(key: &PlaceKey, ordinal: u32, instance: &Instance) -> PermanentError 
         ordinal,
     }
     .id();
-    let why = instance.last_exit.as_deref().unwrap_or("no reason is known");
+    let why = instance
+        .last_exit
+        .as_deref()
+        .unwrap_or("no reason is known");
     if instance.is_unstartable() {
         return PermanentError {
             kind: PermanentErrorKind::StartFailed,

@@ -28,9 +28,7 @@ pub fn expendable(
     default_keep: u32,
 ) -> Vec<KeptRelease> {
     let mut sorted: Vec<&KeptRelease> = records.iter().collect();
-    sorted.sort_by(|a, b| {
-        (&a.scope, b.used_at, a.digest).cmp(&(&b.scope, a.used_at, b.digest))
-    });
+    sorted.sort_by(|a, b| (&a.scope, b.used_at, a.digest).cmp(&(&b.scope, a.used_at, b.digest)));
     let mut seen: BTreeMap<&Name, u32> = BTreeMap::new();
     let mut gone = Vec::new();
     for record in sorted {

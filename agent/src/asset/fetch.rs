@@ -75,7 +75,9 @@ pub async fn fetch(
     };
     let mirrors = source.mirrors();
     if mirrors.is_empty() {
-        return Err(StageError::transient("no coordinator's HTTP address is known"));
+        return Err(StageError::transient(
+            "no coordinator's HTTP address is known",
+        ));
     }
     let mut trouble = String::new();
     for _ in 0..ROUNDS {
@@ -97,7 +99,10 @@ pub async fn fetch(
                 "no coordinator has the asset {} ({})",
                 wish.name, wish.sha256
             );
-            return Err(StageError::permanent(PermanentErrorKind::AssetMissing, message));
+            return Err(StageError::permanent(
+                PermanentErrorKind::AssetMissing,
+                message,
+            ));
         }
         debug!(asset = %wish.name, trouble, "the fetch goes on with the next source");
     }
@@ -123,7 +128,9 @@ impl Progress {
     ) -> Result<Result<(), String>, StageError> {
         // A source that cannot resume begins at zero: what is here already is skipped.
         let Some(mut skip) = self.received.checked_sub(from) else {
-            return Ok(Err("it answered with another part than was asked for".to_owned()));
+            return Ok(Err(
+                "it answered with another part than was asked for".to_owned()
+            ));
         };
         loop {
             let piece = match tokio::time::timeout(SILENCE, body.next()).await {
@@ -142,7 +149,10 @@ impl Progress {
                     "the asset {} is longer than the {} bytes of its release",
                     wish.name, wish.size
                 );
-                return Err(StageError::permanent(PermanentErrorKind::DigestMismatch, message));
+                return Err(StageError::permanent(
+                    PermanentErrorKind::DigestMismatch,
+                    message,
+                ));
             }
             writer.write(fresh)?;
             self.hash.update(fresh);
@@ -159,7 +169,10 @@ impl Progress {
             "the asset {} has a wrong digest: expected {} ({} bytes), got {got} ({} bytes, from {mirror})",
             wish.name, wish.sha256, wish.size, self.received
         );
-        Err(StageError::permanent(PermanentErrorKind::DigestMismatch, message))
+        Err(StageError::permanent(
+            PermanentErrorKind::DigestMismatch,
+            message,
+        ))
     }
 }
 
@@ -195,7 +208,11 @@ impl Source for Coordinated {
 
 impl Coordinated {
     async fn get(&self, mirror: &str, digest: Digest, from: u64) -> Result<Opened, String> {
-        let stream = self.tls.connect(mirror, b"http/1.1").await.map_err(|e| e.to_string())?;
+        let stream = self
+            .tls
+            .connect(mirror, b"http/1.1")
+            .await
+            .map_err(|e| e.to_string())?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
                 .await
@@ -210,7 +227,10 @@ impl Coordinated {
             request = request.header(RANGE, format!("bytes={from}-"));
         }
         let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| e.to_string())?;
         let from = match response.status() {
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT => from,
@@ -273,7 +293,11 @@ pub(crate) mod tests {
 
     impl Pieces for Script {
         fn next(&mut self) -> Answer<'_, Option<Result<Bytes, String>>> {
-            let next = if self.0.is_empty() { None } else { Some(self.0.remove(0)) };
+            let next = if self.0.is_empty() {
+                None
+            } else {
+                Some(self.0.remove(0))
+            };
             Box::pin(async move { next })
         }
     }
@@ -298,13 +322,19 @@ pub(crate) mod tests {
                 if breaks.is_some() {
                     pieces.push(Err("reset".to_owned()));
                 }
-                Opened::Body { from, body: Box::new(Script(pieces)) }
+                Opened::Body {
+                    from,
+                    body: Box::new(Script(pieces)),
+                }
             })
         }
     }
 
     pub fn scripted(mirrors: Vec<(Option<Vec<u8>>, Option<usize>)>) -> Scripted {
-        Scripted { mirrors, asked: Mutex::default() }
+        Scripted {
+            mirrors,
+            asked: Mutex::default(),
+        }
     }
 
     pub fn wish(content: &[u8], kind: AssetKind) -> AssetWish {
@@ -325,7 +355,10 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = ReleaseStore::open(dir.path().join("releases")).unwrap();
         let content = b"#!/bin/sh\nexit 0\n".to_vec();
-        let source = scripted(vec![(Some(content.clone()), Some(5)), (Some(content.clone()), None)]);
+        let source = scripted(vec![
+            (Some(content.clone()), Some(5)),
+            (Some(content.clone()), None),
+        ]);
         let wish = wish(&content, AssetKind::Binary);
         store.stage(&wish, &source).await.unwrap();
         assert_eq!(*source.asked.lock().unwrap(), [(0, 0), (1, 5)]);
@@ -351,15 +384,43 @@ pub(crate) mod tests {
         let wish = wish(&good, AssetKind::Binary);
         let (expected, got) = (wish.sha256, Digest::of(&other));
         let digests = format!("expected {expected} (14 bytes), got {got} (14 bytes");
-        let short = format!("expected {expected} (14 bytes), got {} (3 bytes", Digest::of(b"the"));
+        let short = format!(
+            "expected {expected} (14 bytes), got {} (3 bytes",
+            Digest::of(b"the")
+        );
         let cases = [
-            (vec![(Some(other), None)], None, Some(PermanentErrorKind::DigestMismatch), digests.as_str()),
-            (vec![(Some(b"the".to_vec()), None)], None, Some(PermanentErrorKind::DigestMismatch), short.as_str()),
-            (vec![(Some(long), None)], None, Some(PermanentErrorKind::DigestMismatch), "longer than the 14 bytes"),
-            (vec![(None, None)], None, Some(PermanentErrorKind::AssetMissing), "no coordinator has the asset shop"),
+            (
+                vec![(Some(other), None)],
+                None,
+                Some(PermanentErrorKind::DigestMismatch),
+                digests.as_str(),
+            ),
+            (
+                vec![(Some(b"the".to_vec()), None)],
+                None,
+                Some(PermanentErrorKind::DigestMismatch),
+                short.as_str(),
+            ),
+            (
+                vec![(Some(long), None)],
+                None,
+                Some(PermanentErrorKind::DigestMismatch),
+                "longer than the 14 bytes",
+            ),
+            (
+                vec![(None, None)],
+                None,
+                Some(PermanentErrorKind::AssetMissing),
+                "no coordinator has the asset shop",
+            ),
             (vec![(Some(good.clone()), Some(1))], None, None, "0: reset"),
             (vec![], None, None, "no coordinator's HTTP address is known"),
-            (vec![(Some(good.clone()), None)], Some(9), Some(PermanentErrorKind::DiskFull), "14 bytes are needed, 9 are free"),
+            (
+                vec![(Some(good.clone()), None)],
+                Some(9),
+                Some(PermanentErrorKind::DiskFull),
+                "14 bytes are needed, 9 are free",
+            ),
         ];
         for (mirrors, quota, kind, words) in cases {
             let mut store = ReleaseStore::open(releases.clone()).unwrap();

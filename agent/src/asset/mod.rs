@@ -176,9 +176,16 @@ impl ReleaseStore {
 
     fn writer(&self, path: &Path, size: u64) -> Result<PartWriter, StageError> {
         let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+        let file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(path);
         let file = file.map_err(|error| {
-            storage_error(&error, path, &|_| disk_full(&self.releases, size, self.free()))
+            storage_error(&error, path, &|_| {
+                disk_full(&self.releases, size, self.free())
+            })
         })?;
         Ok(PartWriter {
             file,
@@ -252,7 +259,11 @@ impl PartWriter {
         };
         result.map_err(|error| {
             storage_error(&error, &self.path, &|_| {
-                disk_full(&self.folder, self.size, free_bytes(&self.folder, self.quota))
+                disk_full(
+                    &self.folder,
+                    self.size,
+                    free_bytes(&self.folder, self.quota),
+                )
             })
         })
     }

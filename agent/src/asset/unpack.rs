@@ -34,7 +34,9 @@ struct NoRoom(u64);
 
 /// The bytes that the entry needed which did not fit; 0: not known.
 pub fn needed(error: &io::Error) -> u64 {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<NoRoom>());
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<NoRoom>());
     inner.map_or(0, |NoRoom(bytes)| *bytes)
 }
 
@@ -62,9 +64,7 @@ pub fn unpack(
     // The decoder itself is bounded too: sparse files and headers count as well.
     let bounded = MultiGzDecoder::new(file).take(limit.saturating_mul(2));
     let mut archive = Archive::new(bounded);
-    let damaged = |error: io::Error| {
-        refuse(format!("the archive cannot be read: {error}"))
-    };
+    let damaged = |error: io::Error| refuse(format!("the archive cannot be read: {error}"));
     for entry in archive.entries().map_err(damaged)? {
         unpacker.entry(entry.map_err(damaged)?)?;
     }
@@ -129,7 +129,10 @@ impl Unpacker<'_> {
                 self.limit
             )));
         }
-        let mode = entry.header().mode().map_err(|_| bad("has no readable mode"))?;
+        let mode = entry
+            .header()
+            .mode()
+            .map_err(|_| bad("has no readable mode"))?;
         if mode & 0o6000 != 0 {
             return Err(bad("has a set-uid or set-gid bit"));
         }
@@ -214,7 +217,11 @@ fn link_name<R: Read>(
 fn write_file<R: Read>(entry: &mut Entry<'_, R>, target: &Path, mode: u32) -> io::Result<()> {
     let mode = if mode & 0o111 == 0 { 0o644 } else { 0o755 };
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(mode).open(target)?;
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(target)?;
     let size = entry.size();
     io::copy(entry, &mut file).map_err(|error| match error.kind() {
         kind @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
@@ -297,8 +304,17 @@ mod tests {
         let result = store.stage(&wish, &source).await;
         if result.is_err() {
             assert!(!store.has(&wish.sha256));
-            assert_eq!(std::fs::read_dir(dir.path().join("releases/.work")).unwrap().count(), 0);
-            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "something got out");
+            assert_eq!(
+                std::fs::read_dir(dir.path().join("releases/.work"))
+                    .unwrap()
+                    .count(),
+                0
+            );
+            assert_eq!(
+                std::fs::read_dir(dir.path()).unwrap().count(),
+                1,
+                "something got out"
+            );
         }
         let path = store.path(&wish.sha256);
         (dir, result.map(|()| path))
@@ -318,37 +334,96 @@ mod tests {
         let (_dir, result) = stage(&bytes).await;
         let tree = result.unwrap();
         assert_eq!(std::fs::read(tree.join("current")).unwrap(), b"program");
-        assert_eq!(std::fs::read(tree.join("etc/deep/up/shop")).unwrap(), b"program");
+        assert_eq!(
+            std::fs::read(tree.join("etc/deep/up/shop")).unwrap(),
+            b"program"
+        );
         assert_eq!(std::fs::read(tree.join("twin")).unwrap(), b"program");
         let mode = |name: &str| {
-            std::fs::metadata(tree.join(name)).unwrap().permissions().mode() & 0o7777
+            std::fs::metadata(tree.join(name))
+                .unwrap()
+                .permissions()
+                .mode()
+                & 0o7777
         };
-        assert_eq!((mode("bin/shop"), mode("etc/deep/shop.conf")), (0o755, 0o644));
+        assert_eq!(
+            (mode("bin/shop"), mode("etc/deep/shop.conf")),
+            (0o755, 0o644)
+        );
     }
 
     #[tokio::test]
     async fn every_way_out_is_refused_by_the_name_of_its_entry() {
         let cases: [(&[Spec<'_>], &str); 15] = [
-            (&[(FILE, "/etc/passwd", "", 0o644, b"x")], "\"/etc/passwd\" has an absolute path"),
-            (&[(FILE, "a/../../b", "", 0o644, b"x")], "\"a/../../b\" has \"..\" in its path"),
-            (&[(LINK, "l", "/etc", 0o777, b"")], "\"l\" is a link out of the archive"),
+            (
+                &[(FILE, "/etc/passwd", "", 0o644, b"x")],
+                "\"/etc/passwd\" has an absolute path",
+            ),
+            (
+                &[(FILE, "a/../../b", "", 0o644, b"x")],
+                "\"a/../../b\" has \"..\" in its path",
+            ),
+            (
+                &[(LINK, "l", "/etc", 0o777, b"")],
+                "\"l\" is a link out of the archive",
+            ),
             (&[(LINK, "l", "../x", 0o777, b"")], "\"l\" is a link out"),
-            (&[(LINK, "d/l", "../../x", 0o777, b"")], "\"d/l\" is a link out"),
-            (&[(LINK, "d", ".", 0o777, b""), (LINK, "e", "d/..", 0o777, b"")], "\"e\" is a link out"),
-            (&[(LINK, "d", "x", 0o777, b""), (FILE, "d/f", "", 0o644, b"x")], "\"d/f\" goes through a link"),
-            (&[(EntryType::Link, "h", "/etc/passwd", 0o644, b"")], "\"h\" has an absolute path"),
-            (&[(EntryType::Link, "h", "../x", 0o644, b"")], "\"h\" has \"..\""),
-            (&[(LINK, "l", "x", 0o777, b""), (EntryType::Link, "h", "l", 0o644, b"")], "\"h\" is a link to something"),
-            (&[(EntryType::Char, "null", "", 0o666, b"")], "\"null\" is a device"),
-            (&[(EntryType::Fifo, "pipe", "", 0o666, b"")], "\"pipe\" is a device, a pipe"),
+            (
+                &[(LINK, "d/l", "../../x", 0o777, b"")],
+                "\"d/l\" is a link out",
+            ),
+            (
+                &[
+                    (LINK, "d", ".", 0o777, b""),
+                    (LINK, "e", "d/..", 0o777, b""),
+                ],
+                "\"e\" is a link out",
+            ),
+            (
+                &[(LINK, "d", "x", 0o777, b""), (FILE, "d/f", "", 0o644, b"x")],
+                "\"d/f\" goes through a link",
+            ),
+            (
+                &[(EntryType::Link, "h", "/etc/passwd", 0o644, b"")],
+                "\"h\" has an absolute path",
+            ),
+            (
+                &[(EntryType::Link, "h", "../x", 0o644, b"")],
+                "\"h\" has \"..\"",
+            ),
+            (
+                &[
+                    (LINK, "l", "x", 0o777, b""),
+                    (EntryType::Link, "h", "l", 0o644, b""),
+                ],
+                "\"h\" is a link to something",
+            ),
+            (
+                &[(EntryType::Char, "null", "", 0o666, b"")],
+                "\"null\" is a device",
+            ),
+            (
+                &[(EntryType::Fifo, "pipe", "", 0o666, b"")],
+                "\"pipe\" is a device, a pipe",
+            ),
             (&[(FILE, "su", "", 0o4755, b"x")], "\"su\" has a set-uid"),
-            (&[(FILE, "sg", "", 0o2755, b"x")], "\"sg\" has a set-uid or set-gid"),
-            (&[(FILE, "f", "", 0o644, b"1"), (FILE, "f", "", 0o644, b"2")], "\"f\" stands there twice"),
+            (
+                &[(FILE, "sg", "", 0o2755, b"x")],
+                "\"sg\" has a set-uid or set-gid",
+            ),
+            (
+                &[(FILE, "f", "", 0o644, b"1"), (FILE, "f", "", 0o644, b"2")],
+                "\"f\" stands there twice",
+            ),
         ];
         for (entries, words) in cases {
             let (_dir, result) = stage(&archive(entries)).await;
             let error = result.unwrap_err();
-            assert_eq!(error.kind, Some(PermanentErrorKind::UnsafeArchive), "{error}");
+            assert_eq!(
+                error.kind,
+                Some(PermanentErrorKind::UnsafeArchive),
+                "{error}"
+            );
             assert!(error.message.contains(words), "{error} lacks {words}");
         }
     }
@@ -358,14 +433,23 @@ mod tests {
         let zeroes = vec![0_u8; 8 << 20];
         let (_dir, result) = stage(&archive(&[(FILE, "zeroes", "", 0o644, &zeroes)])).await;
         let error = result.unwrap_err();
-        assert!(error.message.contains("\"zeroes\" makes the unpacked archive larger"), "{error}");
+        assert!(
+            error
+                .message
+                .contains("\"zeroes\" makes the unpacked archive larger"),
+            "{error}"
+        );
 
         let mut cut = archive(&[(FILE, "f", "", 0o644, &[7; 4_096])]);
         cut.truncate(cut.len() / 2);
         for bytes in [cut, b"no archive at all".to_vec(), Vec::new()] {
             let (_dir, result) = stage(&bytes).await;
             let error = result.unwrap_err();
-            assert_eq!(error.kind, Some(PermanentErrorKind::UnsafeArchive), "{error}");
+            assert_eq!(
+                error.kind,
+                Some(PermanentErrorKind::UnsafeArchive),
+                "{error}"
+            );
         }
     }
 
@@ -383,6 +467,9 @@ mod tests {
         builder.get_mut().write_all(&[0x41; 1_024]).unwrap();
         let bytes = builder.into_inner().unwrap().finish().unwrap();
         let (_dir, result) = stage(&bytes).await;
-        assert_eq!(result.unwrap_err().kind, Some(PermanentErrorKind::UnsafeArchive));
+        assert_eq!(
+            result.unwrap_err().kind,
+            Some(PermanentErrorKind::UnsafeArchive)
+        );
     }
 }

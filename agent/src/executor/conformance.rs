@@ -81,7 +81,11 @@ pub async fn suite(
 
     let running = executor.observe().remove(0);
     executor.perform(Task::Adopt(running.clone()));
-    assert_eq!(executor.observe(), [running], "adopting twice changes nothing");
+    assert_eq!(
+        executor.observe(),
+        [running],
+        "adopting twice changes nothing"
+    );
 
     let stop = Task::Stop {
         instance: key.clone(),
@@ -167,7 +171,11 @@ mod tests {
         executor.refuse("missing");
         let commands = (run("long", &[]), run("missing", &[]));
         suite(&executor, &mut events, Path::new("/"), commands).await;
-        executor.perform(Task::Start(Box::new(launch(0, Path::new("/"), run("long", &[])))));
+        executor.perform(Task::Start(Box::new(launch(
+            0,
+            Path::new("/"),
+            run("long", &[]),
+        ))));
         let key = launch(0, Path::new("/"), run("long", &[])).instance;
         assert!(matches!(next(&mut events).await, Event::Started { .. }));
         executor.end(&key, "told to");
@@ -178,7 +186,12 @@ mod tests {
     async fn processes_conform() {
         let mut bench = bench(GRACE);
         let commands = (shell("exec sleep 600"), run("./nothing-here", &[]));
-        let Bench { executor, events, release, .. } = &mut bench;
+        let Bench {
+            executor,
+            events,
+            release,
+            ..
+        } = &mut bench;
         suite(&*executor, events, release, commands).await;
         assert!(!bench.instances.join("shop-eu-q69g5fav").exists());
     }
@@ -188,9 +201,15 @@ mod tests {
         let mut bench = bench(GRACE);
         let script = shell("echo \"$PORT $TIDEGATE_SCOPE $GREETING\" >&2; exit 3");
         let mut launch = launch(0, &bench.release, script);
-        launch.run.env.insert("GREETING".into(), "on ${PORT}".into());
+        launch
+            .run
+            .env
+            .insert("GREETING".into(), "on ${PORT}".into());
         bench.executor.perform(Task::Start(Box::new(launch)));
-        assert!(matches!(next(&mut bench.events).await, Event::Started { .. }));
+        assert!(matches!(
+            next(&mut bench.events).await,
+            Event::Started { .. }
+        ));
         match next(&mut bench.events).await {
             Event::Exited { how, .. } => {
                 assert!(how.contains("exit status 3"), "{how}");
@@ -216,7 +235,10 @@ mod tests {
         while output::tail(&log, 1) != ["ready"] && std::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        bench.executor.perform(Task::Stop { instance: key, incarnation: 1 });
+        bench.executor.perform(Task::Stop {
+            instance: key,
+            incarnation: 1,
+        });
         match next(&mut bench.events).await {
             Event::Stopped { how, .. } => {
                 let how = how.unwrap_or_default();
@@ -249,7 +271,11 @@ mod tests {
             let launch = launch(0, &bench.release, run(command, &[]));
             bench.executor.perform(Task::Start(Box::new(launch)));
             match next(&mut bench.events).await {
-                Event::StartFailed { permanent: true, message, .. } => {
+                Event::StartFailed {
+                    permanent: true,
+                    message,
+                    ..
+                } => {
                     assert!(message.contains(words), "{message} lacks {words}");
                 }
                 other => panic!("{command}: {other:?}"),
@@ -263,17 +289,29 @@ mod tests {
         let launch = launch(0, &first.release, shell("exec sleep 600"));
         let key = launch.instance.clone();
         first.executor.perform(Task::Start(Box::new(launch)));
-        assert!(matches!(next(&mut first.events).await, Event::Started { .. }));
+        assert!(matches!(
+            next(&mut first.events).await,
+            Event::Started { .. }
+        ));
         let running = first.executor.observe().remove(0);
         let dir = instance_dir(&first.instances, &key);
-        assert_eq!(procfs::find_marked(&key.id(), &dir).as_ref(), Some(&running.process));
-        assert_eq!(procfs::find_marked(&key.id(), Path::new("/elsewhere")), None);
+        assert_eq!(
+            procfs::find_marked(&key.id(), &dir).as_ref(),
+            Some(&running.process)
+        );
+        assert_eq!(
+            procfs::find_marked(&key.id(), Path::new("/elsewhere")),
+            None
+        );
 
         let (sender, mut events) = unbounded_channel();
         let second = ProcessExecutor::new(first.instances.clone(), GRACE, sender);
         second.perform(Task::Adopt(running.clone()));
         assert_eq!(second.observe(), [running]);
-        second.perform(Task::Stop { instance: key.clone(), incarnation: 1 });
+        second.perform(Task::Stop {
+            instance: key.clone(),
+            incarnation: 1,
+        });
         match next(&mut events).await {
             Event::Stopped { how, .. } => {
                 let how = how.unwrap_or_default();
@@ -291,9 +329,17 @@ mod tests {
         let mut process = procfs::identify(std::process::id()).unwrap();
         process.started -= 1;
         let key = launch(0, dir.path(), shell("")).instance;
-        executor.perform(Task::Adopt(Running { instance: key, incarnation: 4, process }));
+        executor.perform(Task::Adopt(Running {
+            instance: key,
+            incarnation: 4,
+            process,
+        }));
         match next(&mut events).await {
-            Event::Exited { incarnation: 4, how, .. } => assert!(how.contains("unknown"), "{how}"),
+            Event::Exited {
+                incarnation: 4,
+                how,
+                ..
+            } => assert!(how.contains("unknown"), "{how}"),
             other => panic!("{other:?}"),
         }
     }

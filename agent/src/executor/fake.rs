@@ -80,7 +80,10 @@ impl FakeExecutor {
             },
         };
         let known = state.running.get(&instance);
-        let running = known.filter(|r| r.incarnation == incarnation).cloned().unwrap_or(fresh);
+        let running = known
+            .filter(|r| r.incarnation == incarnation)
+            .cloned()
+            .unwrap_or(fresh);
         let pid = running.process.pid;
         state.running.insert(instance.clone(), running);
         self.tell(Event::Started {
@@ -108,7 +111,9 @@ impl Executor for FakeExecutor {
         match task {
             Task::Start(launch) => self.start(&launch),
             Task::Adopt(running) => {
-                self.state().running.insert(running.instance.clone(), running);
+                self.state()
+                    .running
+                    .insert(running.instance.clone(), running);
             }
             Task::Stop {
                 instance,

@@ -101,7 +101,9 @@ pub struct Launch {
 
 /// The folder of an instance's own files.
 pub fn instance_dir(instances: &std::path::Path, key: &InstanceKey) -> PathBuf {
-    instances.join(key.place.folder()).join(key.ordinal.to_string())
+    instances
+        .join(key.place.folder())
+        .join(key.ordinal.to_string())
 }
 
 impl Launch {
@@ -124,7 +126,10 @@ impl Launch {
             ("TIDEGATE_INSTANCE", self.instance.id()),
             ("TIDEGATE_RELEASE", self.release.to_string()),
             ("TIDEGATE_AGENT", self.agent.to_string()),
-            ("TIDEGATE_RELEASE_DIR", self.release_dir.display().to_string()),
+            (
+                "TIDEGATE_RELEASE_DIR",
+                self.release_dir.display().to_string(),
+            ),
             ("TIDEGATE_INSTANCE_DIR", instance_dir.display().to_string()),
             ("TIDEGATE_ADDRESS", self.address.to_string()),
         ];

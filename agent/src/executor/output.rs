@@ -55,7 +55,11 @@ impl Stream {
 /// # Errors
 /// What the system says.
 pub fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Rotates a file that has grown too large.

@@ -23,9 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::{
-    Capabilities, Events, Executor, Launch, Running, Task, instance_dir, output, procfs,
-};
+use super::{Capabilities, Events, Executor, Launch, Running, Task, instance_dir, output, procfs};
 use crate::files;
 use crate::ledger::ProcessId;
 
@@ -114,7 +112,11 @@ impl ProcessExecutor {
         let stdout = output::open(&output::Stream::Stdout.path(&dir)).map_err(local)?;
         let stderr = output::open(&output::Stream::Stderr.path(&dir)).map_err(local)?;
         let program = launch.program(&launch.run.command, &dir);
-        let args = launch.run.args.iter().map(|arg| launch.substitute(arg, &dir));
+        let args = launch
+            .run
+            .args
+            .iter()
+            .map(|arg| launch.substitute(arg, &dir));
         let mut command = Command::new(&program);
         command
             .args(args)
@@ -146,7 +148,11 @@ impl ProcessExecutor {
     }
 
     fn adopt(&self, running: Running) {
-        if self.held().get(&running.instance).is_some_and(|held| held.running == running) {
+        if self
+            .held()
+            .get(&running.instance)
+            .is_some_and(|held| held.running == running)
+        {
             return;
         }
         info!(instance = %running.instance, pid = running.process.pid, "adopted");
@@ -216,10 +222,11 @@ impl ProcessExecutor {
         let found = {
             let mut table = self.held();
             let held = table.get_mut(&key);
-            held.filter(|held| held.running.incarnation == incarnation).map(|held| {
-                let again = std::mem::replace(&mut held.stopping, true);
-                (held.running.process.clone(), held.ended.clone(), again)
-            })
+            held.filter(|held| held.running.incarnation == incarnation)
+                .map(|held| {
+                    let again = std::mem::replace(&mut held.stopping, true);
+                    (held.running.process.clone(), held.ended.clone(), again)
+                })
         };
         let Some((process, mut ended, again)) = found else {
             return self.tell(Event::Stopped {
@@ -239,7 +246,10 @@ impl ProcessExecutor {
                 Ok(how) => how.clone(),
                 Err(_) => None,
             };
-            table.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            table
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&key);
             info!(instance = %key, "stopped");
             events
                 .send(Event::Stopped {
@@ -272,7 +282,10 @@ impl Executor for ProcessExecutor {
     }
 
     fn observe(&self) -> Vec<Running> {
-        self.held().values().map(|held| held.running.clone()).collect()
+        self.held()
+            .values()
+            .map(|held| held.running.clone())
+            .collect()
     }
 
     fn perform(&self, task: Task) {
@@ -304,7 +317,10 @@ impl Refusal {
         if !launch.release_dir.is_dir() {
             return Self {
                 permanent: false,
-                message: format!("the release's folder {} is gone", launch.release_dir.display()),
+                message: format!(
+                    "the release's folder {} is gone",
+                    launch.release_dir.display()
+                ),
             };
         }
         // ENOEXEC has no kind of its own.
@@ -312,17 +328,23 @@ impl Refusal {
         let (permanent, message) = match error.kind() {
             io::ErrorKind::NotFound if program.is_file() => (
                 true,
-                format!("the command {name} cannot be started: the interpreter in its first line, or its loader, is not on this host"),
+                format!(
+                    "the command {name} cannot be started: the interpreter in its first line, or its loader, is not on this host"
+                ),
             ),
             io::ErrorKind::NotFound => (true, format!("the command {name} does not exist")),
-            io::ErrorKind::PermissionDenied => {
-                (true, format!("the command {name} may not be executed: {error}"))
-            }
+            io::ErrorKind::PermissionDenied => (
+                true,
+                format!("the command {name} may not be executed: {error}"),
+            ),
             _ if not_a_program => (
                 true,
                 format!("the command {name} is no program of this machine: {error}"),
             ),
-            _ => (false, format!("the command {name} could not be started: {error}")),
+            _ => (
+                false,
+                format!("the command {name} could not be started: {error}"),
+            ),
         };
         Self { permanent, message }
     }

@@ -79,7 +79,10 @@ pub fn find_marked(instance: &str, instance_dir: &Path) -> Option<ProcessId> {
         format!("TIDEGATE_INSTANCE_DIR={}", instance_dir.display()),
     ];
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         let Some(pid) = pid else { continue };
         // Environments of other users are not ours to read, and not ours.
         let Ok(environment) = std::fs::read(entry.path().join("environ")) else {
@@ -96,7 +99,9 @@ pub fn find_marked(instance: &str, instance_dir: &Path) -> Option<ProcessId> {
 /// The port that a process was given as `PORT`; 0: none, or not to be read.
 pub fn port_of(pid: u32) -> u16 {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    let found = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"PORT="));
+    let found = environment
+        .split(|byte| *byte == 0)
+        .find_map(|entry| entry.strip_prefix(b"PORT="));
     let text = found.and_then(|port| std::str::from_utf8(port).ok());
     text.and_then(|port| port.parse().ok()).unwrap_or(0)
 }
@@ -108,8 +113,14 @@ pub fn usage_of(groups: &[u32]) -> BTreeMap<u32, (u64, u64)> {
         return sums;
     };
     for entry in entries.flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        if let Some(stat) = pid.and_then(stat).filter(|stat| groups.contains(&stat.group)) {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Some(stat) = pid
+            .and_then(stat)
+            .filter(|stat| groups.contains(&stat.group))
+        {
             let sum = sums.entry(stat.group).or_default();
             sum.0 += stat.ticks;
             sum.1 += stat.resident_pages;
@@ -124,7 +135,10 @@ pub fn group_lives(group: u32) -> bool {
         return false;
     };
     entries.flatten().any(|entry| {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
         let stat: Option<Stat> = pid.and_then(stat);
         stat.is_some_and(|stat| stat.group == group && !stat.zombie)
     })

@@ -27,8 +27,16 @@ pub async fn sample(probe: &ExecProbe, launch: &Launch, dir: &Path) -> Result<()
     if output.status.success() {
         return Ok(());
     }
-    let said = if output.stderr.is_empty() { output.stdout } else { output.stderr };
+    let said = if output.stderr.is_empty() {
+        output.stdout
+    } else {
+        output.stderr
+    };
     let said = String::from_utf8_lossy(&said);
     let last = output::shorten(said.lines().last().unwrap_or_default());
-    Err(format!("{} ended with {}: {last}", program.display(), output.status))
+    Err(format!(
+        "{} ended with {}: {last}",
+        program.display(),
+        output.status
+    ))
 }

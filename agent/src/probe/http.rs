@@ -45,7 +45,9 @@ pub async fn sample(probe: &HttpProbe, address: SocketAddr) -> Result<(), String
         };
         let body = Limited::new(response.into_body(), BODY_LIMIT);
         let body = body.collect().await.map_err(|e| failed(&e))?.to_bytes();
-        let found = body.windows(text.len().max(1)).any(|part| part == text.as_bytes());
+        let found = body
+            .windows(text.len().max(1))
+            .any(|part| part == text.as_bytes());
         if text.is_empty() || found {
             Ok(())
         } else {

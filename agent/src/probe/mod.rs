@@ -88,16 +88,35 @@ mod tests {
         let bad = take(&check(None, Some("steady")), body).await.unwrap_err();
         assert!(bad.contains("steady"), "{bad}");
         let broken = serve("HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n").await;
-        assert!(take(&check(None, None), broken).await.unwrap_err().contains("503"));
+        assert!(
+            take(&check(None, None), broken)
+                .await
+                .unwrap_err()
+                .contains("503")
+        );
     }
 
     #[tokio::test]
     async fn silence_and_refusal_are_failures() {
         let silent = serve("").await;
-        let quick = HealthCheck { timeout: Span::from_millis(50), ..check(None, None) };
-        assert_eq!(take(&quick, silent).await.unwrap_err(), "no answer within 50ms");
-        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let tcp = HealthCheck { http: None, tcp: true, ..check(None, None) };
+        let quick = HealthCheck {
+            timeout: Span::from_millis(50),
+            ..check(None, None)
+        };
+        assert_eq!(
+            take(&quick, silent).await.unwrap_err(),
+            "no answer within 50ms"
+        );
+        let closed = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let tcp = HealthCheck {
+            http: None,
+            tcp: true,
+            ..check(None, None)
+        };
         assert!(take(&tcp, closed).await.unwrap_err().contains("refused"));
         assert_eq!(take(&tcp, silent).await, Ok(()));
     }
@@ -115,6 +134,9 @@ mod tests {
         };
         assert_eq!(take(&run("test \"$PORT\" = 20000"), address).await, Ok(()));
         let error = take(&run("echo no; exit 4"), address).await.unwrap_err();
-        assert!(error.contains("exit status: 4") && error.contains("no"), "{error}");
+        assert!(
+            error.contains("exit status: 4") && error.contains("no"),
+            "{error}"
+        );
     }
 }

@@ -107,7 +107,9 @@ struct Clock {
 
 impl Clock {
     fn new() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         Self {
             wall: wall.as_millis() as u64,
             began: Instant::now(),
@@ -218,7 +220,9 @@ impl Reconciler {
             }
             Verdict::Conflicting => {
                 let (epoch, index) = (wish.generation.epoch, wish.generation.index);
-                let line = format!("other assignments came with the same generation {epoch}.{index}; they are ignored: please report it");
+                let line = format!(
+                    "other assignments came with the same generation {epoch}.{index}; they are ignored: please report it"
+                );
                 error!("{line}");
                 self.complaints.insert("generation", line);
                 return;
@@ -264,7 +268,10 @@ impl Reconciler {
         let now = self.clock.now();
         match &event {
             Event::Started {
-                instance, pid, port, ..
+                instance,
+                pid,
+                port,
+                ..
             } => self.note_started(instance, *pid, *port),
             Event::Exited { instance, .. } => {
                 if let Some(record) = self.record(instance) {
@@ -272,14 +279,22 @@ impl Reconciler {
                 }
             }
             Event::Stopped { instance, .. } => {
-                self.ledger.instances.retain(|record| record.instance != *instance);
+                self.ledger
+                    .instances
+                    .retain(|record| record.instance != *instance);
             }
             Event::Staged { place } => self.note_release(place, now),
             Event::Removed { place } => {
                 self.note_release(place, now);
-                self.ledger.instances.retain(|record| record.instance.place != *place);
+                self.ledger
+                    .instances
+                    .retain(|record| record.instance.place != *place);
             }
-            Event::StageFailed { place, message, kind } => {
+            Event::StageFailed {
+                place,
+                message,
+                kind,
+            } => {
                 warn!(%place, message, permanent = kind.is_some(), "staging failed");
             }
             Event::StartFailed { .. } | Event::Probed { .. } | Event::Traffic(_) => {}
@@ -292,13 +307,18 @@ impl Reconciler {
     }
 
     fn record(&mut self, key: &InstanceKey) -> Option<&mut InstanceRecord> {
-        self.ledger.instances.iter_mut().find(|record| record.instance == *key)
+        self.ledger
+            .instances
+            .iter_mut()
+            .find(|record| record.instance == *key)
     }
 
     fn note_started(&mut self, key: &InstanceKey, pid: u32, port: u16) {
         let running = self.parts.executor.observe();
         let process = running.into_iter().find(|running| running.instance == *key);
-        let process = process.map(|running| running.process).filter(|p| p.pid == pid);
+        let process = process
+            .map(|running| running.process)
+            .filter(|p| p.pid == pid);
         if let Some(record) = self.record(key) {
             record.port = port;
             record.process = process;
@@ -311,7 +331,9 @@ impl Reconciler {
             return;
         };
         let digest = held.item.asset.sha256;
-        self.ledger.releases.retain(|r| r.scope != place.scope || r.digest != digest);
+        self.ledger
+            .releases
+            .retain(|r| r.scope != place.scope || r.digest != digest);
         self.ledger.releases.push(KeptRelease {
             scope: place.scope.clone(),
             digest,
@@ -331,7 +353,12 @@ impl Reconciler {
         let gone = expendable(&self.ledger.releases, &in_use, &keep, KEEP_OF_GONE_SCOPES);
         self.ledger.releases.retain(|record| !gone.contains(record));
         for record in gone {
-            if self.ledger.releases.iter().any(|kept| kept.digest == record.digest) {
+            if self
+                .ledger
+                .releases
+                .iter()
+                .any(|kept| kept.digest == record.digest)
+            {
                 continue;
             }
             info!(scope = %record.scope, digest = %record.digest.short(), "an old release is removed");
@@ -364,8 +391,12 @@ impl Reconciler {
             for action in planned.actions {
                 routed |= self.perform(action).await;
             }
-            self.ledger.places =
-                self.observed.places.values().map(|place| place.item.clone()).collect();
+            self.ledger.places = self
+                .observed
+                .places
+                .values()
+                .map(|place| place.item.clone())
+                .collect();
             self.write_ledger();
             if !routed {
                 break;
@@ -427,7 +458,8 @@ impl Reconciler {
                 Traffic::Unknown
             }
         };
-        self.observed.apply(Event::Traffic(traffic), self.clock.now());
+        self.observed
+            .apply(Event::Traffic(traffic), self.clock.now());
         true
     }
 
@@ -450,7 +482,8 @@ impl Reconciler {
         } else {
             Traffic::Held(BTreeMap::new())
         };
-        self.observed.apply(Event::Traffic(traffic), self.clock.now());
+        self.observed
+            .apply(Event::Traffic(traffic), self.clock.now());
     }
 
     /// Whether there is anything to route, or a data plane that may hold routes of old.
@@ -458,7 +491,10 @@ impl Reconciler {
         let wished = self.desired.places.values();
         let held = self.observed.places.values().map(|place| &place.item);
         let known = self.ledger.places.iter();
-        wished.chain(held).chain(known).any(|item| item.port != Port::None)
+        wished
+            .chain(held)
+            .chain(known)
+            .any(|item| item.port != Port::None)
             || self.parts.settings.layout.proxy().exists()
     }
 
@@ -468,7 +504,8 @@ impl Reconciler {
 
     fn look_due(&self) -> Duration {
         let limit = if self.busy() { LOOK_BUSY } else { LOOK_QUIET };
-        self.looked.map_or(Duration::ZERO, |at| limit.saturating_sub(at.elapsed()))
+        self.looked
+            .map_or(Duration::ZERO, |at| limit.saturating_sub(at.elapsed()))
     }
 
     fn incarnation(&self, key: &InstanceKey) -> u32 {
@@ -482,7 +519,10 @@ impl Reconciler {
             return;
         };
         let wish = held.item.asset.clone();
-        let (store, source) = (Arc::clone(&self.parts.store), Arc::clone(&self.parts.source));
+        let (store, source) = (
+            Arc::clone(&self.parts.store),
+            Arc::clone(&self.parts.source),
+        );
         let events = self.parts.events.clone();
         tokio::spawn(async move {
             let event = match store.stage(&wish, source.as_ref()).await {
@@ -563,7 +603,10 @@ impl Reconciler {
         let Some(place) = self.observed.places.get(&key.place) else {
             return;
         };
-        let port = place.instances.get(&key.ordinal).map_or(0, |instance| instance.port);
+        let port = place
+            .instances
+            .get(&key.ordinal)
+            .map_or(0, |instance| instance.port);
         let Some(launch) = self.launch_of(&key, port) else {
             return;
         };
@@ -633,7 +676,10 @@ impl Reconciler {
         } else {
             self.look_due()
         };
-        wake.since(now).to_std().min(look).max(Duration::from_millis(1))
+        wake.since(now)
+            .to_std()
+            .min(look)
+            .max(Duration::from_millis(1))
     }
 
     /// Makes a report if something of note changed or the interval is over.
@@ -656,7 +702,9 @@ impl Reconciler {
                 ordinal: *ordinal,
             })
         });
-        self.outlets.instances.send_replace(Arc::new(known.collect()));
+        self.outlets
+            .instances
+            .send_replace(Arc::new(known.collect()));
         self.outlets.reports.send_replace(Some(Arc::new(Report {
             start: self.ledger.start,
             sequence: self.sequence,

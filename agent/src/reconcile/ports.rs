@@ -63,7 +63,11 @@ mod tests {
         let address = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
         let held = TcpListener::bind((address, 0)).unwrap();
         let held_port = held.local_addr().unwrap().port();
-        let free = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
+        let free = TcpListener::bind((address, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let range = PortRange {
             first: held_port.min(free),
             last: held_port.max(free),
@@ -76,7 +80,9 @@ mod tests {
             first: held_port,
             last: held_port,
         };
-        let error = Ports::new(only, address, "web-1").pick(0, &BTreeSet::new()).unwrap_err();
+        let error = Ports::new(only, address, "web-1")
+            .pick(0, &BTreeSet::new())
+            .unwrap_err();
         assert!(error.contains("is free for another instance"), "{error}");
         let taken = (range.first..=range.last).collect();
         assert!(ports.pick(0, &taken).is_err());

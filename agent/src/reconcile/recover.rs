@@ -37,13 +37,13 @@ impl Reconciler {
         self.observed.apply(known, now);
     }
 
-    fn recover_instances(
-        &mut self,
-        key: &PlaceKey,
-        item: &Assignment,
-    ) -> BTreeMap<u32, Instance> {
+    fn recover_instances(&mut self, key: &PlaceKey, item: &Assignment) -> BTreeMap<u32, Instance> {
         let folder = self.parts.settings.layout.instances();
-        let recorded = self.ledger.instances.iter().filter(|r| r.instance.place == *key);
+        let recorded = self
+            .ledger
+            .instances
+            .iter()
+            .filter(|r| r.instance.place == *key);
         let mut ordinals: Vec<u32> = recorded.map(|record| record.instance.ordinal).collect();
         // A folder without a record: the ledger was lost.
         ordinals.extend((0..item.count).filter(|ordinal| {

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use tidegate_agent_core::observed::{
-    HeldInstance, HeldScope, HeldVersion, ListenProblem, Traffic,
-};
+use tidegate_agent_core::observed::{HeldInstance, HeldScope, HeldVersion, ListenProblem, Traffic};
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::Routes;
 use tidegate_shared::assignment::Counters;

@@ -130,7 +130,11 @@ impl Agent {
         let (stop, stopped) = oneshot::channel::<()>();
         let parts = Parts {
             settings,
-            executor: Arc::new(ProcessExecutor::new(layout.instances(), grace, events.clone())),
+            executor: Arc::new(ProcessExecutor::new(
+                layout.instances(),
+                grace,
+                events.clone(),
+            )),
             traffic: Arc::clone(traffic) as Arc<dyn crate::traffic::TrafficProvider>,
             store: Arc::new(ReleaseStore::open(layout.releases()).unwrap()),
             source: Arc::new(source),
@@ -184,15 +188,23 @@ impl Agent {
 }
 
 fn pid(report: &Report, n: u8) -> u32 {
-    let place = report.places.iter().find(|place| place.deployment == deployment(n));
-    place.map_or(0, |place| place.instances.first().map_or(0, |instance| instance.pid))
+    let place = report
+        .places
+        .iter()
+        .find(|place| place.deployment == deployment(n));
+    place.map_or(0, |place| {
+        place.instances.first().map_or(0, |instance| instance.pid)
+    })
 }
 
 fn serves(report: &Report, n: u8) -> bool {
     report.places.iter().any(|place| {
         place.deployment == deployment(n)
             && place.weight == Some(Weight::FULL)
-            && place.instances.iter().all(|i| i.state == InstanceState::Healthy)
+            && place
+                .instances
+                .iter()
+                .all(|i| i.state == InstanceState::Healthy)
             && !place.instances.is_empty()
     })
 }
@@ -204,7 +216,11 @@ impl Drop for Cleanup {
     fn drop(&mut self) {
         if let Ok(Found::Good(ledger)) = ledger::read(&layout(&self.0).ledger(), 1) {
             let runtime = Runtime::new().unwrap();
-            for process in ledger.instances.into_iter().filter_map(|record| record.process) {
+            for process in ledger
+                .instances
+                .into_iter()
+                .filter_map(|record| record.process)
+            {
                 runtime.block_on(end_group(&process, Duration::ZERO));
             }
         }
@@ -245,7 +261,12 @@ fn a_version_comes_serves_and_gives_way_to_the_next() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert!(!old.exists(), "one release is kept, the older one goes");
-    assert_eq!(std::fs::read_dir(layout(dir.path()).instances()).unwrap().count(), 0);
+    assert_eq!(
+        std::fs::read_dir(layout(dir.path()).instances())
+            .unwrap()
+            .count(),
+        0
+    );
     agent.kill();
 }
 
@@ -261,8 +282,12 @@ fn a_killed_agent_comes_back_to_the_same_processes() {
             ledger.instances[0].process = None;
             ledger.write(path).unwrap();
         }),
-        ("the ledger is damaged", |path| std::fs::write(path, b"noise").unwrap()),
-        ("the ledger is gone", |path| std::fs::remove_file(path).unwrap()),
+        ("the ledger is damaged", |path| {
+            std::fs::write(path, b"noise").unwrap()
+        }),
+        ("the ledger is gone", |path| {
+            std::fs::remove_file(path).unwrap()
+        }),
     ];
     for (case, spoil) in cases {
         let dir = tempfile::tempdir().unwrap();
@@ -277,7 +302,10 @@ fn a_killed_agent_comes_back_to_the_same_processes() {
         let mut agent = Agent::start(dir.path(), &traffic, scripted(vec![]));
         agent.assign(wish(1, vec![item(0, WishedState::Running, 10_000)]));
         let after = agent.until("serving again", |report| serves(report, 0));
-        let (was, is) = (&before.places[0].instances[0], &after.places[0].instances[0]);
+        let (was, is) = (
+            &before.places[0].instances[0],
+            &after.places[0].instances[0],
+        );
         assert_eq!((was.pid, was.port), (is.pid, is.port), "{case}");
         assert_eq!(is.restarts, 0, "{case}");
         let routed = traffic.request("127.0.0.1:8080".parse().unwrap(), 200, 1);
@@ -299,13 +327,22 @@ fn an_instance_that_ended_meanwhile_is_started_again_and_says_so() {
     let before = agent.until("serving", |report| serves(report, 0));
     agent.kill();
     let process = procfs::identify(pid(&before, 0)).unwrap();
-    Runtime::new().unwrap().block_on(end_group(&process, Duration::ZERO));
+    Runtime::new()
+        .unwrap()
+        .block_on(end_group(&process, Duration::ZERO));
 
     let mut agent = Agent::start(dir.path(), &traffic, scripted(vec![]));
-    let after = agent.until("serving again", |r| serves(r, 0) && pid(r, 0) != process.pid);
+    let after = agent.until("serving again", |r| {
+        serves(r, 0) && pid(r, 0) != process.pid
+    });
     let instance = &after.places[0].instances[0];
     assert_eq!(instance.restarts, 1);
-    assert!(instance.last_exit.as_ref().is_some_and(|how| how.contains("while the agent was away")));
+    assert!(
+        instance
+            .last_exit
+            .as_ref()
+            .is_some_and(|how| how.contains("while the agent was away"))
+    );
     agent.assign(wish(2, vec![]));
     agent.until("nothing is left", |report| report.places.is_empty());
     agent.kill();
@@ -316,7 +353,11 @@ fn what_cannot_be_is_told_in_the_report() {
     let dir = tempfile::tempdir().unwrap();
     let traffic = Arc::new(FakeTraffic::default());
     traffic.occupy("127.0.0.1:8080".parse().unwrap());
-    let mut agent = Agent::start(dir.path(), &traffic, scripted(vec![(Some(b"other".to_vec()), None)]));
+    let mut agent = Agent::start(
+        dir.path(),
+        &traffic,
+        scripted(vec![(Some(b"other".to_vec()), None)]),
+    );
     agent.assign(wish(1, vec![item(0, WishedState::Staged, 0)]));
     let error = |report: &Report| {
         let first = report.places.first()?;
@@ -339,13 +380,19 @@ fn what_cannot_be_is_told_in_the_report() {
     let message = &report.places[0].permanent_error.as_ref().unwrap().message;
     assert!(message.contains("nothing-here does not exist"), "{message}");
     agent.assign(wish(4, vec![item(0, WishedState::Running, 10_000)]));
-    agent.until("older ones are ignored, this one is in force", |r| r.applied.index == 4);
+    agent.until("older ones are ignored, this one is in force", |r| {
+        r.applied.index == 4
+    });
     agent.assign(wish(2, vec![]));
     let mut conflicting = wish(4, vec![]);
     conflicting.report_interval = None;
     agent.assign(conflicting);
     let report = agent.until("a complaint", |report| !report.complaints.is_empty());
-    assert!(report.complaints[0].contains("same generation 1.4"), "{:?}", report.complaints);
+    assert!(
+        report.complaints[0].contains("same generation 1.4"),
+        "{:?}",
+        report.complaints
+    );
     assert_eq!(report.applied.index, 4);
     agent.assign(wish(5, vec![]));
     agent.until("nothing is left", |report| report.places.is_empty());

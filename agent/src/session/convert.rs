@@ -9,9 +9,7 @@ use tidegate_shared::assignment::{
     ObservedInstance, ObservedPlace, Report, Role, WishedState,
 };
 use tidegate_shared::id::{Name, Version};
-use tidegate_shared::spec::{
-    AssetKind, ExecProbe, HealthCheck, HttpProbe, Port, RunSpec,
-};
+use tidegate_shared::spec::{AssetKind, ExecProbe, HealthCheck, HttpProbe, Port, RunSpec};
 use tidegate_shared::time::Span;
 use tidegate_shared::verdict::histogram::Histogram;
 use tidegate_shared::weight::Weight;
@@ -46,9 +44,14 @@ fn wrong(field: impl Into<String>, message: impl ToString) -> Malformed {
 /// # Errors
 /// The first field that is wrong.
 pub fn assignments(from: wire::Assignments) -> Result<Assignments, Malformed> {
-    let generation = from.generation.ok_or_else(|| wrong("generation", "is missing"))?;
+    let generation = from
+        .generation
+        .ok_or_else(|| wrong("generation", "is missing"))?;
     if from.items.len() > MAX_ITEMS {
-        return Err(wrong("items", format!("{} items, the limit is {MAX_ITEMS}", from.items.len())));
+        return Err(wrong(
+            "items",
+            format!("{} items, the limit is {MAX_ITEMS}", from.items.len()),
+        ));
     }
     let mut items = Vec::with_capacity(from.items.len());
     for (position, item) in from.items.into_iter().enumerate() {
@@ -87,7 +90,10 @@ fn assignment(from: wire::Assignment) -> Result<Assignment, Malformed> {
         }
     };
     if from.count > MAX_INSTANCES {
-        return Err(wrong("count", format!("{} is more than {MAX_INSTANCES}", from.count)));
+        return Err(wrong(
+            "count",
+            format!("{} is more than {MAX_INSTANCES}", from.count),
+        ));
     }
     let port = match u16::try_from(from.port) {
         Ok(0) => Port::None,
@@ -97,7 +103,10 @@ fn assignment(from: wire::Assignment) -> Result<Assignment, Malformed> {
     let run = from.run.ok_or_else(|| wrong("run", "is missing"))?;
     Ok(Assignment {
         scope: Name::new(from.scope).map_err(|e| wrong("scope", e))?,
-        deployment: from.deployment.parse().map_err(|e| wrong("deployment", e))?,
+        deployment: from
+            .deployment
+            .parse()
+            .map_err(|e| wrong("deployment", e))?,
         role,
         count: from.count,
         application: Name::new(from.application).map_err(|e| wrong("application", e))?,
@@ -133,7 +142,10 @@ fn asset(from: wire::Asset) -> Result<AssetWish, Malformed> {
         }
     };
     if from.size > MAX_ASSET_BYTES {
-        return Err(wrong("asset.size", format!("{} is more than 4 GiB", from.size)));
+        return Err(wrong(
+            "asset.size",
+            format!("{} is more than 4 GiB", from.size),
+        ));
     }
     Ok(AssetWish {
         name: Name::new(from.name).map_err(|e| wrong("asset.name", e))?,
@@ -146,7 +158,10 @@ fn asset(from: wire::Asset) -> Result<AssetWish, Malformed> {
 fn run_spec(from: wire::Run) -> Result<RunSpec, Malformed> {
     let nul = |text: &String| text.contains('\0');
     if from.command.is_empty() || nul(&from.command) || from.args.iter().any(nul) {
-        return Err(wrong("run", "the command is empty, or it or an argument has a NUL in it"));
+        return Err(wrong(
+            "run",
+            "the command is empty, or it or an argument has a NUL in it",
+        ));
     }
     for (name, value) in &from.env {
         if name.is_empty() || name.contains(['=', '\0']) || nul(value) {
@@ -192,7 +207,10 @@ fn health_check(from: wire::HealthCheck) -> Result<HealthCheck, Malformed> {
     }
     match check.validate().0.into_iter().next() {
         None => Ok(check),
-        Some(error) => Err(wrong(format!("health_check.{}", error.field), error.message)),
+        Some(error) => Err(wrong(
+            format!("health_check.{}", error.field),
+            error.message,
+        )),
     }
 }
 
@@ -228,13 +246,18 @@ fn place(from: &ObservedPlace) -> wire::ObservedPlace {
         deployment: from.deployment.to_string(),
         staged: from.staged,
         instances: from.instances.iter().map(instance).collect(),
-        weight: from.weight.map_or(-1, |weight| i32::from(weight.basis_points())),
+        weight: from
+            .weight
+            .map_or(-1, |weight| i32::from(weight.basis_points())),
         open_requests: from.open_requests,
         drained: from.drained,
-        permanent_error: from.permanent_error.as_ref().map(|error| wire::PermanentError {
-            kind: error.kind.as_str().to_owned(),
-            message: error.message.clone(),
-        }),
+        permanent_error: from
+            .permanent_error
+            .as_ref()
+            .map(|error| wire::PermanentError {
+                kind: error.kind.as_str().to_owned(),
+                message: error.message.clone(),
+            }),
         transient_error: from.transient_error.clone().unwrap_or_default(),
     }
 }
@@ -307,7 +330,10 @@ pub(crate) mod tests {
                     size: 5,
                     ..wire::Asset::default()
                 }),
-                run: Some(wire::Run { command: "./shop".into(), ..wire::Run::default() }),
+                run: Some(wire::Run {
+                    command: "./shop".into(),
+                    ..wire::Run::default()
+                }),
                 port: 8_080,
                 health_check: Some(wire::HealthCheck {
                     kind: Some(wire::health_check::Kind::Tcp(wire::TcpCheck {})),
@@ -342,15 +368,24 @@ pub(crate) mod tests {
         let cases: [Case; 11] = [
             (|a| a.generation = None, "generation: is missing"),
             (|a| a.items[0].scope = "No Name".into(), "items[0].scope: "),
-            (|a| a.items[0].deployment = "x".into(), "items[0].deployment: "),
+            (
+                |a| a.items[0].deployment = "x".into(),
+                "items[0].deployment: ",
+            ),
             (|a| a.items[0].role = 77, "items[0].role: "),
             (|a| a.items[0].state = 0, "items[0].state: "),
             (|a| a.items[0].weight = 10_001, "items[0].weight: "),
             (|a| a.items[0].port = 70_000, "items[0].port: "),
             (|a| a.items[0].count = 101, "items[0].count: "),
             (|a| a.items[0].asset = None, "items[0].asset: is missing"),
-            (|a| a.items[0].health_check.as_mut().unwrap().interval_ms = 0, "items[0].health_check.interval"),
-            (|a| a.items = vec![a.items[0].clone(); MAX_ITEMS + 1], "items: 1025 items, the limit is 1024"),
+            (
+                |a| a.items[0].health_check.as_mut().unwrap().interval_ms = 0,
+                "items[0].health_check.interval",
+            ),
+            (
+                |a| a.items = vec![a.items[0].clone(); MAX_ITEMS + 1],
+                "items: 1025 items, the limit is 1024",
+            ),
         ];
         for (spoil, words) in cases {
             let mut message = good();

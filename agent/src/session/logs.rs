@@ -80,8 +80,7 @@ async fn tell(
         let keys = Arc::clone(&known.borrow());
         let wanted = keys.iter().filter(|key| {
             key.place.scope.as_str() == ask.scope
-                && (ask.deployment.is_empty()
-                    || key.place.deployment.to_string() == ask.deployment)
+                && (ask.deployment.is_empty() || key.place.deployment.to_string() == ask.deployment)
         });
         for key in wanted {
             for stream in Stream::ALL {
@@ -91,7 +90,11 @@ async fn tell(
                     Some(position) => read_on(&path, position),
                     None => {
                         let length = std::fs::metadata(&path).map_or(0, |found| found.len());
-                        let lines = if first { ask.tail_lines as usize } else { MAX_TAIL };
+                        let lines = if first {
+                            ask.tail_lines as usize
+                        } else {
+                            MAX_TAIL
+                        };
                         positions.insert(slot, length);
                         output::tail(&path, lines.min(MAX_TAIL))
                     }
@@ -142,7 +145,11 @@ async fn send_lines(
 fn read_on(path: &Path, position: &mut u64) -> Vec<String> {
     let read = || -> std::io::Result<(u64, Vec<u8>)> {
         let mut file = std::fs::File::open(path)?;
-        let from = if file.metadata()?.len() < *position { 0 } else { *position };
+        let from = if file.metadata()?.len() < *position {
+            0
+        } else {
+            *position
+        };
         file.seek(SeekFrom::Start(from))?;
         let mut bytes = Vec::new();
         file.take(MAX_READ).read_to_end(&mut bytes)?;
@@ -158,7 +165,10 @@ fn read_on(path: &Path, position: &mut u64) -> Vec<String> {
         None => &[],
     };
     *position = from + whole.len() as u64;
-    String::from_utf8_lossy(whole).lines().map(output::shorten).collect()
+    String::from_utf8_lossy(whole)
+        .lines()
+        .map(output::shorten)
+        .collect()
 }
 
 #[cfg(test)]

@@ -64,8 +64,10 @@ impl Coordinators {
                     (&mut kept.control, configured.control),
                     (&mut kept.http, configured.http),
                 ] {
-                    let fresh: Vec<String> =
-                        more.into_iter().filter(|address| !list.contains(address)).collect();
+                    let fresh: Vec<String> = more
+                        .into_iter()
+                        .filter(|address| !list.contains(address))
+                        .collect();
                     list.extend(fresh);
                 }
                 kept
@@ -144,7 +146,9 @@ pub async fn run(mut parts: SessionParts) {
 }
 
 fn unix_seconds() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
 }
 

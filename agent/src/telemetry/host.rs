@@ -28,7 +28,10 @@ impl HostMeter {
     pub fn read(&mut self) -> HostMetrics {
         let (total, available) = rustix::fs::statvfs(&self.dir).map_or((0, 0), |stat| {
             let unit = stat.f_frsize;
-            (stat.f_blocks.saturating_mul(unit), stat.f_bavail.saturating_mul(unit))
+            (
+                stat.f_blocks.saturating_mul(unit),
+                stat.f_bavail.saturating_mul(unit),
+            )
         });
         let mut metrics = HostMetrics {
             disk_total: total,
@@ -64,7 +67,10 @@ pub fn facts(listen_address: std::net::IpAddr) -> Facts {
         ("address", listen_address.to_string()),
         ("executor", "process".to_owned()),
     ];
-    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    facts
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// The architecture in the words of asset platforms.

@@ -160,9 +160,9 @@ fn keep_own(state: &State, agent: &Name, report: &mut Report) {
     let mut seen = BTreeSet::new();
     report.places.retain(|place| {
         let found = state.deployments.get(&place.deployment);
-        found.is_some_and(|found| {
-            found.origin.scope == place.scope && concerns(found, agent, known)
-        }) && seen.insert(place.deployment)
+        found
+            .is_some_and(|found| found.origin.scope == place.scope && concerns(found, agent, known))
+            && seen.insert(place.deployment)
     });
 }
 

@@ -3,7 +3,11 @@
 use super::*;
 
 /// What happens at a time, and the state that must follow.
-type Step = (u64, fn(&mut Instance, Settings<'_>, Timestamp), InstanceState);
+type Step = (
+    u64,
+    fn(&mut Instance, Settings<'_>, Timestamp),
+    InstanceState,
+);
 
 fn up(i: &mut Instance, s: Settings<'_>, now: Timestamp) {
     i.launching();

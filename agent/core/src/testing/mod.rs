@@ -286,7 +286,10 @@ impl AgentModel {
                 actions: planned.actions.clone(),
                 now: self.now,
             });
-            let idle = planned.actions.iter().all(|action| self.host.ignores(action));
+            let idle = planned
+                .actions
+                .iter()
+                .all(|action| self.host.ignores(action));
             for action in planned.actions {
                 self.perform(&action);
             }

@@ -59,13 +59,20 @@ impl FakeHost {
     }
 
     fn count(&mut self, key: &InstanceKey, thousandths: u64, now: Timestamp) {
-        let release = self.processes.get(key).map(|p| (p.release.clone(), p.alive));
+        let release = self
+            .processes
+            .get(key)
+            .map(|p| (p.release.clone(), p.alive));
         let Some((release, alive)) = release else {
             return;
         };
         let behaviour = self.behaviour(&release);
         let requests = self.whole(key, 0, thousandths, 1_000);
-        let errors = if alive { behaviour.server_errors } else { 10_000 };
+        let errors = if alive {
+            behaviour.server_errors
+        } else {
+            10_000
+        };
         let server_errors = self.whole(key, 1, requests * u64::from(errors), 10_000);
         let client = requests * u64::from(behaviour.client_errors);
         let client_errors = self.whole(key, 2, client, 10_000);

@@ -17,7 +17,10 @@ use crate::observed::Traffic;
 fn serving() -> AgentModel {
     let mut agent = AgentModel::new(at(1));
     agent.host.load(&name("shop-eu"), 100);
-    agent.assign(&wish(1, vec![item("shop-eu", 0, WishedState::Running, 10_000)]));
+    agent.assign(&wish(
+        1,
+        vec![item("shop-eu", 0, WishedState::Running, 10_000)],
+    ));
     agent.advance(at(10));
     assert_eq!(agent.host.weight(&place("shop-eu", 0)), Weight::FULL);
     agent
@@ -26,7 +29,10 @@ fn serving() -> AgentModel {
 fn states(agent: &mut AgentModel, n: u8) -> Vec<InstanceState> {
     let report = agent.report().expect("up");
     let place = place("shop-eu", n);
-    let held = report.places.iter().find(|p| p.deployment == place.deployment);
+    let held = report
+        .places
+        .iter()
+        .find(|p| p.deployment == place.deployment);
     held.map(|p| p.instances.iter().map(|i| i.state).collect())
         .unwrap_or_default()
 }
@@ -55,7 +61,11 @@ fn blue_and_green_change_places_without_a_lost_request() {
     let report = agent.report().expect("up");
     assert_eq!(report.places.len(), 1);
     assert_eq!(agent.host.unrouted(&name("shop-eu")), before);
-    let counters: u64 = report.places[0].instances.iter().map(|i| i.counters.requests).sum();
+    let counters: u64 = report.places[0]
+        .instances
+        .iter()
+        .map(|i| i.counters.requests)
+        .sum();
     assert!(counters > 2_000, "{counters}");
 }
 
@@ -178,19 +188,29 @@ fn a_killed_agent_adopts_what_runs_and_counts_go_on() {
     agent.advance(at(30));
     let second = agent.report().expect("up");
     assert!(second.start > 0 && second.start == first.start);
-    let counted: u64 = second.places[0].instances.iter().map(|i| i.counters.requests).sum();
+    let counted: u64 = second.places[0]
+        .instances
+        .iter()
+        .map(|i| i.counters.requests)
+        .sum();
     assert!((900..=1_100).contains(&counted), "{counted}");
     assert_eq!(agent.assign(&wish(1, vec![])), Some(Verdict::Conflicting));
-    assert_eq!(agent.assign(&wish(0, vec![])), Some(Verdict::Older {
-        held: Generation { epoch: 1, index: 1 }
-    }));
+    assert_eq!(
+        agent.assign(&wish(0, vec![])),
+        Some(Verdict::Older {
+            held: Generation { epoch: 1, index: 1 }
+        })
+    );
 }
 
 #[test]
 fn a_taken_port_is_told_and_vanishes_with_its_cause() {
     let mut agent = AgentModel::new(at(1));
     agent.host.occupy(8_080);
-    agent.assign(&wish(1, vec![item("shop-eu", 1, WishedState::Running, 10_000)]));
+    agent.assign(&wish(
+        1,
+        vec![item("shop-eu", 1, WishedState::Running, 10_000)],
+    ));
     agent.advance(at(10));
     let report = agent.report().expect("up");
     let error = report.places[0].permanent_error.as_ref().expect("an error");
@@ -228,7 +248,10 @@ fn blind_agents_touch_nothing_that_serves() {
     agent.assign(&wish(2, vec![]));
     agent.advance(at(60));
     assert_eq!(agent.host.running().len(), 2);
-    assert_eq!(agent.observed().map(|o| o.traffic.clone()), Some(Traffic::Unknown));
+    assert_eq!(
+        agent.observed().map(|o| o.traffic.clone()),
+        Some(Traffic::Unknown)
+    );
     agent.host.data_plane_down(false);
     agent.advance(at(120));
     assert!(agent.host.running().is_empty());

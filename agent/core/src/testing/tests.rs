@@ -42,7 +42,11 @@ pub(super) fn item(scope: &str, n: u8, state: WishedState, weight: u64) -> Assig
     Assignment {
         scope: key.scope,
         deployment: key.deployment,
-        role: if n == 0 { Role::Active } else { Role::Candidate },
+        role: if n == 0 {
+            Role::Active
+        } else {
+            Role::Candidate
+        },
         count: 2,
         application: name("shop"),
         release: Version::new(format!("{n}.0.0")).expect("a version"),
@@ -120,7 +124,10 @@ fn binds(turn: &Turn, scope: &Name) -> bool {
 }
 
 fn interruptible(turn: &Turn, key: &PlaceKey) -> bool {
-    turn.desired.places.get(key).is_some_and(|i| i.may_interrupt)
+    turn.desired
+        .places
+        .get(key)
+        .is_some_and(|i| i.may_interrupt)
 }
 
 fn routed(routes: &Routes, key: &PlaceKey) -> Weight {
@@ -131,7 +138,11 @@ fn routed(routes: &Routes, key: &PlaceKey) -> Weight {
 
 fn judge_routes(turn: &Turn, routes: &Routes) -> Result<(), String> {
     for (key, held) in &turn.observed.places {
-        let before = turn.observed.traffic.weight(key).ok_or("routes while blind")?;
+        let before = turn
+            .observed
+            .traffic
+            .weight(key)
+            .ok_or("routes while blind")?;
         let after = routed(routes, key);
         if after > before && !held.has_healthy() {
             return Err(format!("weight moves to {key}, which is not healthy"));
@@ -157,9 +168,11 @@ fn judge_routes(turn: &Turn, routes: &Routes) -> Result<(), String> {
 fn judge_stop(turn: &Turn, instance: &InstanceKey) -> Result<(), String> {
     let key = &instance.place;
     let held = &turn.observed.places[key];
-    let wanted = turn.desired.places.get(key).filter(|item| {
-        matches!(item.state, WishedState::Running | WishedState::Drained)
-    });
+    let wanted = turn
+        .desired
+        .places
+        .get(key)
+        .filter(|item| matches!(item.state, WishedState::Running | WishedState::Drained));
     let bound = binds(turn, &key.scope) && !interruptible(turn, key);
     if let Some(item) = wanted {
         if instance.ordinal < item.count {
@@ -174,9 +187,15 @@ fn judge_stop(turn: &Turn, instance: &InstanceKey) -> Result<(), String> {
     }
     if key.scope.as_str() != "worker" {
         if turn.observed.traffic.weight(key) != Some(Weight::ZERO) {
-            return Err(format!("{instance} is stopped before weight 0 is acknowledged"));
+            return Err(format!(
+                "{instance} is stopped before weight 0 is acknowledged"
+            ));
         }
-        let open = turn.observed.traffic.version(key).map_or(0, |v| v.open_requests);
+        let open = turn
+            .observed
+            .traffic
+            .version(key)
+            .map_or(0, |v| v.open_requests);
         let since = held.zero_since.ok_or("stopped without a drain")?;
         if open > 0 && turn.now < since + held.item.drain {
             return Err(format!("{instance} is stopped before it is drained"));
@@ -189,7 +208,9 @@ fn judge_stop(turn: &Turn, instance: &InstanceKey) -> Result<(), String> {
             && turn.desired.weight(other) > Weight::ZERO
     };
     if bound && held.has_healthy() && !turn.observed.places.iter().any(serves) {
-        return Err(format!("{instance} is stopped although nobody else could serve"));
+        return Err(format!(
+            "{instance} is stopped although nobody else could serve"
+        ));
     }
     Ok(())
 }
@@ -258,11 +279,13 @@ fn play(agent: &mut AgentModel, index: u64, step: &Step) {
     match step {
         Step::Wish(wishes) => {
             let items = SCOPES.iter().flat_map(|scope| {
-                wishes.iter().map(|(n, state, weight, count, may_interrupt)| Assignment {
-                    count: *count,
-                    may_interrupt: *may_interrupt,
-                    ..item(scope, *n, *state, *weight)
-                })
+                wishes
+                    .iter()
+                    .map(|(n, state, weight, count, may_interrupt)| Assignment {
+                        count: *count,
+                        may_interrupt: *may_interrupt,
+                        ..item(scope, *n, *state, *weight)
+                    })
             });
             agent.assign(&wish(index, items.collect()));
         }

@@ -188,12 +188,11 @@ fn absurd_figures_neither_end_the_leader_nor_wrap() {
             }
         });
     }
-    let figures =
-        world
-            .observed
-            .telemetry
-            .version_figures(new, Span::from_secs(10), world.now)
-            .unwrap();
+    let figures = world
+        .observed
+        .telemetry
+        .version_figures(new, Span::from_secs(10), world.now)
+        .unwrap();
     assert_eq!(figures.requests, u64::MAX);
     assert_eq!(verdict(&world).0, Verdict::Fail);
 }
