@@ -24,7 +24,7 @@ use tidegate_proto::peer::v1::peer_client::PeerClient;
 use tidegate_proto::peer::v1::{AskRequest, Envelope};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::RequestId;
+use tidegate_shared::id::{Name, RequestId};
 use tidegate_shared::token::JoinToken;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -77,6 +77,9 @@ impl EnrollApi {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         if refusals.len() >= MOST_ADDRESSES {
             refusals.retain(|_, (since, _)| now.saturating_sub(*since) < MINUTE);
+            if refusals.len() >= MOST_ADDRESSES {
+                return;
+            }
         }
         let (since, count) = refusals.entry(address).or_insert((now, 0));
         if now.saturating_sub(*since) >= MINUTE {
@@ -103,33 +106,37 @@ impl EnrollApi {
                 "the token was made by another cluster",
             ));
         }
+        // The log is not for everyone to write to: whoever has no token stops here. Whether it
+        // still counts is the log's to say.
+        let known = view.state.tokens.get(&token.id);
+        let Some(known) = known.filter(|known| known.secret_hash == token.secret_hash()) else {
+            return Err(status::refusal(
+                Reason::TokenUnknown,
+                "this token is not one of this cluster, or was taken back",
+            ));
+        };
         // Who logs in by a token that was made for one name need not say it again.
-        let bound = view
-            .state
-            .tokens
-            .get(&token.id)
-            .and_then(|token| token.name.clone());
-        let name = match bound {
-            Some(bound) if message.name.is_empty() => bound,
+        let name = match &known.name {
+            Some(bound) if message.name.is_empty() => bound.clone(),
             Some(_) | None => convert::name("name", &message.name)?,
         };
-        let kind = view.state.tokens.get(&token.id).map(|token| token.kind);
+        let kind = known.kind;
         let addresses = match kind {
-            Some(TokenKind::Coordinator) => Some(convert::addresses_from(message.addresses)?),
-            Some(TokenKind::Agent | TokenKind::User) | None => None,
+            TokenKind::Coordinator => Some(convert::addresses_from(message.addresses)?),
+            TokenKind::Agent | TokenKind::User => None,
         };
         let hosts = addresses.as_ref().map_or_else(Vec::new, hosts_of);
         // The request has to be good before the token's use is spent.
         let probe = SpiffeId {
             trust_domain: self.context.identity.trust_domain.clone(),
-            kind: kind.map_or("agent", convert::token_word).to_owned(),
+            kind: convert::token_word(kind).to_owned(),
             name: name.to_string(),
         };
         let life = self.context.config.certificate_life;
         let life = match kind {
-            Some(TokenKind::User) => life.user,
-            Some(TokenKind::Coordinator) => life.coordinator,
-            Some(TokenKind::Agent) | None => life.agent,
+            TokenKind::User => life.user,
+            TokenKind::Coordinator => life.coordinator,
+            TokenKind::Agent => life.agent,
         };
         let subject = Subject {
             identity: &probe,
@@ -164,6 +171,12 @@ impl EnrollApi {
         };
         // Signed after the entry: never older than it.
         let view = self.context.read().await?;
+        if !is_still_in(&view.state, request, kind, &name, node) {
+            return Err(status::refusal(
+                Reason::Revoked,
+                format!("{identity} joined by this request and was removed since"),
+            ));
+        }
         let issued = ca
             .sign_request(&message.csr, &subject, self.context.issue_time(&view.state))
             .map_err(|error| status::from_ca(&error))?;
@@ -211,6 +224,31 @@ impl Enroll for EnrollApi {
         }
         answer.map(Response::new)
     }
+}
+
+/// Whether who joined by a request is in the cluster since then. The answer of a request that is
+/// repeated comes from memory: it must not bring back who was removed meanwhile, least of all
+/// under a name that belongs to somebody else by now.
+fn is_still_in(
+    state: &State,
+    request: RequestKey,
+    kind: TokenKind,
+    name: &Name,
+    node: Option<u64>,
+) -> bool {
+    let Some(joined) = state.requests.get(&request).map(|known| known.at) else {
+        return false;
+    };
+    let since = match kind {
+        TokenKind::Agent => state.agents.get(name).map(|agent| agent.meta.created_at),
+        TokenKind::User => state.people.get(name).map(|person| person.meta.created_at),
+        TokenKind::Coordinator => {
+            let members = state.cluster.as_ref().map(|cluster| &cluster.members);
+            let member = members.and_then(|members| members.get(&node?));
+            return member.is_some_and(|member| member.name == *name);
+        }
+    };
+    since.is_some_and(|since| since <= joined)
 }
 
 /// The same for a retry with the same request within the hour, so that an answer that got lost does
