@@ -115,12 +115,17 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
-    /// Parses `spiffe://<trust domain>/<kind>/<name>`.
+    /// Parses `spiffe://<trust domain>/<kind>/<name>`: three parts, no more, of characters that
+    /// need no escape.
     #[must_use]
     pub fn parse(uri: &str) -> Option<SpiffeId> {
-        let mut parts = uri.strip_prefix("spiffe://")?.splitn(3, '/');
+        let mut parts = uri.strip_prefix("spiffe://")?.split('/');
         let (trust_domain, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
-        if trust_domain.is_empty() || kind.is_empty() || name.is_empty() {
+        let is_plain = |part: &str| {
+            let fits = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
+            !part.is_empty() && part.bytes().all(fits)
+        };
+        if parts.next().is_some() || ![trust_domain, kind, name].into_iter().all(is_plain) {
             return None;
         }
         Some(SpiffeId {
@@ -681,6 +686,13 @@ mod tests {
             "spiffe://",
             "spiffe://td/coordinator",
             "spiffe://td//a",
+            "spiffe://td/coordinator/a/b",
+            "spiffe://td/coordinator/a/",
+            "spiffe://td/coordinator/a?b",
+            "spiffe://td:1/coordinator/a",
+            "spiffe://x@td/coordinator/a",
+            "spiffe://td/coordinator/*",
+            "spiffe://td/coordinator/%61",
             "https://td/a/b",
         ] {
             assert_eq!(SpiffeId::parse(bad), None, "{bad}");
