@@ -84,6 +84,10 @@ impl AgentLink for AgentLinkApi {
             .as_ref()
             .ok_or_else(|| status::internal(&"an agent without an identity"))?;
         let view = self.0.read().await?;
+        // The gate may have asked an older state: who is removed must not get a fresh certificate.
+        caller
+            .check_known(&view.state)
+            .map_err(|refused| status::refusal(refused.reason, refused.message))?;
         let subject = Subject {
             identity,
             hosts: &[],

@@ -217,6 +217,10 @@ impl Cluster for ClusterApi {
             }
         };
         let view = self.0.read().await?;
+        // The gate may have asked an older state: who is removed must not get a fresh certificate.
+        caller
+            .check_known(&view.state)
+            .map_err(|refused| status::refusal(refused.reason, refused.message))?;
         let subject = Subject {
             identity,
             hosts: &[],
