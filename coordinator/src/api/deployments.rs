@@ -289,6 +289,13 @@ impl Watch {
             };
             match done {
                 Ok(true) => return,
+                // The coordinator that passes this on finds the new leader; here nothing live is
+                // seen any more.
+                Ok(false) if self.caller.relayed => {
+                    let moved = status::refusal(Reason::NoLeader, "another coordinator leads now");
+                    self.sender.send(Err(moved)).await.ok();
+                    return;
+                }
                 Ok(false) => {}
                 Err(status) => {
                     self.sender.send(Err(status)).await.ok();
@@ -365,6 +372,9 @@ impl Watch {
         let mut views = self.context.query.views();
         let mut leadership = self.context.status.clone();
         let led = self.context.leads();
+        if self.caller.relayed && !led {
+            return Ok(false);
+        }
         let mut timer = tokio::time::interval(self.interval());
         // The first look needs no tick.
         timer.reset();
