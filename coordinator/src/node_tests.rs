@@ -35,6 +35,8 @@ use crate::raft::end_process;
 use crate::setup::{self, Init, JoinRequest, Places};
 use crate::tls::{Expected, Tls, TlsMaterial};
 
+mod edges;
+
 const DEADLINE: Duration = Duration::from_secs(30);
 
 fn places() -> Places {
