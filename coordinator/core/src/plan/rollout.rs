@@ -56,7 +56,7 @@ pub(super) fn waiting_for_instances(view: &View<'_>) -> Next {
     }
     let outstanding = view.outstanding();
     let paused = paused(view);
-    if outstanding == 0 && paused.is_none() && view.wanted() > 0 {
+    if outstanding == 0 && paused.is_none() && view.any_healthy() {
         return Next::act(Action::InstancesReady, "every instance is healthy");
     }
     let everywhere = view.outstanding_everywhere();

@@ -99,7 +99,7 @@ fn stopped(view: &View<'_>) -> Option<Next> {
 /// `rolling`: what the batch starts must be healthy before what it stops goes.
 fn batch(view: &View<'_>) -> Next {
     match view.outstanding() {
-        0 => Next::act(Action::BatchDone, "the batch is healthy"),
+        0 if view.any_healthy() => Next::act(Action::BatchDone, "the batch is healthy"),
         left => Next::wait(
             with_troubles(
                 view,

@@ -127,6 +127,17 @@ impl<'a> View<'a> {
         self.participants.iter().map(Participant::wanted).sum()
     }
 
+    /// Whether any instance is up: being few enough to be excused is no reason to go on with none.
+    pub(crate) fn any_healthy(&self) -> bool {
+        self.outstanding_everywhere() < self.wanted()
+    }
+
+    /// Whether every participant that should have instances has failed for good.
+    fn all_failed(&self) -> bool {
+        let mut asked = self.participants.iter().filter(|p| p.wanted() > 0);
+        self.wanted() > 0 && asked.all(|p| p.failed)
+    }
+
     /// Whether the data plane holds the wished weight on all that count.
     pub(crate) fn is_weight_held(&self) -> bool {
         self.counting().all(Participant::holds_wish)
@@ -186,8 +197,9 @@ impl<'a> View<'a> {
         causes
     }
 
-    /// Permanent errors that end the phase at once: a wrong digest anywhere, or any on more
-    /// participants than may be lost. One line with the first cause.
+    /// Permanent errors that end the phase at once: a wrong digest anywhere, any on more
+    /// participants than may be lost, or on all that should have instances. One line with the
+    /// first cause.
     pub(crate) fn permanent(&self) -> Option<String> {
         let failed = || self.participants.iter().filter(|p| p.failed && !p.lost);
         let kind = |p: &&Participant<'_>| {
@@ -197,7 +209,7 @@ impl<'a> View<'a> {
         let count = failed().count();
         let first = match failed().find(kind) {
             Some(wrong) => wrong,
-            None if count > self.max_lost() => failed().next()?,
+            None if count > self.max_lost() || self.all_failed() => failed().next()?,
             None => return None,
         };
         let of = self.participants.len();
