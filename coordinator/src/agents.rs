@@ -187,7 +187,8 @@ impl Sessions {
     /// Passes on what was heard. A full queue drops it: reports are levels, and who is connected is
     /// told again every few seconds.
     pub(crate) fn tell(&self, heard: Heard) {
-        if self.0.heard.try_send(heard).is_err() {
+        // A closed queue is a node that stops.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.0.heard.try_send(heard) {
             tracing::warn!("too much is heard from agents at once; some of it is dropped");
         }
     }
