@@ -1,4 +1,4 @@
-//! The coordinator's program: `init`, `join`, `run`.
+//! The coordinator's program: `init`, `join`, `run`, `admin`.
 
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use tidegate_coordinator::clock::Clock;
 use tidegate_coordinator::config::{Config, FILE_NAME, LogFormat};
 use tidegate_coordinator::node::Node;
 use tidegate_coordinator::raft::end_process;
-use tidegate_coordinator::setup::{self, Init, JoinRequest, Places, SetupError};
+use tidegate_coordinator::setup::{self, AdminRequest, Init, JoinRequest, Places, SetupError};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +32,8 @@ enum Verb {
     Join(JoinArgs),
     /// Runs a coordinator that `init` or `join` made.
     Run(RunArgs),
+    /// Makes a fresh certificate for an administrator whose own ran out, from a coordinator's folder.
+    Admin(AdminArgs),
 }
 
 #[derive(Args)]
@@ -119,6 +121,19 @@ struct RunArgs {
     dir: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct AdminArgs {
+    /// The data folder of a coordinator, which may be running.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Name of the administrator.
+    #[arg(long, value_name = "NAME", default_value = "admin")]
+    name: Name,
+    /// Where the context is written; default: `admin` in the data folder.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -145,6 +160,7 @@ fn main() -> ExitCode {
         Verb::Init(args) => init(args),
         Verb::Join(args) => join(args),
         Verb::Run(args) => run(args),
+        Verb::Admin(args) => admin(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -229,6 +245,21 @@ fn run(args: RunArgs) -> Result<(), SetupError> {
     let config = Config::load(&file, environment)?;
     start_log(&config);
     runtime()?.block_on(serve(config))
+}
+
+fn admin(args: AdminArgs) -> Result<(), SetupError> {
+    let request = AdminRequest {
+        dir: args.dir,
+        name: args.name,
+        out: args.out,
+    };
+    let folder = setup::admin(&request, &Clock::system())?;
+    say(&format!(
+        "the context of {} is in {}",
+        request.name,
+        folder.display()
+    ));
+    Ok(())
 }
 
 fn start_log(config: &Config) {

@@ -1,4 +1,5 @@
-//! Making a node: `init` begins a cluster, `join` adds a coordinator to one.
+//! Making a node: `init` begins a cluster, `join` adds a coordinator to one, `admin` lets an
+//! administrator in again.
 //!
 //! Both fill a data folder: `identity.json` (last, so that a folder with one is complete),
 //! `coordinator.toml`, `cluster.key`, and `tls/` with `node.pem` (key and certificate, one file so
@@ -24,7 +25,10 @@ use crate::config::{self, Config, Listen};
 use crate::enroll::{self, JoinError};
 use crate::entropy;
 use crate::raft::membership;
-use crate::storage::data_dir::{DataDir, Identity, Peer};
+use crate::raft::snapshot::read_state;
+use crate::storage::data_dir::{self, DataDir, Identity, Peer};
+use crate::storage::disk::FolderDisk;
+use crate::storage::snapshot::SnapshotStore;
 use crate::tls::{SpiffeId, Tls, TlsError, TlsMaterial};
 
 /// The cluster level that this program supports.
@@ -240,7 +244,13 @@ pub fn init(init: &Init, clock: &Clock) -> Result<PathBuf, SetupError> {
         .admin_out
         .clone()
         .unwrap_or_else(|| init.dir.join("admin"));
-    write_admin(&admin_out, init, &authority, cluster, &addresses, now)?;
+    let context = AdminContext {
+        name: &init.admin,
+        trust_domain: &init.trust_domain,
+        cluster,
+        addresses: std::slice::from_ref(&addresses),
+    };
+    write_admin(&admin_out, &context, &authority, now)?;
     let entry = Entry {
         at: now,
         items: vec![Item {
@@ -273,20 +283,27 @@ pub fn init(init: &Init, clock: &Clock) -> Result<PathBuf, SetupError> {
     Ok(admin_out)
 }
 
-/// The first administrator's certificate as a context that clients read.
+/// What the context of an administrator says.
+struct AdminContext<'a> {
+    name: &'a Name,
+    trust_domain: &'a str,
+    cluster: ClusterId,
+    /// Of every coordinator that is known.
+    addresses: &'a [Addresses],
+}
+
+/// A fresh certificate of an administrator as a context that clients read.
 fn write_admin(
     folder: &Path,
-    init: &Init,
+    wish: &AdminContext<'_>,
     authority: &Ca,
-    cluster: ClusterId,
-    addresses: &Addresses,
     now: Timestamp,
 ) -> Result<(), SetupError> {
     let (key, request) = ca::key_and_request()?;
     let identity = SpiffeId {
-        trust_domain: init.trust_domain.clone(),
+        trust_domain: wish.trust_domain.to_owned(),
         kind: "user".to_owned(),
-        name: init.admin.to_string(),
+        name: wish.name.to_string(),
     };
     let subject = Subject {
         identity: &identity,
@@ -294,15 +311,20 @@ fn write_admin(
         life: CertificateLife::default().user,
     };
     let Issued { chain, roots, .. } = authority.sign_request(&request, &subject, now)?;
+    let list = |pick: fn(&Addresses) -> &String| {
+        let quoted = wish.addresses.iter().map(|at| format!("\"{}\"", pick(at)));
+        quoted.collect::<Vec<_>>().join(", ")
+    };
     let context = format!(
-        "name = \"{}\"\ncluster_id = \"{cluster}\"\ntrust_domain = \"{}\"\nuser = \"{}\"\n\
-         control = [\"{}\"]\nhttp = [\"{}\"]\nenroll = [\"{}\"]\n",
-        context_name(&init.trust_domain),
-        init.trust_domain,
-        init.admin,
-        addresses.control,
-        addresses.http,
-        addresses.enroll,
+        "name = \"{}\"\ncluster_id = \"{}\"\ntrust_domain = \"{}\"\nuser = \"{}\"\n\
+         control = [{}]\nhttp = [{}]\nenroll = [{}]\n",
+        context_name(wish.trust_domain),
+        wish.cluster,
+        wish.trust_domain,
+        wish.name,
+        list(|at| &at.control),
+        list(|at| &at.http),
+        list(|at| &at.enroll),
     );
     make_folder(folder)?;
     for (name, text) in [
@@ -314,6 +336,70 @@ fn write_admin(
         write(&folder.join(name), text)?;
     }
     Ok(())
+}
+
+/// What [`admin`] makes a certificate from.
+#[derive(Clone, Debug)]
+pub struct AdminRequest {
+    /// The data folder of a coordinator, which may be running.
+    pub dir: PathBuf,
+    /// Whom the certificate is for.
+    pub name: Name,
+    /// Where the context goes; default: `admin` in the data folder.
+    pub out: Option<PathBuf>,
+}
+
+/// The way back in when nobody's certificate is valid any more: a fresh one for a person of the
+/// cluster, made with the cluster key of a data folder. Only reads the folder, and changes nothing
+/// in the cluster; somebody who was removed is refused there as before. The folder of the context.
+///
+/// # Errors
+/// [`SetupError`].
+pub fn admin(request: &AdminRequest, clock: &Clock) -> Result<PathBuf, SetupError> {
+    let identity =
+        data_dir::read_identity(&request.dir).map_err(|error| SetupError::folder(&error))?;
+    let key = ClusterKey::read(&request.dir.join(KEY_FILE))?;
+    let disk = FolderDisk::new(&request.dir.join(data_dir::SNAPSHOTS))
+        .map_err(|error| SetupError::folder(&error))?;
+    let store = SnapshotStore::new(Arc::new(disk), &identity.cluster_id);
+    let found = store
+        .usable(|error| tracing::warn!(%error, "passed over for the one before it"))
+        .map_err(|error| SetupError::folder(&error))?;
+    let newest = found.first().ok_or_else(|| {
+        SetupError::folder(&format!(
+            "{} holds no state yet: use the folder of another coordinator",
+            request.dir.display()
+        ))
+    })?;
+    let state = read_state(&store, newest).map_err(|error| SetupError::folder(&error))?;
+    let cluster = state
+        .cluster
+        .as_ref()
+        .ok_or_else(|| SetupError::new(Reason::Internal, "the state belongs to no cluster"))?;
+    if !state.people.contains_key(&request.name) {
+        let people: Vec<&str> = state.people.keys().map(Name::as_str).collect();
+        return Err(SetupError::new(
+            Reason::NotFound,
+            format!(
+                "--name: \"{}\" is not known to this coordinator; known are: {}",
+                request.name,
+                people.join(", ")
+            ),
+        ));
+    }
+    let members = cluster.members.values();
+    let addresses: Vec<Addresses> = members.map(|member| member.addresses.clone()).collect();
+    let context = AdminContext {
+        name: &request.name,
+        trust_domain: &cluster.trust_domain,
+        cluster: cluster.id,
+        addresses: &addresses,
+    };
+    let out = request.out.clone();
+    let out = out.unwrap_or_else(|| request.dir.join("admin"));
+    let now = Timestamp::from_millis(clock.wall_ms()).max(state.at);
+    write_admin(&out, &context, &Ca::open(&cluster.ca, &key)?, now)?;
+    Ok(out)
 }
 
 /// A context is called as the trust domain, as far as a name can be: `example-com`.

@@ -280,3 +280,38 @@ async fn an_agent_tells_only_of_what_it_acts_for() {
     world.node.shutdown().await;
     assert_eq!(session.await.unwrap(), "SHUTTING_DOWN");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_whose_certificate_ran_out_comes_back_in() {
+    let world = World::new().await;
+    let request = setup::AdminRequest {
+        dir: world.dir.path().join("a"),
+        name: Name::new("admin").unwrap(),
+        out: Some(world.dir.path().join("back")),
+    };
+    // The node runs all the while.
+    let out = setup::admin(&request, &Clock::system()).unwrap();
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    assert!(read("context.toml").contains("user = \"admin\""));
+    let fresh = tls_of(&read("cert.pem"), &read("key.pem"), &read("roots.pem"));
+    let me = ClusterClient::new(world.channel(&fresh))
+        .who_am_i(pb::WhoAmIRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(me.identity, "spiffe://example.com/user/admin");
+    let nobody = setup::AdminRequest {
+        name: Name::new("nobody").unwrap(),
+        ..request.clone()
+    };
+    let refused = setup::admin(&nobody, &Clock::system()).unwrap_err();
+    assert_eq!(refused.code, "TG-1101");
+    assert!(refused.message.contains("known are: admin"), "{refused}");
+    let empty = setup::AdminRequest {
+        dir: world.dir.path().join("nowhere"),
+        ..request
+    };
+    let refused = setup::admin(&empty, &Clock::system()).unwrap_err();
+    assert_eq!(refused.code, "TG-1503", "{refused}");
+    world.node.shutdown().await;
+}

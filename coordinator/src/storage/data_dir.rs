@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// The folder of the snapshots in a data folder.
+pub const SNAPSHOTS: &str = "snapshots";
 const IDENTITY: &str = "identity.json";
 
 /// A coordinator as its peers know it.
@@ -89,6 +91,31 @@ pub struct DataDir {
     _lock: File,
 }
 
+/// Who lives in a folder that another process may be using.
+///
+/// # Errors
+/// [`DataDirError::Empty`] or [`DataDirError::Malformed`].
+pub fn read_identity(folder: &Path) -> Result<Identity, DataDirError> {
+    let path = folder.join(IDENTITY);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(DataDirError::Empty(folder.to_owned()));
+        }
+        Err(source) => {
+            return Err(DataDirError::Io {
+                action: "read",
+                path,
+                source,
+            });
+        }
+    };
+    serde_json::from_slice(&text).map_err(|e| DataDirError::Malformed {
+        path,
+        reason: e.to_string(),
+    })
+}
+
 impl DataDir {
     /// Opens and locks `path`, creating the folder when it is missing.
     ///
@@ -124,7 +151,7 @@ impl DataDir {
     /// The folder of the snapshots.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
-        self.path.join("snapshots")
+        self.path.join(SNAPSHOTS)
     }
 
     /// The folder itself.
@@ -138,24 +165,7 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::Empty`] or [`DataDirError::Malformed`].
     pub fn identity(&self) -> Result<Identity, DataDirError> {
-        let path = self.path.join(IDENTITY);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(DataDirError::Empty(self.path.clone()));
-            }
-            Err(source) => {
-                return Err(DataDirError::Io {
-                    action: "read",
-                    path,
-                    source,
-                });
-            }
-        };
-        serde_json::from_slice(&text).map_err(|e| DataDirError::Malformed {
-            path,
-            reason: e.to_string(),
-        })
+        read_identity(&self.path)
     }
 
     /// Whether nobody lives here yet.
