@@ -59,6 +59,8 @@ use crate::tls::{ClientAuth, SpiffeId, Tls, TlsMaterial};
 /// Largest request of a person.
 const MAX_REQUEST: usize = 8 * 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// How long a newcomer's connection lasts.
+const ENROLL_CONNECTION: Duration = Duration::from_secs(20);
 /// How long a stop waits for another member to lead.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
@@ -386,6 +388,9 @@ async fn serve_enroll(context: Arc<Context>, tls: Tls, listener: TcpListener) {
         EnrollServer::new(EnrollApi::new(context.clone())).max_decoding_message_size(128 * 1024);
     let result = tonic::transport::Server::builder()
         .timeout(Duration::from_secs(15))
+        // Anybody may connect here, and nobody has business here for long.
+        .max_connection_age(ENROLL_CONNECTION)
+        .max_connection_age_grace(ENROLL_CONNECTION)
         .max_concurrent_streams(16)
         .layer(Gate::new(context, Door::Enroll))
         .add_service(service)

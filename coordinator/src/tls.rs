@@ -22,7 +22,7 @@ use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -31,6 +31,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const HANDSHAKES_AT_ONCE: usize = 256;
+/// Open connections of callers without a certificate: they must not use up what the others need.
+const STRANGERS_AT_ONCE: usize = 256;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -265,7 +267,11 @@ impl Tls {
         auth: ClientAuth,
     ) -> ReceiverStream<io::Result<TlsConnection>> {
         let (sender, receiver) = mpsc::channel(64);
-        tokio::spawn(accept_loop(self.clone(), listener, auth, sender));
+        let slots = Arc::new(Semaphore::new(match auth {
+            ClientAuth::Required => HANDSHAKES_AT_ONCE,
+            ClientAuth::None => STRANGERS_AT_ONCE,
+        }));
+        tokio::spawn(accept_loop(self.clone(), listener, auth, slots, sender));
         ReceiverStream::new(receiver)
     }
 
@@ -314,9 +320,9 @@ async fn accept_loop(
     tls: Tls,
     listener: TcpListener,
     auth: ClientAuth,
+    slots: Arc<Semaphore>,
     sender: mpsc::Sender<io::Result<TlsConnection>>,
 ) {
-    let slots = Arc::new(Semaphore::new(HANDSHAKES_AT_ONCE));
     let mut current: Option<(Arc<TlsMaterial>, Arc<ServerConfig>)> = None;
     loop {
         let accepted = tokio::select! {
@@ -351,10 +357,17 @@ async fn accept_loop(
         let acceptor = TlsAcceptor::from(config.clone());
         let sender = sender.clone();
         tokio::spawn(async move {
-            let _slot = slot;
             match handshake(acceptor, stream, remote).await {
-                Ok(connection) => {
+                Ok(mut connection) => {
+                    let slot = match auth {
+                        ClientAuth::Required => Some(slot),
+                        ClientAuth::None => {
+                            connection.slot = Some(slot);
+                            None
+                        }
+                    };
                     sender.send(Ok(connection)).await.ok();
+                    drop(slot);
                 }
                 Err(error) => {
                     tracing::debug!(%remote, %error, "a connection was refused");
@@ -387,7 +400,11 @@ async fn handshake(
         certificate: certificate.map(Arc::new),
         remote,
     };
-    Ok(TlsConnection { stream, info })
+    Ok(TlsConnection {
+        stream,
+        info,
+        slot: None,
+    })
 }
 
 /// Who is at the other end of a connection; in the extensions of every request.
@@ -405,6 +422,8 @@ pub struct ConnectionInfo {
 pub struct TlsConnection {
     stream: tokio_rustls::server::TlsStream<TcpStream>,
     info: ConnectionInfo,
+    /// A stranger's place, for as long as it is connected.
+    slot: Option<OwnedSemaphorePermit>,
 }
 
 impl TlsConnection {
@@ -677,6 +696,33 @@ mod tests {
                 .unwrap();
         }
         assert_ne!(shown[0], shown[1]);
+    }
+
+    #[tokio::test]
+    async fn a_stranger_holds_a_place_for_as_long_as_it_is_connected() {
+        let ca = TestCa::new().unwrap();
+        let (_s, server) = tls(&ca, "spiffe://td/coordinator/a");
+        for (auth, held) in [(ClientAuth::None, 1), (ClientAuth::Required, 0)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let slots = Arc::new(Semaphore::new(2));
+            let (sender, mut incoming) = mpsc::channel(1);
+            let accepting = accept_loop(server.clone(), listener, auth, slots.clone(), sender);
+            let accepting = tokio::spawn(accepting);
+            let expected = Expected::AnyCoordinator;
+            let (_client, accepted) =
+                tokio::join!(server.connect(&address, &expected), incoming.recv());
+            let accepted = accepted.unwrap().unwrap();
+            while slots.available_permits() != 2 - held {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(accepted.slot.is_some(), held == 1);
+            drop(accepted);
+            while slots.available_permits() != 2 {
+                tokio::task::yield_now().await;
+            }
+            accepting.abort();
+        }
     }
 
     #[test]
