@@ -1,12 +1,13 @@
 //! The link to the coordinators: one channel to one of them, the others in reserve.
 //!
-//! Addresses are tried in turn; the first that answers is kept. A call that fails because a
-//! coordinator went away, nobody leads, or the outcome is not known is repeated, at another
-//! coordinator and with the same request id, for a bounded time. A refusal is never repeated.
+//! The first address that answers is kept; an address that is silent delays the next one only for
+//! a moment. A call that fails because a coordinator went away or froze, nobody leads, or the
+//! outcome is not known is repeated, at another coordinator and with the same request id, for a
+//! bounded time. A refusal is never repeated.
 
 use std::error::Error as _;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tidegate_proto::control::v1 as api;
 use tidegate_shared::error::Reason;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::Status;
@@ -30,7 +32,12 @@ use crate::{time, tls};
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// All coordinators together have this long until one of them answers the door.
 const REACH_LIMIT: Duration = Duration::from_secs(3);
-/// One call has this long.
+/// The next coordinator is tried beside one that has not answered the door for so long.
+const PATIENCE: Duration = Duration::from_millis(750);
+/// The first attempt of a call has this long, each further one twice as long as the one before: a
+/// coordinator that froze is left soon, and a slow one is waited for in the end.
+const FIRST_CALL_LIMIT: Duration = Duration::from_secs(2);
+/// No attempt of a call has longer.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// A call is repeated for this long.
 const RETRY_LIMIT: Duration = Duration::from_secs(20);
@@ -38,8 +45,9 @@ const RETRY_LIMIT: Duration = Duration::from_secs(20);
 const MESSAGE_LIMIT: usize = 16 << 20;
 /// The addresses of a context are looked up again after this long.
 const REFRESH_AFTER_MS: u64 = 3_600_000;
-/// The same when only one is known, as in a context that `init` wrote: it may not be there for long.
-const REFRESH_ALONE_AFTER_MS: u64 = 10_000;
+/// The same when only two are known: the third may have joined a moment later. A single one, as
+/// in a context that `init` wrote, is not relied on at all.
+const REFRESH_FEW_AFTER_MS: u64 = 10_000;
 
 /// Pauses between attempts: 0.1 s, doubled up to 2 s, until a limit.
 #[derive(Debug)]
@@ -89,6 +97,31 @@ impl Client {
     /// # Errors
     /// The certificate ran out or is refused; no coordinator answers.
     pub async fn connect(context: Context) -> Result<Self> {
+        let mut client = Self::to_one(context).await?;
+        let identity = tls::identity(&client.context)?;
+        let now = time::now_ms();
+        let life = identity.not_after_ms.saturating_sub(identity.not_before_ms);
+        if now > identity.not_before_ms.saturating_add(life / 3 * 2) {
+            client.renew().await?;
+        }
+        let age = now.saturating_sub(client.context.described_at_ms());
+        let limit = match client.context.description.control.len() {
+            0 | 1 => 0,
+            2 => REFRESH_FEW_AFTER_MS,
+            _ => REFRESH_AFTER_MS,
+        };
+        if age >= limit {
+            // A context that cannot be written still works with the addresses it has.
+            client.refresh_addresses().await.ok();
+        }
+        Ok(client)
+    }
+
+    /// Connects to a coordinator of the context and leaves the context's files alone.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn to_one(context: Context) -> Result<Self> {
         let identity = tls::identity(&context)?;
         let now = time::now_ms();
         if now >= identity.not_after_ms {
@@ -101,7 +134,7 @@ impl Client {
                     time::stamp(identity.not_after_ms)
                 ),
             )
-            .hint("ask for a token (`tidegate token create user --name NAME`) and log in again with `tidegate login --token …`"));
+            .hint("ask for a token (`tidegate token create user --name NAME`) and log in again with `tidegate login --token …`; if nobody can make one any more, run `tidegate-coordinator admin --dir DIR` on a coordinator's host"));
         }
         let config = tls::mutual(&context, b"h2")?;
         let mut client = Self {
@@ -112,7 +145,16 @@ impl Client {
         client.channel().await?;
         let life = identity.not_after_ms.saturating_sub(identity.not_before_ms);
         if now > identity.not_before_ms.saturating_add(life / 3 * 2) {
-            client.renew().await?;
+            // It still counts: what stands in the way now may be gone at the next call.
+            if let Err(failure) = client.renew().await {
+                writeln!(
+                    io::stderr(),
+                    "warning: the certificate ends at {} and was not renewed: {}",
+                    time::stamp(identity.not_after_ms),
+                    failure.message()
+                )
+                .ok();
+            }
         }
         let age = now.saturating_sub(client.context.described_at_ms());
         let alone = client.context.description.control.len() == 1;
@@ -139,9 +181,11 @@ impl Client {
         Fut: Future<Output = std::result::Result<tonic::Response<T>, Status>>,
     {
         let mut backoff = Backoff::new(RETRY_LIMIT);
+        let mut limit = FIRST_CALL_LIMIT;
         loop {
             let channel = self.channel().await?;
-            let answer = tokio::time::timeout(CALL_LIMIT, operation(channel)).await;
+            let answer = tokio::time::timeout(limit, operation(channel)).await;
+            limit = (limit * 2).min(CALL_LIMIT);
             let failure = match answer {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => failure_of(status),
@@ -174,23 +218,54 @@ impl Client {
         let addresses = &self.context.description.control;
         let mut backoff = Backoff::new(REACH_LIMIT);
         loop {
-            let mut failures = Vec::new();
-            for offset in 0..addresses.len() {
-                let position = (link.first + offset) % addresses.len();
-                match open(&addresses[position], self.config.clone()).await {
-                    Ok(channel) => {
-                        link.first = position;
-                        link.channel = Some(channel.clone());
-                        return Ok(channel);
-                    }
-                    Err(failure) => failures.push((addresses[position].clone(), failure)),
+            let order = (0..addresses.len()).map(|offset| (link.first + offset) % addresses.len());
+            let failures = match self.first_of(addresses, order).await {
+                Ok((position, channel)) => {
+                    link.first = position;
+                    link.channel = Some(channel.clone());
+                    return Ok(channel);
                 }
-            }
+                Err(failures) => failures,
+            };
             let hopeless = failures
                 .iter()
                 .all(|(_, failure)| failure.is_about_credentials());
             if hopeless || !backoff.pause().await {
                 return Err(unreachable(failures, "control"));
+            }
+        }
+    }
+
+    /// The first coordinator that answers the door: each is tried as soon as the one before
+    /// failed or was silent for a moment.
+    async fn first_of(
+        &self,
+        addresses: &[String],
+        order: impl Iterator<Item = usize>,
+    ) -> std::result::Result<(usize, Channel), Vec<(String, Failure)>> {
+        let mut order = order.fuse();
+        let mut attempts = JoinSet::new();
+        let mut failures = Vec::new();
+        loop {
+            let next = order.next();
+            if let Some(position) = next {
+                let (address, config) = (addresses[position].clone(), self.config.clone());
+                attempts.spawn(async move { (position, open(&address, config).await) });
+            }
+            let answered = match next {
+                Some(_) => tokio::time::timeout(PATIENCE, attempts.join_next()).await,
+                None => Ok(attempts.join_next().await),
+            };
+            match answered {
+                // Silent for now.
+                Err(_) => {}
+                Ok(Some(Ok((position, Ok(channel))))) => return Ok((position, channel)),
+                Ok(Some(Ok((position, Err(failure))))) => {
+                    failures.push((addresses[position].clone(), failure));
+                }
+                Ok(Some(Err(_))) => {}
+                Ok(None) if next.is_none() => return Err(failures),
+                Ok(None) => {}
             }
         }
     }
@@ -232,13 +307,17 @@ impl Client {
         };
         let control = gather(|member| &member.control);
         if !control.is_empty() {
+            let link = self.link.get_mut();
+            // The one that answers now stays the first to be asked.
+            let present = self.context.description.control.get(link.first);
+            link.first = present
+                .and_then(|present| control.iter().position(|address| address == present))
+                .unwrap_or(0);
             let description = &mut self.context.description;
             description.control = control;
             description.http = gather(|member| &member.http);
             description.enroll = gather(|member| &member.enroll);
             self.context.write_description()?;
-            let mut link = self.link.lock().await;
-            link.first = 0;
         }
         Ok(())
     }
