@@ -233,7 +233,7 @@ impl<'a> View<'a> {
         let first = lines.next().unwrap_or_default();
         match lines.count() {
             0 => first,
-            more => format!("{first}; and {more} more agents"),
+            more => format!("{first} (and {more} more)"),
         }
     }
 }
