@@ -1,7 +1,7 @@
 //! The outer edges of a node: what must not be believed, answered or kept, tried from outside.
 
 use tidegate_proto::peer::v1::peer_client::PeerClient;
-use tidegate_proto::peer::v1::{AskRequest, Envelope};
+use tidegate_proto::peer::v1::{AskRequest, Envelope, ProposeRequest};
 use tidegate_shared::id::RequestId;
 use tidegate_shared::token::JoinToken;
 use tonic::Request;
@@ -109,8 +109,17 @@ async fn only_members_speak_for_others_or_as_coordinators() {
                 topic: enroll::KEY_TOPIC.to_owned(),
                 payload: bytes::Bytes::new(),
             };
+            let envelope = ask.envelope.clone();
             let answer = PeerClient::new(world.peer(tls)).ask(ask).await;
             let refused = answer.err().unwrap_or_else(|| panic!("{who} has the key"));
+            assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{who}");
+            // And commands in whatever name.
+            let proposals = ProposeRequest {
+                envelope,
+                proposals: Vec::new(),
+            };
+            let answer = PeerClient::new(world.peer(tls)).propose(proposals).await;
+            let refused = answer.err().unwrap_or_else(|| panic!("{who} proposes"));
             assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{who}");
         }
     }
@@ -279,6 +288,78 @@ async fn an_agent_tells_only_of_what_it_acts_for() {
     assert!(found.places.is_empty(), "{found:?}");
     world.node.shutdown().await;
     assert_eq!(session.await.unwrap(), "SHUTTING_DOWN");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relayed_watch_ends_with_the_lead() {
+    let world = World::new().await;
+    world.objects().await;
+    world.release("1.0.0", b"one").await;
+    let free = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Some(listener.local_addr().unwrap())
+    };
+    let join = JoinRequest {
+        dir: world.dir.path().join("b"),
+        name: Name::new("b").unwrap(),
+        token: world.token("coordinator", &[], "").await,
+        server: world.node.listen().enroll.to_string(),
+        places: Places {
+            control: free(),
+            peer: free(),
+            http: free(),
+            enroll: free(),
+            ..Places::default()
+        },
+    };
+    setup::join(&join, &Clock::system()).await.unwrap();
+    let second = start(&join.dir).await;
+    let token = world.token("agent", &[("role", "web")], "").await;
+    let (_, tls) = world.enroll(&token, "host-1").await.unwrap();
+    let session = tokio::spawn(agent(world.channel(&tls)));
+    let deployment = world.deploy("1.0.0").await;
+    world.wait_for(&deployment.id, Wire::Finalized).await;
+    // No agent is there any more: the second deployment stays as it is.
+    world.remove_agent("host-1").await;
+    session.await.unwrap();
+    world.release("2.0.0", b"two").await;
+    let deployment = world.deploy("2.0.0").await;
+    let request = || {
+        for_admin(pb::WatchDeploymentRequest {
+            id: deployment.id.clone(),
+            interval_ms: 100,
+        })
+    };
+    let first = second.context().peers.channel(1).unwrap();
+    let mut watch = DeploymentsClient::new(first.clone())
+        .watch(request())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    let moved = world.node.context().transfer(DEADLINE).await.unwrap();
+    assert!(moved);
+    let ends = |mut watch: tonic::Streaming<pb::Deployment>| async move {
+        loop {
+            match watch.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(status) => return reason_of(&status),
+            }
+        }
+    };
+    let end = tokio::time::timeout(DEADLINE, ends(watch)).await.unwrap();
+    assert_eq!(end.as_deref(), Some("NO_LEADER"));
+    // Nor does one begin where nobody leads.
+    let watch = DeploymentsClient::new(first)
+        .watch(request())
+        .await
+        .unwrap()
+        .into_inner();
+    let end = tokio::time::timeout(DEADLINE, ends(watch)).await.unwrap();
+    assert_eq!(end.as_deref(), Some("NO_LEADER"));
+    second.shutdown().await;
+    world.node.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -217,6 +217,19 @@ impl PeerService {
         })
     }
 
+    /// As [`Self::admit`], for members alone: a node that this one has not heard of yet tries again.
+    fn admit_member(&self, caller: &str, envelope: Option<&Envelope>) -> Result<Peer, Status> {
+        let peer = self.admit(caller, envelope)?;
+        if !self.directory.is_member(peer.node_id, caller) {
+            let reason = format!(
+                "`{caller}` is not a member of the cluster as node {}",
+                peer.node_id
+            );
+            return Err(self.refuse(caller, reason));
+        }
+        Ok(peer)
+    }
+
     fn check_ends(&self, caller: &str, from: u64, message: &RaftMessage) -> Result<(), Status> {
         if message.from != from || message.to != self.directory.identity().node_id {
             return Err(self.refuse(
@@ -329,7 +342,7 @@ impl PeerApi for PeerService {
     ) -> Result<Response<ProposeReply>, Status> {
         let caller = self.caller(&request)?;
         let request = request.into_inner();
-        self.admit(&caller, request.envelope.as_ref())?;
+        self.admit_member(&caller, request.envelope.as_ref())?;
         Ok(Response::new(
             self.proposer.take_forwarded(&request.proposals).await,
         ))
@@ -338,7 +351,7 @@ impl PeerApi for PeerService {
     async fn ask(&self, request: Request<AskRequest>) -> Result<Response<AskReply>, Status> {
         let caller = self.caller(&request)?;
         let request = request.into_inner();
-        let peer = self.admit(&caller, request.envelope.as_ref())?;
+        let peer = self.admit_member(&caller, request.envelope.as_ref())?;
         let handler = self.asks.find(&request.topic).ok_or_else(|| {
             Status::unimplemented(format!("nobody here answers `{}`", request.topic))
         })?;

@@ -30,6 +30,8 @@ use crate::storage::log::Mark;
 use crate::storage::snapshot::{SnapshotStore, file_name};
 use crate::tls::{Expected, Tls, TlsMaterial};
 
+/// Nodes that joined while this one was away, until the state tells of them.
+const MOST_LEARNED: usize = 64;
 const QUEUE_MESSAGES: usize = 4096;
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 const BATCH_BYTES: usize = 1024 * 1024;
@@ -109,7 +111,24 @@ impl Directory {
         ids
     }
 
-    /// Whether `name` may speak as `node_id`.
+    /// Whether `name` is the member `node_id`, as far as this node knows. What only members may
+    /// ask for is given to nobody on the word of a certificate alone.
+    #[must_use]
+    pub fn is_member(&self, node_id: u64, name: &str) -> bool {
+        let view = self.views.borrow();
+        match &view.state.cluster {
+            Some(cluster) => cluster
+                .members
+                .get(&node_id)
+                .is_some_and(|member| member.name.as_str() == name),
+            None => {
+                let mut peers = self.identity.peers.iter();
+                peers.any(|peer| peer.node_id == node_id && peer.name == name)
+            }
+        }
+    }
+
+    /// Whether `name` may speak as `node_id` in Raft's messages.
     ///
     /// # Errors
     /// One line that says why not.
@@ -139,7 +158,11 @@ impl Directory {
                 "node {node_id} was removed from the cluster; join it anew with an empty data folder"
             )),
             None => {
-                lock(&self.learned).insert(
+                let mut learned = lock(&self.learned);
+                if learned.len() >= MOST_LEARNED && !learned.contains_key(&node_id) {
+                    return Err(format!("node {node_id} is one unknown node too many"));
+                }
+                learned.insert(
                     node_id,
                     Peer {
                         node_id,
