@@ -6,7 +6,10 @@
 //! D/coordinators/N/         data of a coordinator
 //! D/agents/N/               data of an agent, its proxy and its instances
 //! D/logs/                   output of all of them
+//! D/pids/                   the process id of each, for whoever wants to kill one
 //! ```
+
+mod supervise;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -229,7 +232,7 @@ impl Cluster {
             )
             .hint("stop that one first, or start another cluster without --dir")
         })?;
-        for folder in ["logs", "coordinators", "agents"] {
+        for folder in ["logs", "pids", "coordinators", "agents"] {
             context::make_folder(&dir.join(folder))?;
         }
         let session = admin_session(&dir);
@@ -397,14 +400,32 @@ impl Cluster {
     }
 
     fn start_coordinator(&mut self, position: usize) -> Result<()> {
+        let process = self.run_coordinator(position)?;
+        self.coordinators.push(process);
+        Ok(())
+    }
+
+    fn run_coordinator(&self, position: usize) -> Result<Process> {
         let name = self.plan.coordinators[position].name.clone();
         let mut arguments = words(&["run", "--dir"]);
         arguments.push(self.coordinator_folder(position).into());
         let mut launch = self.launch(&name, &self.coordinator_program, arguments);
         launch.environment = coordinator_environment();
-        let process = launch.start()?;
-        self.coordinators.push(process);
-        Ok(())
+        self.started(launch.start()?)
+    }
+
+    /// Notes the process id where people find it.
+    fn started(&self, process: Process) -> Result<Process> {
+        if let Some(id) = process.id() {
+            let path = self.pid_file(&process.name);
+            context::write(&path, format!("{id}\n").as_bytes(), 0o644)?;
+        }
+        Ok(process)
+    }
+
+    /// Where the process id of a coordinator or agent stands.
+    pub fn pid_file(&self, name: &str) -> PathBuf {
+        self.dir.join("pids").join(name)
     }
 
     async fn join_coordinator(&mut self, position: usize) -> Result<()> {
@@ -461,12 +482,17 @@ impl Cluster {
     }
 
     fn start_agent(&mut self, position: usize) -> Result<()> {
+        let process = self.run_agent(position)?;
+        self.agents.push(process);
+        Ok(())
+    }
+
+    fn run_agent(&self, position: usize) -> Result<Process> {
         let name = self.plan.agents[position].name.clone();
         let mut arguments = words(&["run", "--stop-everything-on-exit", "--config"]);
         arguments.push(self.agent_folder(position).join("agent.toml").into());
-        let process = self.launch(&name, &self.agent_program, arguments).start()?;
-        self.agents.push(process);
-        Ok(())
+        let launch = self.launch(&name, &self.agent_program, arguments);
+        self.started(launch.start()?)
     }
 
     /// Waits until the status is as wanted; ends early when a process dies.
@@ -547,6 +573,8 @@ impl Cluster {
         stop_all(&mut self.agents, AGENT_STOP).await;
         sweep(&self.dir);
         stop_all(&mut self.coordinators, COORDINATOR_STOP).await;
+        // Ids of processes that are gone may soon be those of others.
+        std::fs::remove_dir_all(self.dir.join("pids")).ok();
     }
 }
 

@@ -92,8 +92,8 @@ async fn play(args: &DevArgs, cluster: &mut Cluster, session: &Session) -> Resul
     cluster.start().await?;
     let text = guide(cluster, session).await?;
     session.output.text(&text)?;
-    // Ends when a process of the cluster does, or by a signal.
-    Err(cluster.first_death().await)
+    // Ends by a signal, or when a process ends again and again.
+    Err(cluster.supervise().await)
 }
 
 fn interrupted(session: &Session, by: &str) -> Result<u8> {
@@ -170,6 +170,12 @@ async fn guide(cluster: &Cluster, session: &Session) -> Result<String> {
         "\n{}\n\n  {tidegate} release create hello 2 --asset {} {run}\n  {tidegate} deploy hello 2 --scope hello-prod --set traffic.steps=10:10s,50:10s,100:10s --set bake=10s --set drain=5s\n  {tidegate} deployment watch hello-prod\n  {tidegate} scope get hello-prod\n  {tidegate} rollback hello-prod --wait\n",
         strong("Move the traffic to version 2 step by step, then return:"),
         asset(1),
+    ));
+    text.push_str(&format!(
+        "\n{}\n\n  kill -9 $(cat {})    # the leader or not: the rollout goes on\n  kill -9 $(cat {})          # what it runs goes on serving\n",
+        strong("Kill what you like, also in the middle of a rollout; it is started again after a second:"),
+        cluster.pid_file("coordinator-1").display(),
+        cluster.pid_file("agent-1").display(),
     ));
     text.push_str(&format!(
         "\n{}\n{}\n",

@@ -96,7 +96,8 @@ impl Launch<'_> {
             .try_clone()
             .map_err(|error| Failure::file(Reason::DataFolder, &self.log, "written", &error))?;
         let parent = std::process::id().to_string();
-        let mut command = Command::new(super::own_program()?);
+        // Works after this program's file was replaced, too.
+        let mut command = Command::new("/proc/self/exe");
         command
             .args(["dev-child", "--parent", &parent, "--"])
             .arg(self.program)
@@ -174,6 +175,7 @@ fn describe(status: std::io::Result<std::process::ExitStatus>) -> String {
     match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(code), _) => format!("ended with status {code}"),
+            (None, Some(9)) => "was killed (signal 9)".to_owned(),
             (None, Some(signal)) => format!("was ended by signal {signal}"),
             (None, None) => "ended".to_owned(),
         },
@@ -184,8 +186,24 @@ fn describe(status: std::io::Result<std::process::ExitStatus>) -> String {
 impl Process {
     /// Waits for the end of a process that should not end; tells which and its last words.
     pub async fn unexpected_end(&mut self) -> Failure {
-        let status = self.child.wait().await;
-        self.death(&describe(status))
+        let how = self.end().await;
+        self.death(&how)
+    }
+
+    /// Waits for its end; tells how it ended.
+    pub async fn end(&mut self) -> String {
+        describe(self.child.wait().await)
+    }
+
+    /// The last lines of its log, fit for a terminal.
+    pub fn last_words(&self) -> Vec<String> {
+        let lines = last_lines(&self.log).into_iter();
+        lines.map(|line| printable(&line)).collect()
+    }
+
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Whether it has ended.
@@ -196,9 +214,7 @@ impl Process {
     fn death(&self, how: &str) -> Failure {
         let failure = Failure::new(Reason::Internal, format!("{} {how}", self.name))
             .hint(format!("its whole log is {}", self.log.display()));
-        last_lines(&self.log)
-            .into_iter()
-            .fold(failure, |failure, line| failure.at(printable(&line)))
+        self.last_words().into_iter().fold(failure, Failure::at)
     }
 
     /// SIGTERM, then SIGKILL after the limit.

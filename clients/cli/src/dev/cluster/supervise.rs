@@ -1,0 +1,225 @@
+//! Keeps a started cluster up as a service manager would: what ends is started again, so that
+//! people can kill anything and see what goes on without it. Used by `tidegate dev` without
+//! `--demo`; the demo itself treats any end as a failure.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::super::process::Process;
+use super::{Cluster, admin_session};
+use crate::commands::{agent, cluster as cluster_command};
+use crate::connect::Client;
+use crate::context::Context;
+use crate::errors::{Failure, Result};
+use crate::output::{Output, Tone, shortened};
+use crate::{rpc, time};
+use tidegate_proto::control::v1 as api;
+
+/// Pause between an end and the next start.
+const RESTART_AFTER: Duration = Duration::from_secs(1);
+/// More ends of one process within [`DEATHS_WINDOW`] end everything.
+const MAX_DEATHS: usize = 5;
+/// See [`MAX_DEATHS`].
+const DEATHS_WINDOW: Duration = Duration::from_secs(60);
+/// A process that was started again is waited for so long.
+const BACK_LIMIT: Duration = Duration::from_secs(60);
+/// How often the processes are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// Lines of a log that are told at an end.
+const TOLD_LINES: usize = 3;
+
+/// One of the processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Child {
+    Coordinator(usize),
+    Agent(usize),
+}
+
+/// When each process ended lately.
+#[derive(Debug, Default)]
+struct Deaths(BTreeMap<String, VecDeque<Instant>>);
+
+impl Deaths {
+    /// Takes note; true: it ends too often.
+    fn are_too_many(&mut self, name: &str, now: Instant) -> bool {
+        let times = self.0.entry(name.to_owned()).or_default();
+        times.push_back(now);
+        while times
+            .front()
+            .is_some_and(|first| now.duration_since(*first) > DEATHS_WINDOW)
+        {
+            times.pop_front();
+        }
+        times.len() > MAX_DEATHS
+    }
+}
+
+impl Cluster {
+    /// Starts again what ends; comes back only when that does not help.
+    pub async fn supervise(&mut self) -> Failure {
+        let mut deaths = Deaths::default();
+        let mut due: Vec<(Instant, Child)> = Vec::new();
+        // Dropped with this future: nothing is told any more while everything is stopped.
+        let mut returns = JoinSet::new();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            while returns.try_join_next().is_some() {}
+            for child in self.ended(&due) {
+                let output = self.output;
+                let process = self.process(child);
+                let how = process.end().await;
+                if deaths.are_too_many(&process.name, Instant::now()) {
+                    let failure = process.unexpected_end().await;
+                    return failure.at(format!(
+                        "it ended more than {MAX_DEATHS} times within {} s",
+                        DEATHS_WINDOW.as_secs()
+                    ));
+                }
+                tell_end(output, process, &how);
+                due.push((Instant::now() + RESTART_AFTER, child));
+            }
+            let now = Instant::now();
+            let (ready, later): (Vec<_>, Vec<_>) = due.into_iter().partition(|(at, _)| *at <= now);
+            due = later;
+            for (_, child) in ready {
+                match self.start_again(child) {
+                    Ok(name) => {
+                        returns.spawn(self.watch_return(child, name));
+                    }
+                    Err(failure) => return failure,
+                }
+            }
+        }
+    }
+
+    /// Those that have ended and do not wait for their next start.
+    fn ended(&mut self, due: &[(Instant, Child)]) -> Vec<Child> {
+        let coordinators = (0..self.coordinators.len()).map(Child::Coordinator);
+        let all: Vec<_> = coordinators
+            .chain((0..self.agents.len()).map(Child::Agent))
+            .collect();
+        all.into_iter()
+            .filter(|child| due.iter().all(|(_, waiting)| waiting != child))
+            .filter(|child| self.process(*child).has_ended())
+            .collect()
+    }
+
+    fn process(&mut self, child: Child) -> &mut Process {
+        match child {
+            Child::Coordinator(position) => &mut self.coordinators[position],
+            Child::Agent(position) => &mut self.agents[position],
+        }
+    }
+
+    fn start_again(&mut self, child: Child) -> Result<String> {
+        let process = match child {
+            Child::Coordinator(position) => self.run_coordinator(position)?,
+            Child::Agent(position) => self.run_agent(position)?,
+        };
+        let name = process.name.clone();
+        *self.process(child) = process;
+        Ok(name)
+    }
+
+    /// Tells when the process does its work again.
+    fn watch_return(&self, child: Child, name: String) -> impl Future<Output = ()> + use<> {
+        let (dir, output) = (self.dir.clone(), self.output);
+        let control = match child {
+            Child::Coordinator(position) => {
+                Some(self.plan.coordinators[position].control.to_string())
+            }
+            Child::Agent(_) => None,
+        };
+        async move {
+            let start = Instant::now();
+            while start.elapsed() < BACK_LIMIT {
+                let back = match &control {
+                    Some(control) => coordinator_works(&dir, control).await,
+                    None => agent_is_connected(&dir, &name).await,
+                };
+                if back.unwrap_or(false) {
+                    let line = format!("{name} is back");
+                    tell(output, Tone::Good, &line);
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            let log = dir.join("logs").join(format!("{name}.log"));
+            let line = format!(
+                "{name} is not back after {} s; see {}",
+                BACK_LIMIT.as_secs(),
+                log.display()
+            );
+            tell(output, Tone::Bad, &line);
+        }
+    }
+}
+
+/// Whether the coordinator itself answers and is a member of a cluster that has a leader.
+async fn coordinator_works(dir: &Path, control: &str) -> Result<bool> {
+    let mut context = Context::read(&dir.join("admin"))?;
+    context.description.control = vec![control.to_owned()];
+    let client = Client::to_one(context).await?;
+    let request = api::ClusterStatusRequest {};
+    let status = rpc!(client, cluster_client::ClusterClient, status, request).await?;
+    let works = status.members.iter().any(|member| {
+        member.control == control && (member.role == "leader" || member.role == "follower")
+    });
+    Ok(status.leader != 0 && works)
+}
+
+async fn agent_is_connected(dir: &Path, name: &str) -> Result<bool> {
+    let session = admin_session(dir);
+    // Asked for so that a cluster without a leader does not count.
+    cluster_command::status(&session).await?;
+    let agents = agent::all(&session, "").await?;
+    Ok(agents.iter().any(|agent| {
+        agent.connected
+            && agent
+                .metadata
+                .as_ref()
+                .is_some_and(|metadata| metadata.name == name)
+    }))
+}
+
+fn tell_end(output: Output, process: &Process, how: &str) {
+    let name = &process.name;
+    let line = format!("{name} {how}; it is started again after a second");
+    tell(output, Tone::Bad, &line);
+    let words = process.last_words();
+    let width = output.width().saturating_sub(4);
+    for words in &words[words.len().saturating_sub(TOLD_LINES)..] {
+        let words = output.paint(Tone::Faint, &shortened(words, width));
+        // The cluster is kept up even if nobody reads any more.
+        output.note(&format!("  | {words}")).ok();
+    }
+}
+
+fn tell(output: Output, tone: Tone, line: &str) {
+    let clock = output.paint(Tone::Faint, &time::clock(time::now_ms()));
+    let line = output.paint(tone, line);
+    // As above.
+    output.note(&format!("{clock} {line}")).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_many_ends_in_a_short_time_are_too_many() {
+        let start = Instant::now();
+        let mut deaths = Deaths::default();
+        for second in 0..5 {
+            let at = start + Duration::from_secs(second);
+            assert!(!deaths.are_too_many("a", at), "{second}");
+            assert!(!deaths.are_too_many("b", at), "{second}");
+        }
+        assert!(!deaths.are_too_many("a", start + Duration::from_secs(61)));
+        assert!(deaths.are_too_many("b", start + Duration::from_secs(59)));
+    }
+}
