@@ -102,7 +102,16 @@ impl Client {
         let now = time::now_ms();
         let life = identity.not_after_ms.saturating_sub(identity.not_before_ms);
         if now > identity.not_before_ms.saturating_add(life / 3 * 2) {
-            client.renew().await?;
+            // It still counts: what stands in the way now may be gone at the next call.
+            if let Err(failure) = client.renew().await {
+                writeln!(
+                    io::stderr(),
+                    "warning: the certificate ends at {} and was not renewed: {}",
+                    time::stamp(identity.not_after_ms),
+                    failure.message()
+                )
+                .ok();
+            }
         }
         let age = now.saturating_sub(client.context.described_at_ms());
         let limit = match client.context.description.control.len() {
@@ -137,31 +146,12 @@ impl Client {
             .hint("ask for a token (`tidegate token create user --name NAME`) and log in again with `tidegate login --token …`; if nobody can make one any more, run `tidegate-coordinator admin --dir DIR` on a coordinator's host"));
         }
         let config = tls::mutual(&context, b"h2")?;
-        let mut client = Self {
+        let client = Self {
             context,
             config,
             link: Mutex::default(),
         };
         client.channel().await?;
-        let life = identity.not_after_ms.saturating_sub(identity.not_before_ms);
-        if now > identity.not_before_ms.saturating_add(life / 3 * 2) {
-            // It still counts: what stands in the way now may be gone at the next call.
-            if let Err(failure) = client.renew().await {
-                writeln!(
-                    io::stderr(),
-                    "warning: the certificate ends at {} and was not renewed: {}",
-                    time::stamp(identity.not_after_ms),
-                    failure.message()
-                )
-                .ok();
-            }
-        }
-        let age = now.saturating_sub(client.context.described_at_ms());
-        let alone = client.context.description.control.len() == 1;
-        if age > REFRESH_AFTER_MS || (alone && age > REFRESH_ALONE_AFTER_MS) {
-            // A context that cannot be written still works with the addresses it has.
-            client.refresh_addresses().await.ok();
-        }
         Ok(client)
     }
 
