@@ -22,7 +22,7 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// How often the picture changes at least.
 const INTERVAL_MS: u32 = 500;
 /// A stream that says nothing for so long is opened again.
-const SILENCE_LIMIT: Duration = Duration::from_secs(15);
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// A broken stream is opened again for so long.
 const BROKEN_LIMIT: Duration = Duration::from_secs(60);
 /// Points of a sparkline.
@@ -131,10 +131,8 @@ async fn one_stream(
             }
             Ok(Some(Err(status))) => return Err(failure_of(status)),
             Ok(None) => return Ok(None),
-            Err(_) => {
-                let quiet = Failure::from(tonic::Status::unavailable("the stream fell silent"));
-                return Err(quiet);
-            }
+            // Nothing changes, or the coordinator froze: opening it again tells which.
+            Err(_) => return Ok(None),
         }
     }
 }
@@ -170,7 +168,8 @@ impl View {
         if !self.picture {
             let line = progress_line(deployment);
             if line != self.last_line {
-                let text = format!("{} {line}", time::clock(time::now_ms()));
+                let now = time::now_ms();
+                let text = format!("{} {}", time::clock(now), time::told(&line, now));
                 self.output.note(&text)?;
                 self.last_line = line;
             }
@@ -204,31 +203,45 @@ impl View {
     }
 }
 
-/// What changed, for a log.
+/// What changed, for a log; instants stand in it as the cluster tells them.
 pub fn progress_line(deployment: &api::Deployment) -> String {
-    let traffic = deployment.traffic.unwrap_or_default();
+    let mut parts = Vec::new();
+    if render::has_traffic(deployment.status()) {
+        parts.push(traffic_words(&deployment.traffic.unwrap_or_default()));
+    }
     let (healthy, wanted) = deployment
         .participants
         .iter()
         .fold((0, 0), |(healthy, wanted), p| {
             (healthy + p.healthy, wanted + p.wanted)
         });
-    let mut line = format!(
-        "{} traffic {} of {}, {healthy}/{wanted} healthy",
-        deployment.status().as_str_name(),
-        weight(i64::from(traffic.actual)),
-        weight(i64::from(traffic.desired)),
-    );
+    if wanted > 0 && !render::has_ended(deployment.status()) {
+        parts.push(format!("{healthy} of {wanted} healthy"));
+    }
     let what = if deployment.waiting_for.is_empty() {
         &deployment.message
     } else {
         &deployment.waiting_for
     };
     if !what.is_empty() {
-        line.push_str("; ");
-        line.push_str(what);
+        parts.push(what.clone());
     }
-    printable(&line)
+    let line = format!(
+        "{:<21} {}",
+        deployment.status().as_str_name(),
+        parts.join("; ")
+    );
+    printable(line.trim_end())
+}
+
+/// `traffic 10 %`, and where it goes if it is not there yet: `traffic 10 % → 50 %`.
+fn traffic_words(traffic: &api::Traffic) -> String {
+    let held = weight(i64::from(traffic.actual));
+    if traffic.actual == traffic.desired {
+        format!("traffic {held}")
+    } else {
+        format!("traffic {held} → {}", weight(i64::from(traffic.desired)))
+    }
 }
 
 impl History {
@@ -441,7 +454,11 @@ mod tests {
     fn progress_is_one_line() {
         assert_eq!(
             progress_line(&render::tests::sample()),
-            "RUNNING traffic 10 % of 50 %, 1/2 healthy; the hold of step 2"
+            "RUNNING               traffic 10 % → 50 %; 1 of 2 healthy; the hold of step 2"
         );
+        let mut ended = render::tests::sample();
+        ended.status = api::deployment::Status::Finalized.into();
+        ended.waiting_for.clear();
+        assert_eq!(progress_line(&ended), "FINALIZED");
     }
 }

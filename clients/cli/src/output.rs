@@ -276,6 +276,14 @@ impl Table {
                 *width = (*width).max(printable(cell).chars().count());
             }
         }
+        // On a terminal the last column, which is the longest as a rule, gets what is left of the
+        // line; programs and `-o wide` get all of it.
+        let last = if output.is_terminal() && output.format == Format::Table {
+            let before: usize = widths.iter().rev().skip(1).map(|width| width + 2).sum();
+            output.width().saturating_sub(before).max(16)
+        } else {
+            usize::MAX
+        };
         let mut text = String::new();
         let headings: Vec<_> = self
             .headings
@@ -286,9 +294,11 @@ impl Table {
             let mut line = String::new();
             for (position, (width, (tone, cell))) in widths.iter().zip(row).enumerate() {
                 let cell = printable(cell);
-                let padding = width - cell.chars().count();
-                line.push_str(&output.paint(*tone, &cell));
-                if position + 1 < widths.len() {
+                if position + 1 == widths.len() {
+                    line.push_str(&output.paint(*tone, &shortened(&cell, last)));
+                } else {
+                    let padding = width - cell.chars().count();
+                    line.push_str(&output.paint(*tone, &cell));
                     line.push_str(&" ".repeat(padding + 2));
                 }
             }
@@ -297,6 +307,15 @@ impl Table {
         }
         text
     }
+}
+
+/// At most so many characters; an ellipsis shows that there is more.
+pub fn shortened(text: &str, limit: usize) -> String {
+    if text.chars().count() <= limit {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(limit.saturating_sub(1)).collect();
+    format!("{}…", start.trim_end())
 }
 
 /// What comes from outside without control characters: it must not steer the terminal.
@@ -416,6 +435,13 @@ mod tests {
                 .unwrap()
                 .contains(r#""spec": "{\"tier\":3}""#)
         );
+    }
+
+    #[test]
+    fn long_texts_end_with_an_ellipsis() {
+        assert_eq!(shortened("abc", 3), "abc");
+        assert_eq!(shortened("ab cd", 4), "ab…");
+        assert_eq!(shortened("abcde", 4), "abc…");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Deployments as people read them: words, colours, bars, and the page of one deployment.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use tidegate_proto::control::v1 as api;
 use tidegate_proto::control::v1::deployment::Status;
 use tidegate_proto::control::v1::step::State;
 
-use crate::output::{Output, Table, Tone, dash, printable, weight};
+use crate::output::{Output, Table, Tone, dash, printable, shortened, weight};
 use crate::time;
 
 /// Exit status of `--wait`: finalized.
@@ -39,6 +40,28 @@ pub const fn has_ended(status: Status) -> bool {
         | Status::Cancelling
         | Status::RollingBack
         | Status::Deleting => false,
+    }
+}
+
+/// Whether traffic is or may be on the new version, or on its way back.
+pub const fn has_traffic(status: Status) -> bool {
+    match status {
+        Status::Running
+        | Status::Finalizing
+        | Status::Cancelling
+        | Status::RollingBack
+        | Status::Deleting => true,
+        Status::Unspecified
+        | Status::CreatingApproval
+        | Status::CreatingApprovalDenied
+        | Status::Pending
+        | Status::Creating
+        | Status::WaitingForInstances
+        | Status::Finalized
+        | Status::Cancelled
+        | Status::RolledBack
+        | Status::Failed
+        | Status::Deleted => false,
     }
 }
 
@@ -98,8 +121,53 @@ pub fn outcome_line(deployment: &api::Deployment) -> String {
     printable(&line)
 }
 
-/// The table of several deployments.
-pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: &str) -> String {
+/// Ids of those deployments that are the active ones of their scopes, out of a list that holds at
+/// least the newest ones of each scope.
+pub fn active_among(deployments: &[api::Deployment]) -> BTreeSet<String> {
+    let mut newest: BTreeMap<&str, &api::Deployment> = BTreeMap::new();
+    for deployment in deployments {
+        // The active one of a scope that was stopped is deleted; none before it comes back.
+        let was_active = matches!(
+            deployment.status(),
+            Status::Finalized | Status::Deleting | Status::Deleted
+        );
+        if !was_active {
+            continue;
+        }
+        let known = newest.entry(&deployment.scope).or_insert(deployment);
+        if (deployment.ended_at_ms, &deployment.id) > (known.ended_at_ms, &known.id) {
+            *known = deployment;
+        }
+    }
+    newest
+        .into_values()
+        .filter(|deployment| deployment.status() == Status::Finalized)
+        .map(|deployment| deployment.id.clone())
+        .collect()
+}
+
+/// Share of the traffic as a column: what the agents hold; what the active one is to hold; nothing
+/// for those that ended or have not started.
+fn share(deployment: &api::Deployment, is_active: bool) -> String {
+    let traffic = deployment.traffic.unwrap_or_default();
+    let status = deployment.status();
+    if status == Status::Finalized && is_active {
+        weight(i64::from(traffic.desired.max(traffic.actual)))
+    } else if has_traffic(status) {
+        weight(i64::from(traffic.actual))
+    } else {
+        "-".to_owned()
+    }
+}
+
+/// The table of several deployments; `active` holds the ids of active ones.
+pub fn list(
+    output: Output,
+    deployments: &[api::Deployment],
+    active: &BTreeSet<String>,
+    wide: bool,
+    empty: &str,
+) -> String {
     let mut headings = vec![
         "ID",
         "SCOPE",
@@ -118,12 +186,6 @@ pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: 
     for deployment in deployments {
         let metadata = deployment.metadata.clone().unwrap_or_default();
         let status = deployment.status();
-        let traffic = deployment.traffic.unwrap_or_default();
-        let held = if has_ended(status) {
-            "-".to_owned()
-        } else {
-            weight(i64::from(traffic.actual))
-        };
         let what = match (has_ended(status), deployment.waiting_for.as_str()) {
             (false, text) if !text.is_empty() => text,
             _ if !deployment.message.is_empty() => &deployment.message,
@@ -136,17 +198,17 @@ pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: 
             (Tone::Plain, deployment.application.clone()),
             (Tone::Plain, deployment.version.clone()),
             (tone(status), status.as_str_name().to_owned()),
-            (Tone::Plain, held),
             (
-                Tone::Faint,
-                time::rough(now.saturating_sub(metadata.created_at_ms)),
+                Tone::Plain,
+                share(deployment, active.contains(&deployment.id)),
             ),
+            (Tone::Faint, time::age(metadata.created_at_ms, now)),
             (
                 Tone::Plain,
                 if wide {
                     dash(what).to_owned()
                 } else {
-                    shortened(what)
+                    dash(&shortened(&time::told(what, now), 70)).to_owned()
                 },
             ),
         ];
@@ -161,16 +223,6 @@ pub fn list(output: Output, deployments: &[api::Deployment], wide: bool, empty: 
         table.toned(cells);
     }
     table.render(output, empty)
-}
-
-/// What fits into a column; `-o wide` shows all of it.
-fn shortened(text: &str) -> String {
-    const LIMIT: usize = 70;
-    if text.chars().count() <= LIMIT {
-        return dash(text).to_owned();
-    }
-    let start: String = text.chars().take(LIMIT - 1).collect();
-    format!("{start}…")
 }
 
 /// A bar of so many cells: the old version in blue, the new one in green, and a mark where the
@@ -243,8 +295,11 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
         field("outcome", format!("{}{unverified}", deployment.outcome));
     }
     field("reason", printable(&deployment.reason));
-    field("message", printable(&deployment.message));
-    field("waiting for", printable(&deployment.waiting_for));
+    field("message", printable(&time::told(&deployment.message, now)));
+    field(
+        "waiting",
+        printable(&time::told(&deployment.waiting_for, now)),
+    );
     let replaces = match (deployment.initial, deployment.replaces_version.as_str()) {
         (true, _) => "nothing: the first one of this scope".to_owned(),
         (false, version) => printable(version),
@@ -272,14 +327,7 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
         field("ended", time::stamp(deployment.ended_at_ms));
     } else {
         if deployment.deadline_ms > 0 {
-            field(
-                "deadline",
-                format!(
-                    "{} ({})",
-                    time::stamp(deployment.deadline_ms),
-                    time::until(deployment.deadline_ms, now)
-                ),
-            );
+            field("deadline", time::instant(deployment.deadline_ms, now));
         }
         field("next look", time::until(deployment.next_wakeup_ms, now));
     }
@@ -288,16 +336,7 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
         ("halted", &deployment.halted),
     ] {
         if let Some(hold) = hold {
-            field(
-                name,
-                printable(&format!(
-                    "by {} since {}: {} (until {})",
-                    dash(&hold.by),
-                    time::clock(hold.since_ms),
-                    dash(&hold.reason),
-                    time::stamp(hold.until_ms)
-                )),
-            );
+            field(name, hold_line(hold, now));
         }
     }
     if let Some(traffic) = &deployment.traffic {
@@ -337,10 +376,45 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
     text
 }
 
+/// Who holds it, since when, why, and how long at most.
+pub fn hold_line(hold: &api::Hold, now: u64) -> String {
+    let why = if hold.reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", hold.reason)
+    };
+    let end = if hold.until_ms > 0 {
+        format!(
+            "; at the latest until {}",
+            time::instant(hold.until_ms, now)
+        )
+    } else {
+        String::new()
+    };
+    printable(&format!(
+        "by {} since {}{why}{end}",
+        dash(&hold.by),
+        time::clock(hold.since_ms),
+    ))
+}
+
+/// Why a gate answers so, without instants that were told before.
+pub fn gate_line(gate: &api::Gate, now: u64) -> String {
+    let why = time::told(&gate.why, now);
+    let end = time::instant(gate.until_ms, now);
+    let line = if gate.until_ms == 0 || why.contains(&end) {
+        why
+    } else {
+        format!("{why} (until {end})")
+    };
+    printable(&line)
+}
+
 fn gates(output: Output, deployment: &api::Deployment) -> String {
     if deployment.gates.is_empty() && deployment.decisions.is_empty() {
         return String::new();
     }
+    let now = time::now_ms();
     let mut text = String::from("\n");
     for gate in &deployment.gates {
         let tone = match gate.answer.as_str() {
@@ -348,17 +422,12 @@ fn gates(output: Output, deployment: &api::Deployment) -> String {
             "denied" => Tone::Bad,
             _ => Tone::Busy,
         };
-        let answer = output.paint(tone, &gate.answer);
-        let until = if gate.until_ms > 0 {
-            format!(" (until {})", time::stamp(gate.until_ms))
-        } else {
-            String::new()
-        };
         writeln!(
             text,
-            "gate {}: {answer} {}{until}",
+            "gate {:<8}  {}  {}",
             printable(&gate.kind),
-            printable(&gate.why)
+            output.paint(tone, &format!("{:<7}", gate.answer)),
+            gate_line(gate, now)
         )
         .ok();
     }
@@ -393,9 +462,9 @@ pub fn steps(output: Output, deployment: &api::Deployment) -> String {
     if deployment.steps.is_empty() {
         return String::new();
     }
-    let now = time::now_ms();
-    let mut table = Table::new(&["STEP", "TRAFFIC", "HOLD", "STARTED", "ENDS"]);
-    for (position, step) in deployment.steps.iter().enumerate() {
+    let mut table = Table::new(&["STEP", "TRAFFIC", "HOLD", "WHEN"]);
+    let whens = step_times(deployment, time::now_ms());
+    for (position, (step, when)) in deployment.steps.iter().zip(whens).enumerate() {
         let (mark, tone) = match step.state() {
             State::Done => ("✓", Tone::Good),
             State::Current => ("▶", Tone::Busy),
@@ -406,20 +475,58 @@ pub fn steps(output: Output, deployment: &api::Deployment) -> String {
         } else {
             time::rough(step.hold_ms)
         };
-        let ends = match step.state() {
-            State::Current if step.manual => "at promote".to_owned(),
-            State::Current => time::until(step.ends_at_ms, now),
-            State::Done | State::ToCome | State::Unspecified => time::clock(step.ends_at_ms),
-        };
         table.toned([
             (tone, format!("{mark} {}", position + 1)),
             (Tone::Plain, weight(i64::from(step.weight))),
             (Tone::Plain, hold),
-            (Tone::Plain, time::clock(step.started_at_ms)),
-            (Tone::Plain, ends),
+            (Tone::Plain, when),
         ]);
     }
     format!("\n{}", table.render(output, ""))
+}
+
+/// When each step is or was, as far as it is known: a step to come starts when those before it
+/// have been held, if nothing stops them.
+fn step_times(deployment: &api::Deployment, now: u64) -> Vec<String> {
+    let runs = deployment.status() == Status::Running;
+    let held_by = match (&deployment.halted, &deployment.paused) {
+        (Some(_), _) => Some("halted"),
+        (None, Some(_)) => Some("paused"),
+        (None, None) => None,
+    };
+    let mut next_start = None;
+    let mut whens = Vec::new();
+    for step in &deployment.steps {
+        let when = match step.state() {
+            State::Done => "done".to_owned(),
+            State::Current if !runs => "-".to_owned(),
+            State::Current => {
+                let far = time::age(step.started_at_ms, now);
+                next_start = (step.ends_at_ms > 0).then_some(step.ends_at_ms);
+                let end = match (held_by, step.manual, step.ends_at_ms) {
+                    (Some(word), _, _) => word.to_owned(),
+                    (None, true, _) => "ends at `promote`".to_owned(),
+                    (None, false, 0) => "until the agents hold it".to_owned(),
+                    (None, false, end) if end <= now => "over".to_owned(),
+                    (None, false, end) => format!("ends {}", time::until(end, now)),
+                };
+                if step.started_at_ms > 0 {
+                    format!("for {far}, {end}")
+                } else {
+                    end
+                }
+            }
+            State::ToCome | State::Unspecified => {
+                let start = next_start.filter(|_| runs && held_by.is_none());
+                next_start = start
+                    .filter(|_| !step.manual)
+                    .map(|start: u64| start.max(now) + step.hold_ms);
+                start.map_or_else(|| "-".to_owned(), |start| time::until(start, now))
+            }
+        };
+        whens.push(when);
+    }
+    whens
 }
 
 /// One row per agent.
@@ -590,17 +697,81 @@ pub mod tests {
         for line in [
             "release      web 1.4.0\n",
             "replaces     1.3.9\n",
-            "waiting for  the hold of step 2\n",
+            "waiting      the hold of step 2\n",
             "traffic      ███▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░ 10 % held, 50 % wanted\n",
-            "✓ 1   10 %     30s     22:13:20  22:13:50\n",
-            "▶ 2   50 %     1m      22:13:50  due\n",
-            "· 3   100 %    manual  -         -\n",
+            "✓ 1   10 %     30s     done\n",
+            ", over\n",
+            "· 3   100 %    manual  due\n",
             "host-1  1/2      10 %    3     0         -\n",
-            "rule pass at 22:13:51: http.error_rate 0.01 of 120 requests",
+            "rule pass at 22:13:51Z: http.error_rate 0.01 of 120 requests",
         ] {
             assert!(text.contains(line), "{line:?} is not in:\n{text}");
         }
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn steps_to_come_have_times_while_nothing_holds_them() {
+        let now = 1_700_000_040_000;
+        let mut deployment = sample();
+        deployment.steps[1].ends_at_ms = 1_700_000_090_000;
+        assert_eq!(
+            step_times(&deployment, now),
+            ["done", "for 10s, ends in 50s", "in 50s"]
+        );
+        deployment.paused = Some(api::Hold::default());
+        assert_eq!(
+            step_times(&deployment, now),
+            ["done", "for 10s, paused", "-"]
+        );
+        deployment.status = Status::RollingBack.into();
+        assert_eq!(step_times(&deployment, now), ["done", "-", "-"]);
+    }
+
+    #[test]
+    fn only_the_active_one_of_a_scope_has_traffic_after_its_end() {
+        let ended = |id: &str, scope: &str, status: Status, at: u64| api::Deployment {
+            id: id.to_owned(),
+            scope: scope.to_owned(),
+            status: status.into(),
+            ended_at_ms: at,
+            traffic: Some(api::Traffic {
+                desired: 10_000,
+                ..api::Traffic::default()
+            }),
+            ..api::Deployment::default()
+        };
+        let all = [
+            ended("d", "stopped", Status::Deleted, 4),
+            ended("c", "web", Status::RolledBack, 3),
+            ended("b", "web", Status::Finalized, 2),
+            ended("a", "web", Status::Finalized, 1),
+            ended("0", "stopped", Status::Finalized, 1),
+        ];
+        let active = active_among(&all);
+        assert_eq!(active, BTreeSet::from(["b".to_owned()]));
+        let shares: Vec<_> = all
+            .iter()
+            .map(|one| share(one, active.contains(&one.id)))
+            .collect();
+        assert_eq!(shares, ["-", "-", "100 %", "-", "-"]);
+    }
+
+    #[test]
+    fn gates_tell_each_instant_once() {
+        let gate = |why: &str| api::Gate {
+            why: why.to_owned(),
+            until_ms: 1_700_000_000_000,
+            ..api::Gate::default()
+        };
+        let now = 1_699_999_990_000;
+        let once = "0 of 1, until 22:13:20Z (in 10s)";
+        let why = "0 of 1, until 2023-11-14T22:13:20.000Z";
+        assert_eq!(gate_line(&gate(why), now), once);
+        assert_eq!(
+            gate_line(&gate("no window"), now),
+            "no window (until 22:13:20Z (in 10s))"
+        );
     }
 
     #[test]

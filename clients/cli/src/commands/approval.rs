@@ -1,5 +1,7 @@
 //! `tidegate approval`: deployments that wait for people, and the decisions on them.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand};
 use tidegate_proto::control::v1 as api;
 
@@ -56,6 +58,7 @@ async fn list(session: &Session) -> Result<()> {
         render::list(
             session.output,
             &answer.deployments,
+            &BTreeSet::new(),
             wide,
             "Nothing waits for approval.",
         )

@@ -274,7 +274,8 @@ async fn list(session: &Session, args: ListArgs) -> Result<()> {
     };
     session.output.emit(&answer, |wide| {
         let empty = "No deployment. Start one with `tidegate deploy APP VERSION --scope SCOPE`.";
-        render::list(session.output, &answer.deployments, wide, empty)
+        let active = render::active_among(&answer.deployments);
+        render::list(session.output, &answer.deployments, &active, wide, empty)
     })
 }
 
@@ -347,7 +348,8 @@ async fn history(session: &Session, args: &HistoryArgs) -> Result<()> {
     session.output.emit(&gathered, |wide| {
         if id.is_empty() {
             let empty = format!("The scope \"{scope}\" has had no deployment yet.");
-            render::list(session.output, &gathered.deployments, wide, &empty)
+            let active = render::active_among(&gathered.deployments);
+            render::list(session.output, &gathered.deployments, &active, wide, &empty)
         } else {
             audit::table(&gathered.events, wide)
                 .render(session.output, "Nothing happened to it yet.")
@@ -371,44 +373,33 @@ fn explain(output: Output, deployment: &api::Deployment) -> String {
         writeln!(text, "{}", printable(&line)).ok();
     };
     if !deployment.message.is_empty() {
-        say(format!("{}.", deployment.message.trim_end_matches('.')));
+        let message = time::told(&deployment.message, now);
+        say(format!("{}.", message.trim_end_matches('.')));
     }
     if !deployment.waiting_for.is_empty() {
-        say(format!(
-            "It waits for {}.",
-            deployment.waiting_for.trim_end_matches('.')
-        ));
+        let what = time::told(&deployment.waiting_for, now);
+        say(format!("Waiting: {}.", what.trim_end_matches('.')));
     }
     for (word, hold) in [
         ("paused", &deployment.paused),
         ("halted", &deployment.halted),
     ] {
         if let Some(hold) = hold {
-            say(format!(
-                "It was {word} by {} at {}: {}. That ends at {} at the latest.",
-                hold.by,
-                time::stamp(hold.since_ms),
-                hold.reason,
-                time::stamp(hold.until_ms)
-            ));
+            say(format!("It is {word} {}.", render::hold_line(hold, now)));
         }
     }
     for gate in &deployment.gates {
-        let until = if gate.until_ms > 0 {
-            format!(" until {}", time::stamp(gate.until_ms))
-        } else {
-            String::new()
-        };
         say(format!(
-            "Gate {}: {}{until}. {}",
-            gate.kind, gate.answer, gate.why
+            "Gate {}: {}: {}.",
+            gate.kind,
+            gate.answer,
+            render::gate_line(gate, now)
         ));
     }
     if deployment.deadline_ms > 0 && !render::has_ended(status) {
         say(format!(
-            "Its deadline is {} ({}).",
-            time::stamp(deployment.deadline_ms),
-            time::until(deployment.deadline_ms, now)
+            "Its deadline is {}.",
+            time::instant(deployment.deadline_ms, now)
         ));
     }
     if deployment.next_wakeup_ms > 0 && !render::has_ended(status) {
@@ -425,12 +416,14 @@ fn explain(output: Output, deployment: &api::Deployment) -> String {
     text
 }
 
-async fn act(
-    session: &Session,
-    args: &ActArgs,
-    verb: Verb,
-    weight: u32,
-) -> Result<api::Deployment> {
+/// What a verb led to.
+struct Acted {
+    deployment: api::Deployment,
+    /// A retry, and the return to a finalized release, make a linked deployment.
+    is_another: bool,
+}
+
+async fn act(session: &Session, args: &ActArgs, verb: Verb, weight: u32) -> Result<Acted> {
     let found = match verb {
         // What ended badly is never the candidate nor the active one.
         Verb::Retry => session.newest_deployment(&args.reference).await?,
@@ -440,15 +433,20 @@ async fn act(
     let request = api::ActRequest {
         request_id: entropy::request_id()?.to_string(),
         expected_revision: args.revision,
-        id: found.id,
+        id: found.id.clone(),
         verb: verb.into(),
         weight,
         reason: args.reason.clone(),
     };
-    rpc!(client, deployments_client::DeploymentsClient, act, request).await
+    let deployment = rpc!(client, deployments_client::DeploymentsClient, act, request).await?;
+    Ok(Acted {
+        is_another: deployment.id != found.id,
+        deployment,
+    })
 }
 
-fn told(session: &Session, deployment: api::Deployment, word: &str) -> Result<()> {
+fn told(session: &Session, acted: Acted, word: &str) -> Result<()> {
+    let deployment = acted.deployment;
     session.output.emit(&deployment, |_| {
         format!(
             "deployment {} ({} {} to {}) is {word}; status {}\n",
@@ -467,11 +465,11 @@ fn told(session: &Session, deployment: api::Deployment, word: &str) -> Result<()
 async fn act_and_wait(session: &Session, args: ActWaitArgs, verb: Verb, word: &str) -> Result<u8> {
     args.wait.check()?;
     let answer = act(session, &args.act, verb, 0).await?;
-    if !args.wait.wait {
-        told(session, answer, word)?;
-        return Ok(0);
+    if args.wait.wait || answer.is_another {
+        return args.wait.after(session, &[answer.deployment]).await;
     }
-    args.wait.after(session, &[answer]).await
+    told(session, answer, word)?;
+    Ok(0)
 }
 
 async fn traffic(session: &Session, args: &TrafficArgs) -> Result<()> {
@@ -488,7 +486,8 @@ async fn traffic(session: &Session, args: &TrafficArgs) -> Result<()> {
         revision: 0,
     };
     let basis_points = share.basis_points();
-    let answer = act(session, &act_args, Verb::Traffic, u32::from(basis_points)).await?;
+    let acted = act(session, &act_args, Verb::Traffic, u32::from(basis_points)).await?;
+    let answer = acted.deployment;
     session.output.emit(&answer, |_| {
         let note = session.output.paint(
             Tone::Faint,
@@ -520,12 +519,9 @@ mod tests {
             until_ms: 0,
         }];
         let text = explain(Output::plain(Format::Table), &deployment);
+        assert!(text.contains("Waiting: the hold of step 2.\n"), "{text}");
         assert!(
-            text.contains("It waits for the hold of step 2.\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("Gate approval: pending. 1 of 2 grants\n"),
+            text.contains("Gate approval: pending: 1 of 2 grants.\n"),
             "{text}"
         );
     }

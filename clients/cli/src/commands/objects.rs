@@ -175,7 +175,7 @@ fn table(output: Output, kind: Kind, objects: &[api::Object], wide: bool) -> Tab
             });
         }
         cells.push((Tone::Plain, metadata.revision.to_string()));
-        let age = time::rough(now.saturating_sub(metadata.created_at_ms));
+        let age = time::age(metadata.created_at_ms, now);
         cells.push((Tone::Faint, age));
         if wide {
             cells.push((Tone::Plain, pairs(&metadata.labels)));

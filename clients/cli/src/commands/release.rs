@@ -537,10 +537,7 @@ fn table(releases: &[api::Release], wide: bool) -> Table {
             (Tone::Strong, metadata.name),
             (status_tone(&release.status), release.status.clone()),
             (Tone::Plain, dash(&assets.join(",")).to_owned()),
-            (
-                Tone::Faint,
-                time::rough(now.saturating_sub(metadata.created_at_ms)),
-            ),
+            (Tone::Faint, time::age(metadata.created_at_ms, now)),
             (Tone::Plain, dash(&notes).to_owned()),
         ];
         if wide {

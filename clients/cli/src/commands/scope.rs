@@ -1,5 +1,6 @@
 //! `tidegate scope`: the objects, everything about one on one screen, and stop, start, restart.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
@@ -305,10 +306,14 @@ fn screen(output: Output, view: &api::ScopeView, wide: bool) -> String {
             wakeup
         },
     );
-    let kept = view.kept_releases.join(", ");
+    let kept = printable(&view.kept_releases.join(", "));
     field(
         "kept",
-        format!("{} (can be returned to at once)", dash(&printable(&kept))),
+        if kept.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("{kept} (can be returned to at once)")
+        },
     );
     text.push('\n');
     text.push_str(&agents_table(view, now).render(output, "No agent matches this scope."));
@@ -319,7 +324,8 @@ fn screen(output: Output, view: &api::ScopeView, wide: bool) -> String {
     }
     if !view.recent.is_empty() {
         text.push('\n');
-        text.push_str(&render::list(output, &view.recent, wide, ""));
+        let active: BTreeSet<String> = view.active.iter().map(|d| d.id.clone()).collect();
+        text.push_str(&render::list(output, &view.recent, &active, wide, ""));
     }
     text
 }
@@ -329,7 +335,8 @@ fn line(output: Output, deployment: &api::Deployment, tone: Tone) -> String {
     let waiting = if deployment.waiting_for.is_empty() {
         String::new()
     } else {
-        format!(", waits for {}", printable(&deployment.waiting_for))
+        let told = time::told(&deployment.waiting_for, time::now_ms());
+        format!(": {}", printable(&told))
     };
     format!(
         "{} ({}) {}{waiting}",
@@ -340,6 +347,14 @@ fn line(output: Output, deployment: &api::Deployment, tone: Tone) -> String {
 }
 
 fn agents_table(view: &api::ScopeView, now: u64) -> Table {
+    // A version that is not there has no weight; one that is there may have an unknown one.
+    let of = |version: &Option<api::Deployment>, held: i32| {
+        if version.is_none() && held < 0 {
+            "-".to_owned()
+        } else {
+            weight(i64::from(held))
+        }
+    };
     let mut table = Table::new(&["AGENT", "CONTACT", "BLUE", "GREEN"]);
     for agent in &view.agents {
         let contact = match (agent.lost, agent.connected) {
@@ -356,8 +371,8 @@ fn agents_table(view: &api::ScopeView, now: u64) -> Table {
         table.toned([
             (Tone::Strong, agent.name.clone()),
             contact,
-            (Tone::Blue, weight(i64::from(agent.active_weight))),
-            (Tone::Green, weight(i64::from(agent.candidate_weight))),
+            (Tone::Blue, of(&view.active, agent.active_weight)),
+            (Tone::Green, of(&view.candidate, agent.candidate_weight)),
         ]);
     }
     table
