@@ -10,9 +10,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -30,6 +30,8 @@ use tonic::transport::{Channel, Endpoint};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// A listener tells of refused connections once in this time.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 const HANDSHAKES_AT_ONCE: usize = 256;
 /// Open connections of callers without a certificate: they must not use up what the others need.
 const STRANGERS_AT_ONCE: usize = 256;
@@ -323,6 +325,7 @@ async fn accept_loop(
     slots: Arc<Semaphore>,
     sender: mpsc::Sender<io::Result<TlsConnection>>,
 ) {
+    let refusals = Arc::new(Refusals::default());
     let mut current: Option<(Arc<TlsMaterial>, Arc<ServerConfig>)> = None;
     loop {
         let accepted = tokio::select! {
@@ -355,7 +358,7 @@ async fn accept_loop(
             return;
         };
         let acceptor = TlsAcceptor::from(config.clone());
-        let sender = sender.clone();
+        let (sender, refusals) = (sender.clone(), refusals.clone());
         tokio::spawn(async move {
             match handshake(acceptor, stream, remote).await {
                 Ok(mut connection) => {
@@ -369,11 +372,37 @@ async fn accept_loop(
                     sender.send(Ok(connection)).await.ok();
                     drop(slot);
                 }
+                Err(error) if refusals.is_worth_telling(&error, Instant::now()) => {
+                    tracing::warn!(%remote, %error, "a connection was refused");
+                }
                 Err(error) => {
                     tracing::debug!(%remote, %error, "a connection was refused");
                 }
             }
         });
+    }
+}
+
+/// Which refused handshakes are told to people: those with a wrong certificate or a wrong version
+/// of TLS, at most one per listener and [`TELL_EVERY`]. Who only opens a connection and closes it,
+/// as checks of ports do, is no news.
+#[derive(Default)]
+struct Refusals(Mutex<Option<Instant>>);
+
+impl Refusals {
+    fn is_worth_telling(&self, error: &io::Error, now: Instant) -> bool {
+        if !error
+            .get_ref()
+            .is_some_and(|cause| cause.is::<rustls::Error>())
+        {
+            return false;
+        }
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = told.is_none_or(|at| now.saturating_duration_since(at) >= TELL_EVERY);
+        if is_due {
+            *told = Some(now);
+        }
+        is_due
     }
 }
 
@@ -663,6 +692,21 @@ mod tests {
             let error = client.connect(&address, &expected).await.err().unwrap();
             assert!(error.to_string().contains(uri), "{error}");
         }
+    }
+
+    #[test]
+    fn wrong_certificates_are_told_now_and_then_and_closed_ports_never() {
+        let refusals = Refusals::default();
+        let now = Instant::now();
+        let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert!(!refusals.is_worth_telling(&closed, now));
+        let wrong = io::Error::new(
+            io::ErrorKind::InvalidData,
+            rustls::Error::NoCertificatesPresented,
+        );
+        assert!(refusals.is_worth_telling(&wrong, now));
+        assert!(!refusals.is_worth_telling(&wrong, now + TELL_EVERY / 2));
+        assert!(refusals.is_worth_telling(&wrong, now + TELL_EVERY));
     }
 
     #[tokio::test]

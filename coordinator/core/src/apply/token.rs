@@ -135,7 +135,7 @@ fn usable(tx: &Tx<'_>, command: &Join) -> Result<Token, Rejection> {
     if token.expires_at <= tx.at {
         return Err(Rejection::new(
             Reason::TokenExpired,
-            format!("this token ran out at {}", token.expires_at),
+            format!("this token expired at {}", token.expires_at),
         ));
     }
     if token.used >= token.uses {
