@@ -28,6 +28,8 @@ const GATHER: Duration = Duration::from_millis(50);
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 /// Reports in one batch.
 const MOST_REPORTS: usize = 2_000;
+/// Bytes of one message to the leader, well below what it takes.
+const MESSAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// What one coordinator tells the leader.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -166,13 +168,45 @@ fn leader_of(status: &crate::raft::RaftStatus) -> Option<(u64, u64)> {
 }
 
 async fn send(context: &Context, leader: u64, batch: &Batch) -> Result<(), String> {
-    let payload = codec::encode(batch).map_err(|error| error.to_string())?;
-    context
-        .peers
-        .ask(leader, TOPIC, Bytes::from(payload), ASK_LIMIT)
-        .await
-        .map(|_| ())
-        .map_err(|error| error.to_string())
+    for payload in messages(batch) {
+        context
+            .peers
+            .ask(leader, TOPIC, payload, ASK_LIMIT)
+            .await
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// A batch in as many messages as it takes. A report that is too large for one is left out: it must
+/// not keep back what the other agents tell.
+fn messages(batch: &Batch) -> Vec<Bytes> {
+    let mut messages = Vec::new();
+    let mut waiting = vec![batch.clone()];
+    while let Some(mut batch) = waiting.pop() {
+        if let Ok(bytes) = codec::encode(&batch)
+            && bytes.len() <= MESSAGE_BYTES
+        {
+            messages.push(Bytes::from(bytes));
+            continue;
+        }
+        let middle = batch.reports.keys().nth(batch.reports.len() / 2).cloned();
+        let Some(middle) = middle else {
+            tracing::error!("the list of connected agents is too long to be told");
+            continue;
+        };
+        if batch.reports.len() == 1 {
+            tracing::warn!(agent = %middle, "a report is too large and is not passed on");
+            batch.reports.clear();
+        } else {
+            waiting.push(Batch {
+                reports: batch.reports.split_off(&middle),
+                ..Batch::default()
+            });
+        }
+        waiting.push(batch);
+    }
+    messages
 }
 
 /// Proves every few seconds, by a read index, that there is a leader, and stamps it into the
@@ -235,6 +269,37 @@ mod tests {
             gathered.next_batch().unwrap().reports[&name("a")].sequence,
             3
         );
+    }
+
+    #[test]
+    fn a_large_batch_goes_in_parts_and_a_giant_report_not_at_all() {
+        let large = |bytes: usize| Report {
+            complaints: vec!["x".repeat(bytes)],
+            ..Report::default()
+        };
+        let mut batch = Batch {
+            closed: BTreeSet::from([name("gone")]),
+            connected: Some(BTreeMap::from([(name("a0"), Timestamp::ZERO)])),
+            ..Batch::default()
+        };
+        for number in 0..10 {
+            let agent = name(&format!("a{number}"));
+            batch.reports.insert(agent, large(MESSAGE_BYTES / 4));
+        }
+        batch
+            .reports
+            .insert(name("giant"), large(2 * MESSAGE_BYTES));
+        let mut told = Batch::default();
+        for message in messages(&batch) {
+            assert!(message.len() <= MESSAGE_BYTES);
+            let part: Batch = codec::decode(&message).unwrap();
+            told.closed.extend(part.closed);
+            told.connected = told.connected.or(part.connected);
+            told.reports.extend(part.reports);
+        }
+        batch.reports.remove(&name("giant"));
+        assert_eq!(told, batch);
+        assert_eq!(messages(&Batch::default()).len(), 1);
     }
 
     #[test]
