@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tidegate_coordinator_core::State;
 use tidegate_coordinator_core::command::{Command, UpdateAgent};
 use tidegate_coordinator_core::desired::desired;
@@ -37,6 +38,8 @@ const HELLO_LIMIT: Duration = Duration::from_secs(10);
 const SEND_LIMIT: Duration = Duration::from_secs(20);
 /// Reports of one session per second.
 const MOST_REPORTS: u32 = 100;
+/// Bytes of the reports of one session per second.
+const MOST_BYTES: usize = 4 * 1024 * 1024;
 /// Largest message of an agent.
 pub const MAX_MESSAGE: usize = 2 * 1024 * 1024;
 /// Lines in one chunk of an answer.
@@ -375,10 +378,10 @@ impl Session {
             }
             Err(_) => return Err(End::silent()),
         };
-        if !rate.admits(self.context.clock.monotonic()) {
+        if !rate.admits(self.context.clock.monotonic(), report.encoded_len()) {
             return Err(End::new(
                 Reason::QueueFull,
-                format!("more than {MOST_REPORTS} reports in a second"),
+                format!("more than {MOST_REPORTS} reports or {MOST_BYTES} bytes in a second"),
             ));
         }
         let report = link::report(report)
@@ -412,16 +415,20 @@ fn stopping() -> End {
 struct Rate {
     second: u64,
     count: u32,
+    bytes: usize,
 }
 
 impl Rate {
-    fn admits(&mut self, now: Duration) -> bool {
+    fn admits(&mut self, now: Duration, bytes: usize) -> bool {
         if now.as_secs() != self.second {
-            self.second = now.as_secs();
-            self.count = 0;
+            *self = Self {
+                second: now.as_secs(),
+                ..Self::default()
+            };
         }
         self.count += 1;
-        self.count <= MOST_REPORTS
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.count <= MOST_REPORTS && self.bytes <= MOST_BYTES
     }
 }
 
@@ -493,5 +500,22 @@ async fn update(context: Arc<Context>, name: Name, version: String, facts: Facts
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_limited_by_number_and_by_bytes_and_begin_anew_each_second() {
+        let at = Duration::from_secs(7);
+        let mut rate = Rate::default();
+        let admitted = (0..1_000).filter(|_| rate.admits(at, 10)).count();
+        assert_eq!(admitted, MOST_REPORTS as usize);
+        let mut rate = Rate::default();
+        assert!(rate.admits(at, MOST_BYTES));
+        assert!(!rate.admits(at, 1));
+        assert!(rate.admits(at + Duration::from_secs(1), 1));
     }
 }
