@@ -142,6 +142,12 @@ impl Cluster for ClusterApi {
         {
             return Ok(answer);
         }
+        if !self.0.leads() {
+            return Err(status::refusal(
+                Reason::NoLeader,
+                "the leader cannot be reached to hand over the lead",
+            ));
+        }
         if !self.0.transfer(TRANSFER_LIMIT).await? {
             return Err(status::refusal(
                 Reason::NoLeader,
