@@ -381,7 +381,8 @@ pub async fn request_enrolment(
         .map_err(|status| JoinError::of_status(&status))
 }
 
-async fn connect(server: &str, fingerprint: Digest) -> Result<Channel, JoinError> {
+/// A connection without a certificate, to a server of the CA with this fingerprint.
+pub(crate) async fn connect(server: &str, fingerprint: Digest) -> Result<Channel, JoinError> {
     let unreachable = |error: &dyn std::fmt::Display| {
         JoinError::new(
             Reason::Unreachable,

@@ -134,6 +134,38 @@ async fn only_members_speak_for_others_or_as_coordinators() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn without_a_certificate_there_is_enrolment_and_nothing_else() {
+    let world = World::new().await;
+    let state = world.node.context().query.stale().state.clone();
+    let root = ca::root_der(&state.cluster.unwrap().ca.certificate).unwrap();
+    let fingerprint = Digest::of(&root);
+    let listen = world.node.listen();
+    for address in [listen.control, listen.peer, listen.http] {
+        // The refusal comes with the handshake, or right behind it.
+        let Ok(channel) = enroll::connect(&address.to_string(), fingerprint).await else {
+            continue;
+        };
+        let refused = ClusterClient::new(channel)
+            .who_am_i(pb::WhoAmIRequest {})
+            .await
+            .unwrap_err();
+        assert_eq!(reason_of(&refused), None, "{address} answered: {refused:?}");
+    }
+    let open = enroll::connect(&listen.enroll.to_string(), fingerprint)
+        .await
+        .unwrap();
+    let mut cluster = ClusterClient::new(open);
+    let refused = cluster.who_am_i(pb::WhoAmIRequest {}).await.unwrap_err();
+    assert_eq!(reason_of(&refused).as_deref(), Some("UNAUTHENTICATED"));
+    let refused = cluster
+        .status(for_admin(pb::ClusterStatusRequest {}))
+        .await
+        .unwrap_err();
+    assert_eq!(reason_of(&refused).as_deref(), Some("PERMISSION_DENIED"));
+    world.node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_counts_once_however_it_is_tried() {
     let world = World::new().await;
     // Two at once.
