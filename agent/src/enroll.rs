@@ -203,7 +203,19 @@ fn write(
     if let Err(error) = files::remove(&layout.coordinators()) {
         tracing::warn!(%error, "the old list of coordinators stays");
     }
-    let mut config = Config::new(&name, control, of(|addresses| &addresses.http));
+    let http = of(|addresses| &addresses.http);
+    // A host that joins again, as after its certificate has ended, keeps its own settings.
+    let kept = std::fs::read_to_string(layout.config()).ok();
+    let kept = kept.and_then(|text| toml::from_str::<Config>(&text).ok());
+    let mut config = match kept {
+        Some(kept) => Config {
+            name: name.to_string(),
+            coordinators: control,
+            http,
+            ..kept
+        },
+        None => Config::new(&name, control, http),
+    };
     if let Some(address) = options.listen_address {
         config.listen_address = address.to_string();
     }

@@ -175,10 +175,16 @@ async fn joining_writes_what_the_agent_needs() {
     let dir = tempfile::tempdir().unwrap();
     let ca = Arc::new(Ca::new());
     let server = office(&ca, None).await;
-    let joined = join(&options(dir.path(), server, ca.fingerprint()))
+    let joined = join(&options(dir.path(), server.clone(), ca.fingerprint()))
         .await
         .unwrap();
     assert_eq!(joined.name.as_str(), "web-1");
+    // Joining again changes the certificate and the coordinators, not the host's own settings.
+    let again = JoinOptions {
+        listen_address: None,
+        ..options(dir.path(), server, ca.fingerprint())
+    };
+    join(&again).await.unwrap();
     let settings = Config::load(&joined.config, |_| None).unwrap();
     assert_eq!(settings.coordinators, ["127.0.0.1:7400"]);
     assert_eq!(settings.listen_address.to_string(), "127.0.1.1");

@@ -26,7 +26,7 @@ const DEFAULT_DIR: &str = "/var/lib/tidegate-agent";
 /// A host joins its cluster once, with a token that `tidegate token create agent` prints, and then
 /// runs the agent as a service:
 ///
-///   tidegate-agent join --token tg1_… --server coordinator.example:7403
+///   tidegate-agent join --token tg1_… --server coordinator.example:7443
 ///   tidegate-agent run
 ///
 /// Applications and the proxy are processes of their own: they go on when the agent stops, is

@@ -155,7 +155,8 @@ fn unix_seconds() -> i64 {
 fn complain_about_certificate(material: &Material) {
     if material.not_after <= unix_seconds() {
         error!(
-            "this agent's certificate has ended; make a token with `tidegate token create agent` and run `tidegate-agent join` again: applications and the proxy go on meanwhile"
+            "this agent's certificate has ended; make a token with `tidegate token create agent --name {}`, with its labels, run `tidegate-agent join` again with it and restart the agent: applications and the proxy go on meanwhile",
+            material.identity.name
         );
     }
 }
