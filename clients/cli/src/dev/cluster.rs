@@ -11,6 +11,7 @@
 
 mod supervise;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -202,6 +203,8 @@ pub struct Cluster {
     coordinators: Vec<Process>,
     agents: Vec<Process>,
     session: Session,
+    /// Names of those that were taken out of the cluster.
+    removed: BTreeSet<String>,
     /// Held, so that no other cluster takes the same addresses.
     _claim: TcpListener,
 }
@@ -245,6 +248,7 @@ impl Cluster {
             coordinators: Vec::new(),
             agents: Vec::new(),
             session,
+            removed: BTreeSet::new(),
             _claim: claim,
         })
     }
@@ -266,14 +270,19 @@ impl Cluster {
 
     /// How many agents there are.
     pub fn agent_count(&self) -> usize {
-        self.plan.agents.len()
+        self.present_agents().count()
+    }
+
+    /// Positions and plans of the agents that are in the cluster.
+    fn present_agents(&self) -> impl Iterator<Item = (usize, &AgentPlan)> {
+        let agents = self.plan.agents.iter().enumerate();
+        agents.filter(|(_, agent)| !self.removed.contains(&agent.name))
     }
 
     /// Where the proxies listen for a scope with this port.
     pub fn proxies(&self, port: u16) -> Vec<SocketAddr> {
-        let agents = self.plan.agents.iter();
-        agents
-            .map(|agent| SocketAddr::from((agent.address, port)))
+        self.present_agents()
+            .map(|(_, agent)| SocketAddr::from((agent.address, port)))
             .collect()
     }
 
@@ -315,8 +324,10 @@ impl Cluster {
             for position in 1..self.plan.coordinators.len() {
                 self.join_coordinator(position).await?;
             }
+        } else {
+            self.leave_out_the_removed().await?;
         }
-        let members = self.plan.coordinators.len();
+        let members = self.coordinators.len();
         self.until("all coordinators", move |status| {
             let up = status
                 .members
@@ -328,7 +339,8 @@ impl Cluster {
         self.output
             .note(&format!("{members} coordinators are up"))?;
         self.learn_addresses().await?;
-        for position in 0..self.plan.agents.len() {
+        let present: Vec<_> = self.present_agents().map(|(at, _)| at).collect();
+        for position in present {
             if fresh {
                 self.join_agent(position).await?;
             }
@@ -336,11 +348,38 @@ impl Cluster {
         }
         self.until_agents().await?;
         self.output
-            .note(&format!("{} agents are connected", self.plan.agents.len()))?;
+            .note(&format!("{} agents are connected", self.agents.len()))?;
         if fresh {
             // Written last: a folder whose making was interrupted is not taken for a cluster.
             self.plan.store(&self.dir)?;
         }
+        Ok(())
+    }
+
+    /// Finds who was taken out of the cluster when it ran before: they stay out.
+    async fn leave_out_the_removed(&mut self) -> Result<()> {
+        let status = cluster_command::status(&self.session).await?;
+        let agents = agent::all(&self.session, "").await?;
+        let members = status.members.iter().map(|member| member.name.as_str());
+        let names = agents.iter().filter_map(|agent| agent.metadata.as_ref());
+        let known: BTreeSet<&str> = members
+            .chain(names.map(|metadata| metadata.name.as_str()))
+            .collect();
+        let coordinators = self.plan.coordinators.iter().map(|plan| &plan.name);
+        let all = coordinators.chain(self.plan.agents.iter().map(|plan| &plan.name));
+        self.removed = all
+            .filter(|name| !known.contains(name.as_str()))
+            .cloned()
+            .collect();
+        for name in &self.removed {
+            self.output
+                .note(&format!("{name} was removed from the cluster: left out"))?;
+        }
+        let (mut gone, stay) = std::mem::take(&mut self.coordinators)
+            .into_iter()
+            .partition(|process| self.removed.contains(&process.name));
+        self.coordinators = stay;
+        stop_all(&mut gone, COORDINATOR_STOP).await;
         Ok(())
     }
 
@@ -520,7 +559,7 @@ impl Cluster {
             match agent::all(&self.session, "").await {
                 Ok(agents) => {
                     let connected = agents.iter().filter(|agent| agent.connected).count();
-                    if connected >= self.plan.agents.len() {
+                    if connected >= self.agents.len() {
                         return Ok(());
                     }
                 }

@@ -3,7 +3,7 @@
 //! `--demo`; the demo itself treats any end as a failure.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -27,17 +27,12 @@ const MAX_DEATHS: usize = 5;
 const DEATHS_WINDOW: Duration = Duration::from_secs(60);
 /// A process that was started again is waited for so long.
 const BACK_LIMIT: Duration = Duration::from_secs(60);
+/// The cluster has so long to say whether somebody was removed.
+const ASK_LIMIT: Duration = Duration::from_secs(3);
 /// How often the processes are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// Lines of a log that are told at an end.
 const TOLD_LINES: usize = 3;
-
-/// One of the processes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Child {
-    Coordinator(usize),
-    Agent(usize),
-}
 
 /// When each process ended lately.
 #[derive(Debug, Default)]
@@ -58,37 +53,47 @@ impl Deaths {
     }
 }
 
+/// What a process is to the cluster.
+#[derive(Debug, Clone)]
+enum Role {
+    /// With its control address.
+    Coordinator(String),
+    Agent,
+}
+
 impl Cluster {
     /// Starts again what ends; comes back only when that does not help.
     pub async fn supervise(&mut self) -> Failure {
         let mut deaths = Deaths::default();
-        let mut due: Vec<(Instant, Child)> = Vec::new();
+        let mut due: Vec<(Instant, String)> = Vec::new();
         // Dropped with this future: nothing is told any more while everything is stopped.
         let mut returns = JoinSet::new();
         loop {
             tokio::time::sleep(LOOK).await;
             while returns.try_join_next().is_some() {}
-            for child in self.ended(&due) {
-                let output = self.output;
-                let process = self.process(child);
+            while let Some(mut process) = self.take_ended() {
                 let how = process.end().await;
                 if deaths.are_too_many(&process.name, Instant::now()) {
-                    let failure = process.unexpected_end().await;
-                    return failure.at(format!(
+                    return process.unexpected_end().await.at(format!(
                         "it ended more than {MAX_DEATHS} times within {} s",
                         DEATHS_WINDOW.as_secs()
                     ));
                 }
-                tell_end(output, process, &how);
-                due.push((Instant::now() + RESTART_AFTER, child));
+                let was_removed = self.was_removed(&process.name).await;
+                tell_end(self.output, &process, &how, was_removed);
+                if was_removed {
+                    self.removed.insert(process.name.clone());
+                } else {
+                    due.push((Instant::now() + RESTART_AFTER, process.name.clone()));
+                }
             }
             let now = Instant::now();
             let (ready, later): (Vec<_>, Vec<_>) = due.into_iter().partition(|(at, _)| *at <= now);
             due = later;
-            for (_, child) in ready {
-                match self.start_again(child) {
-                    Ok(name) => {
-                        returns.spawn(self.watch_return(child, name));
+            for (_, name) in ready {
+                match self.start_again(&name) {
+                    Ok(role) => {
+                        returns.spawn(watch_return(self.dir.clone(), self.output, name, role));
                     }
                     Err(failure) => return failure,
                 }
@@ -96,67 +101,71 @@ impl Cluster {
         }
     }
 
-    /// Those that have ended and do not wait for their next start.
-    fn ended(&mut self, due: &[(Instant, Child)]) -> Vec<Child> {
-        let coordinators = (0..self.coordinators.len()).map(Child::Coordinator);
-        let all: Vec<_> = coordinators
-            .chain((0..self.agents.len()).map(Child::Agent))
-            .collect();
-        all.into_iter()
-            .filter(|child| due.iter().all(|(_, waiting)| waiting != child))
-            .filter(|child| self.process(*child).has_ended())
-            .collect()
+    /// One that has ended.
+    fn take_ended(&mut self) -> Option<Process> {
+        [&mut self.coordinators, &mut self.agents]
+            .into_iter()
+            .find_map(|processes| {
+                let at = processes.iter_mut().position(Process::has_ended)?;
+                Some(processes.remove(at))
+            })
     }
 
-    fn process(&mut self, child: Child) -> &mut Process {
-        match child {
-            Child::Coordinator(position) => &mut self.coordinators[position],
-            Child::Agent(position) => &mut self.agents[position],
-        }
-    }
-
-    fn start_again(&mut self, child: Child) -> Result<String> {
-        let process = match child {
-            Child::Coordinator(position) => self.run_coordinator(position)?,
-            Child::Agent(position) => self.run_agent(position)?,
+    /// Whether somebody took it out of the cluster; not, when nobody can tell.
+    async fn was_removed(&self, name: &str) -> bool {
+        let asked = async {
+            let session = admin_session(&self.dir);
+            let status = cluster_command::status(&session).await?;
+            let agents = agent::all(&session, "").await?;
+            let is_member = status.members.iter().any(|member| member.name == name);
+            let is_agent = agents.iter().any(|agent| is_called(agent, name));
+            Result::Ok(!is_member && !is_agent)
         };
-        let name = process.name.clone();
-        *self.process(child) = process;
-        Ok(name)
+        matches!(tokio::time::timeout(ASK_LIMIT, asked).await, Ok(Ok(true)))
     }
 
-    /// Tells when the process does its work again.
-    fn watch_return(&self, child: Child, name: String) -> impl Future<Output = ()> + use<> {
-        let (dir, output) = (self.dir.clone(), self.output);
-        let control = match child {
-            Child::Coordinator(position) => {
-                Some(self.plan.coordinators[position].control.to_string())
-            }
-            Child::Agent(_) => None,
-        };
-        async move {
-            let start = Instant::now();
-            while start.elapsed() < BACK_LIMIT {
-                let back = match &control {
-                    Some(control) => coordinator_works(&dir, control).await,
-                    None => agent_is_connected(&dir, &name).await,
-                };
-                if back.unwrap_or(false) {
-                    let line = format!("{name} is back");
-                    tell(output, Tone::Good, &line);
-                    return;
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-            let log = dir.join("logs").join(format!("{name}.log"));
-            let line = format!(
-                "{name} is not back after {} s; see {}",
-                BACK_LIMIT.as_secs(),
-                log.display()
-            );
-            tell(output, Tone::Bad, &line);
+    fn start_again(&mut self, name: &str) -> Result<Role> {
+        let mut coordinators = self.plan.coordinators.iter();
+        if let Some(position) = coordinators.position(|plan| plan.name == name) {
+            let process = self.run_coordinator(position)?;
+            self.coordinators.push(process);
+            let control = self.plan.coordinators[position].control.to_string();
+            return Ok(Role::Coordinator(control));
         }
+        if let Some(position) = self.plan.agents.iter().position(|plan| plan.name == name) {
+            let process = self.run_agent(position)?;
+            self.agents.push(process);
+        }
+        Ok(Role::Agent)
     }
+}
+
+/// Tells when a process does its work again.
+async fn watch_return(dir: PathBuf, output: Output, name: String, role: Role) {
+    let start = Instant::now();
+    while start.elapsed() < BACK_LIMIT {
+        let back = match &role {
+            Role::Coordinator(control) => coordinator_works(&dir, control).await,
+            Role::Agent => agent_is_connected(&dir, &name).await,
+        };
+        if back.unwrap_or(false) {
+            tell(output, Tone::Good, &format!("{name} is back"));
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let log = dir.join("logs").join(format!("{name}.log"));
+    let line = format!(
+        "{name} is not back after {} s; see {}",
+        BACK_LIMIT.as_secs(),
+        log.display()
+    );
+    tell(output, Tone::Bad, &line);
+}
+
+fn is_called(agent: &api::Agent, name: &str) -> bool {
+    let metadata = agent.metadata.as_ref();
+    metadata.is_some_and(|metadata| metadata.name == name)
 }
 
 /// Whether the coordinator itself answers and is a member of a cluster that has a leader.
@@ -177,18 +186,19 @@ async fn agent_is_connected(dir: &Path, name: &str) -> Result<bool> {
     // Asked for so that a cluster without a leader does not count.
     cluster_command::status(&session).await?;
     let agents = agent::all(&session, "").await?;
-    Ok(agents.iter().any(|agent| {
-        agent.connected
-            && agent
-                .metadata
-                .as_ref()
-                .is_some_and(|metadata| metadata.name == name)
-    }))
+    Ok(agents
+        .iter()
+        .any(|agent| agent.connected && is_called(agent, name)))
 }
 
-fn tell_end(output: Output, process: &Process, how: &str) {
+fn tell_end(output: Output, process: &Process, how: &str, was_removed: bool) {
     let name = &process.name;
-    let line = format!("{name} {how}; it is started again after a second");
+    let next = if was_removed {
+        "it was removed from the cluster and stays away"
+    } else {
+        "it is started again after a second"
+    };
+    let line = format!("{name} {how}; {next}");
     tell(output, Tone::Bad, &line);
     let words = process.last_words();
     let width = output.width().saturating_sub(4);
