@@ -25,6 +25,9 @@ use crate::errors::{Failure, Result};
 /// Header that carries the version in every answer.
 pub const VERSION_HEADER: &str = "x-demo-version";
 
+/// A line is printed once per so many requests.
+const TOLD_EVERY: u64 = 100;
+
 /// What a release of the application says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Release {
@@ -111,17 +114,37 @@ impl App {
         due(number + 1) > due(number)
     }
 
+    /// A line for `tidegate logs` after the first request and after every hundredth.
+    fn tell(&self, number: u64) {
+        let count = number + 1;
+        if count != 1 && count % TOLD_EVERY != 0 {
+            return;
+        }
+        let failed = (count as f64 * self.release.error_rate).floor();
+        // An application whose output is closed still serves.
+        writeln!(
+            std::io::stdout(),
+            "version {}: {count} requests, {failed} failed",
+            self.release.version
+        )
+        .ok();
+    }
+
     fn answer(&self, path: &str) -> Response<Full<Bytes>> {
         let version = &self.release.version;
         let (status, text) = if path == "/healthz" {
             (StatusCode::OK, "ok\n".to_owned())
-        } else if self.fails(self.requests.fetch_add(1, Ordering::Relaxed)) {
-            (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("version {version} failed\n"),
-            )
         } else {
-            (StatusCode::OK, format!("hello from version {version}\n"))
+            let number = self.requests.fetch_add(1, Ordering::Relaxed);
+            self.tell(number);
+            if self.fails(number) {
+                (
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    format!("version {version} failed\n"),
+                )
+            } else {
+                (StatusCode::OK, format!("hello from version {version}\n"))
+            }
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = status;

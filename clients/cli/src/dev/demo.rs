@@ -95,7 +95,7 @@ pub async fn play(cluster: &mut Cluster, output: Output) -> Result<u8> {
 async fn describe(session: &Session, port: u16) -> Result<()> {
     let rule = json!({
         "metric": "http.error_rate", "comparison": "greater_than", "threshold": "0.1",
-        "judge": "raw", "window": "1s", "min_samples": 10,
+        "judge": "raw", "window": "1s", "min_samples": 20,
     });
     let strategy = json!({
         "traffic": { "steps": [
