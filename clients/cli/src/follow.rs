@@ -13,7 +13,7 @@ use tokio_stream::StreamExt as _;
 
 use crate::connect::{Client, failure_of};
 use crate::errors::{Failure, Result};
-use crate::output::{Output, Tone, printable, weight};
+use crate::output::{Output, Tone, printable, shortened, weight};
 use crate::session::Session;
 use crate::{render, time};
 
@@ -27,6 +27,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 const BROKEN_LIMIT: Duration = Duration::from_secs(60);
 /// Points of a sparkline.
 const HISTORY: usize = 40;
+/// Agents in a picture; the page of `deployment get` shows all.
+const SHOWN_AGENTS: usize = 10;
 
 /// How a deployment is followed.
 #[derive(Debug, Clone, Copy)]
@@ -60,15 +62,17 @@ pub async fn follow(session: &Session, id: &str, following: Following) -> Result
         () = limit => {
             view.finish()?;
             output.note(&format!(
-                "timed out after {}: the deployment goes on; look with `tidegate deployment get {id}`",
-                following.timeout
+                "timed out after {}: the deployment goes on\nnext: tidegate deployment watch {}",
+                following.timeout,
+                short(id)
             ))?;
             return Ok(render::EXIT_TIMED_OUT);
         }
         _ = tokio::signal::ctrl_c() => {
             view.finish()?;
             output.note(&format!(
-                "\nthe deployment goes on without you; watch it with `tidegate deployment watch {id}`, take it back with `tidegate deployment rollback {id}`"
+                "\nthe deployment goes on without you\nnext: tidegate deployment watch {0}, or take it back: tidegate deployment rollback {0}",
+                short(id)
             ))?;
             return Ok(EXIT_INTERRUPTED);
         }
@@ -81,6 +85,13 @@ pub async fn follow(session: &Session, id: &str, following: Following) -> Result
         output.emit(&outcome, |_| String::new())?;
     }
     Ok(render::exit_status(&outcome))
+}
+
+/// A deployment's id as people type it.
+fn short(id: &str) -> String {
+    id.get(id.len().saturating_sub(8)..)
+        .unwrap_or(id)
+        .to_lowercase()
 }
 
 async fn until_end(client: &Client, id: &str, view: &mut View) -> Result<api::Deployment> {
@@ -175,9 +186,19 @@ impl View {
             }
             return Ok(());
         }
+        let (width, height) = (self.output.width(), self.output.height());
         let picture = picture(self.output, deployment, &self.history);
-        let width = self.output.width();
-        let lines: Vec<String> = picture.lines().map(|line| cut(line, width)).collect();
+        let mut lines: Vec<String> = picture
+            .lines()
+            .flat_map(|line| wrapped(line, width))
+            .collect();
+        // What scrolled off the screen cannot be drawn over.
+        if lines.len() >= height {
+            lines.truncate(height.saturating_sub(2));
+            let id = &deployment.short_id;
+            let more = format!("… the window is too low; all of it: tidegate deployment get {id}");
+            lines.push(self.output.paint(Tone::Faint, &shortened(&more, width)));
+        }
         let mut text = self.rewind();
         for line in &lines {
             text.push_str(line);
@@ -207,7 +228,8 @@ impl View {
 pub fn progress_line(deployment: &api::Deployment) -> String {
     let mut parts = Vec::new();
     if render::has_traffic(deployment.status()) {
-        parts.push(traffic_words(&deployment.traffic.unwrap_or_default()));
+        let traffic = deployment.traffic.unwrap_or_default();
+        parts.push(format!("traffic {}", render::weight_on_its_way(&traffic)));
     }
     let (healthy, wanted) = deployment
         .participants
@@ -234,16 +256,6 @@ pub fn progress_line(deployment: &api::Deployment) -> String {
     printable(line.trim_end())
 }
 
-/// `traffic 10 %`, and where it goes if it is not there yet: `traffic 10 % → 50 %`.
-fn traffic_words(traffic: &api::Traffic) -> String {
-    let held = weight(i64::from(traffic.actual));
-    if traffic.actual == traffic.desired {
-        format!("traffic {held}")
-    } else {
-        format!("traffic {held} → {}", weight(i64::from(traffic.desired)))
-    }
-}
-
 impl History {
     fn take(&mut self, deployment: &api::Deployment) {
         let sides = [
@@ -251,7 +263,8 @@ impl History {
             &deployment.candidate_telemetry,
         ];
         for (side, telemetry) in sides.into_iter().enumerate() {
-            let Some(telemetry) = telemetry else {
+            // Without requests there is neither an error rate nor a latency.
+            let Some(telemetry) = telemetry.as_ref().filter(|seen| seen.requests > 0) else {
                 continue;
             };
             let push = |values: &mut VecDeque<f64>, value: f64| {
@@ -268,7 +281,6 @@ impl History {
 
 fn picture(output: Output, deployment: &api::Deployment, history: &History) -> String {
     let status = deployment.status();
-    let traffic = deployment.traffic.unwrap_or_default();
     let now = time::now_ms();
     let mut text = format!(
         "{} {} → {}   {} {}   {}\n",
@@ -278,19 +290,72 @@ fn picture(output: Output, deployment: &api::Deployment, history: &History) -> S
         output.paint(render::tone(status), status.as_str_name()),
         output.paint(
             Tone::Faint,
-            &format!("since {}", time::ago(deployment.status_since_ms, now))
+            &format!("for {}", time::age(deployment.status_since_ms, now))
         ),
         output.paint(Tone::Faint, &deployment.short_id),
     );
-    text.push_str(&format!(
-        "{} {} held, {} wanted\n",
-        render::traffic_bar(output, traffic.actual, traffic.desired, 50),
-        weight(i64::from(traffic.actual)),
-        weight(i64::from(traffic.desired)),
-    ));
+    if render::has_traffic(status) || render::has_ended(status) {
+        text.push_str(&traffic(output, deployment));
+    }
     text.push_str(&render::steps(output, deployment));
-    text.push_str(&render::participants(output, deployment));
-    text.push('\n');
+    text.push_str(&render::participants(output, deployment, SHOWN_AGENTS));
+    text.push_str(&figures(output, deployment, history));
+    text.push_str(&render::evidence(output, deployment));
+    text.push_str(&render::causes(output, deployment));
+    let (word, what) = if deployment.waiting_for.is_empty() {
+        ("", &deployment.message)
+    } else {
+        ("waiting: ", &deployment.waiting_for)
+    };
+    if !what.is_empty() {
+        let what = printable(&time::told(what, now));
+        text.push_str(&format!("\n{}{what}\n", output.paint(Tone::Faint, word)));
+    }
+    for (word, hold) in [
+        ("paused", &deployment.paused),
+        ("halted", &deployment.halted),
+    ] {
+        if let Some(hold) = hold {
+            let line = format!("{word} {}", render::hold_line(hold, now));
+            text.push_str(&format!("{}\n", output.paint(Tone::Busy, &line)));
+        }
+    }
+    if !render::has_ended(status) {
+        let line = "\nCtrl-C ends the watching, not the deployment";
+        text.push_str(&output.paint(Tone::Faint, line));
+        text.push('\n');
+    }
+    text
+}
+
+/// Who has how much of the traffic.
+fn traffic(output: Output, deployment: &api::Deployment) -> String {
+    let traffic = deployment.traffic.unwrap_or_default();
+    let green = format!(
+        "{} {}",
+        printable(&deployment.version),
+        render::weight_on_its_way(&traffic)
+    );
+    let blue = if deployment.replaces_version.is_empty() {
+        String::new()
+    } else {
+        let rest = 10_000_u32.saturating_sub(traffic.actual);
+        format!(
+            "   {} {}",
+            printable(&deployment.replaces_version),
+            weight(i64::from(rest))
+        )
+    };
+    format!(
+        "{} {}{}\n",
+        render::traffic_bar(output, traffic.actual, traffic.desired, 40),
+        output.paint(Tone::Green, &green),
+        output.paint(Tone::Blue, &blue),
+    )
+}
+
+/// Error rate and latency of both versions, with their history.
+fn figures(output: Output, deployment: &api::Deployment, history: &History) -> String {
     let sides = [
         (
             "blue",
@@ -305,43 +370,37 @@ fn picture(output: Output, deployment: &api::Deployment, history: &History) -> S
             &deployment.version,
         ),
     ];
+    let mut text = String::from("\n");
     for (side, (word, tone, telemetry, version)) in sides.into_iter().enumerate() {
         let Some(telemetry) = telemetry else {
             continue;
         };
+        if telemetry.requests == 0 {
+            text.push_str(&format!(
+                "{} {}  no requests yet\n",
+                output.paint(tone, &format!("{word:<5}")),
+                output.paint(Tone::Strong, &printable(version)),
+            ));
+            continue;
+        }
+        let errors = if telemetry.error_rate > 0.0 {
+            Tone::Bad
+        } else {
+            Tone::Good
+        };
         text.push_str(&format!(
-            "{} {} {} requests, {:.0}/min\n  errors  {:>7.2} %  {}\n  latency {:>7.1} ms {}\n",
+            "{} {}  {:.0} requests/min, {} seen\n  errors  {:>7.2} %   {}\n  latency {:>7.1} ms  {}  p95 {:.1} ms\n",
             output.paint(tone, &format!("{word:<5}")),
-            printable(version),
-            telemetry.requests,
+            output.paint(Tone::Strong, &printable(version)),
             telemetry.requests_per_minute,
+            telemetry.requests,
             telemetry.error_rate * 100.0,
-            output.paint(Tone::Bad, &sparkline(&history.errors[side], Some(1.0))),
+            output.paint(errors, &sparkline(&history.errors[side], Some(1.0))),
             telemetry.response_time_ms,
             output.paint(tone, &sparkline(&history.latency[side], None)),
+            telemetry.response_time_p95_ms,
         ));
     }
-    text.push_str(&render::evidence(output, deployment));
-    text.push_str(&render::causes(output, deployment));
-    let waits = if deployment.waiting_for.is_empty() {
-        &deployment.message
-    } else {
-        &deployment.waiting_for
-    };
-    if !waits.is_empty() {
-        text.push_str(&format!("\nwaits for {}\n", printable(waits)));
-    }
-    for (word, hold) in [
-        ("paused", &deployment.paused),
-        ("halted", &deployment.halted),
-    ] {
-        if let Some(hold) = hold {
-            let line = printable(&format!("{word} by {}: {}", hold.by, hold.reason));
-            text.push_str(&format!("{}\n", output.paint(Tone::Busy, &line)));
-        }
-    }
-    text.push_str(&output.paint(Tone::Faint, "Ctrl-C ends the watching, not the deployment"));
-    text.push('\n');
     text
 }
 
@@ -370,26 +429,39 @@ pub fn sparkline(values: &VecDeque<f64>, top: Option<f64>) -> String {
         .collect()
 }
 
-/// At most so many visible characters; colour codes do not count.
-fn cut(line: &str, width: usize) -> String {
-    let mut text = String::new();
-    let mut visible = 0;
+/// The line in pieces of at most so many visible characters, broken at blanks where possible;
+/// colour codes do not count. Further pieces are indented.
+fn wrapped(line: &str, width: usize) -> Vec<String> {
+    const INDENT: &str = "    ";
+    let mut pieces = Vec::new();
+    let (mut piece, mut visible) = (String::new(), 0);
+    // Where the piece may be broken: its length in bytes and characters there.
+    let mut blank: Option<(usize, usize)> = None;
     let mut in_code = false;
     for character in line.chars() {
-        if character == '\u{1b}' {
-            in_code = true;
-        }
-        if in_code {
-            text.push(character);
+        if in_code || character == '\u{1b}' {
+            piece.push(character);
             in_code = character != 'm';
             continue;
         }
-        if visible < width {
-            text.push(character);
-            visible += 1;
+        if visible >= width {
+            let (bytes, characters) = blank.take().unwrap_or((piece.len(), visible));
+            let rest = piece.split_off(bytes);
+            let rest_visible = visible - characters;
+            pieces.push(piece.trim_end().to_owned());
+            let rest_text = rest.trim_start_matches(' ');
+            let dropped = rest.len() - rest_text.len();
+            piece = format!("{INDENT}{rest_text}");
+            visible = INDENT.len() + rest_visible - dropped;
         }
+        if character == ' ' && visible > INDENT.len() {
+            blank = Some((piece.len(), visible));
+        }
+        piece.push(character);
+        visible += 1;
     }
-    text
+    pieces.push(piece);
+    pieces
 }
 
 /// Reads `--timeout`.
@@ -418,11 +490,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_cut_without_harming_colours() {
+    fn lines_are_wrapped_without_harming_colours() {
+        assert_eq!(wrapped("abc", 3), ["abc"]);
+        assert_eq!(wrapped("", 3), [""]);
         assert_eq!(
-            cut("\u{1b}[31mabc\u{1b}[0mdef", 4),
-            "\u{1b}[31mabc\u{1b}[0md"
+            wrapped("\u{1b}[31mfirst\u{1b}[0m second third", 14),
+            ["\u{1b}[31mfirst\u{1b}[0m second", "    third"]
         );
+        assert_eq!(wrapped("abcdefghijkl", 8), ["abcdefgh", "    ijkl"]);
     }
 
     #[test]
@@ -440,14 +515,14 @@ mod tests {
         let text = picture(Output::plain(Format::Table), &deployment, &history);
         assert!(
             text.contains(
-                "green 1.4.0 120 requests, 600/min
-  errors    20.00 %  █
-  latency     3.5 ms █
+                "green 1.4.0  600 requests/min, 120 seen
+  errors    20.00 %   █
+  latency     3.5 ms  █  p95 0.0 ms
 "
             ),
             "{text}"
         );
-        assert!(text.contains("waits for the hold of step 2"), "{text}");
+        assert!(text.contains("waiting: the hold of step 2"), "{text}");
     }
 
     #[test]

@@ -101,6 +101,18 @@ impl Output {
             .unwrap_or(100)
     }
 
+    /// Lines of the terminal; without limit where there is none.
+    pub fn height(self) -> usize {
+        if !self.terminal {
+            return usize::MAX;
+        }
+        rustix::termios::tcgetwinsize(std::io::stdout())
+            .ok()
+            .map(|size| usize::from(size.ws_row))
+            .filter(|height| *height >= 5)
+            .unwrap_or(usize::MAX)
+    }
+
     /// The text in a colour, if colours are used.
     pub fn paint(self, tone: Tone, text: &str) -> String {
         let code = match tone {

@@ -1,14 +1,17 @@
 //! Deployments as people read them: words, colours, bars, and the page of one deployment.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod listing;
+
 use std::fmt::Write as _;
 
 use tidegate_proto::control::v1 as api;
 use tidegate_proto::control::v1::deployment::Status;
 use tidegate_proto::control::v1::step::State;
 
-use crate::output::{Output, Table, Tone, dash, printable, shortened, weight};
+use crate::output::{Output, Table, Tone, dash, printable, weight};
 use crate::time;
+
+pub use listing::{active_among, list, weight_on_its_way};
 
 /// Exit status of `--wait`: finalized.
 pub const EXIT_FINALIZED: u8 = 0;
@@ -121,110 +124,6 @@ pub fn outcome_line(deployment: &api::Deployment) -> String {
     printable(&line)
 }
 
-/// Ids of those deployments that are the active ones of their scopes, out of a list that holds at
-/// least the newest ones of each scope.
-pub fn active_among(deployments: &[api::Deployment]) -> BTreeSet<String> {
-    let mut newest: BTreeMap<&str, &api::Deployment> = BTreeMap::new();
-    for deployment in deployments {
-        // The active one of a scope that was stopped is deleted; none before it comes back.
-        let was_active = matches!(
-            deployment.status(),
-            Status::Finalized | Status::Deleting | Status::Deleted
-        );
-        if !was_active {
-            continue;
-        }
-        let known = newest.entry(&deployment.scope).or_insert(deployment);
-        if (deployment.ended_at_ms, &deployment.id) > (known.ended_at_ms, &known.id) {
-            *known = deployment;
-        }
-    }
-    newest
-        .into_values()
-        .filter(|deployment| deployment.status() == Status::Finalized)
-        .map(|deployment| deployment.id.clone())
-        .collect()
-}
-
-/// Share of the traffic as a column: what the agents hold; what the active one is to hold; nothing
-/// for those that ended or have not started.
-fn share(deployment: &api::Deployment, is_active: bool) -> String {
-    let traffic = deployment.traffic.unwrap_or_default();
-    let status = deployment.status();
-    if status == Status::Finalized && is_active {
-        weight(i64::from(traffic.desired.max(traffic.actual)))
-    } else if has_traffic(status) {
-        weight(i64::from(traffic.actual))
-    } else {
-        "-".to_owned()
-    }
-}
-
-/// The table of several deployments; `active` holds the ids of active ones.
-pub fn list(
-    output: Output,
-    deployments: &[api::Deployment],
-    active: &BTreeSet<String>,
-    wide: bool,
-    empty: &str,
-) -> String {
-    let mut headings = vec![
-        "ID",
-        "SCOPE",
-        "APPLICATION",
-        "VERSION",
-        "STATUS",
-        "TRAFFIC",
-        "AGE",
-        "WHAT",
-    ];
-    if wide {
-        headings.extend(["BY", "STRATEGY", "REPLACES", "ULID"]);
-    }
-    let mut table = Table::new(&headings);
-    let now = time::now_ms();
-    for deployment in deployments {
-        let metadata = deployment.metadata.clone().unwrap_or_default();
-        let status = deployment.status();
-        let what = match (has_ended(status), deployment.waiting_for.as_str()) {
-            (false, text) if !text.is_empty() => text,
-            _ if !deployment.message.is_empty() => &deployment.message,
-            _ if !deployment.reason.is_empty() => &deployment.reason,
-            _ => &deployment.outcome,
-        };
-        let mut cells = vec![
-            (Tone::Strong, deployment.short_id.clone()),
-            (Tone::Plain, deployment.scope.clone()),
-            (Tone::Plain, deployment.application.clone()),
-            (Tone::Plain, deployment.version.clone()),
-            (tone(status), status.as_str_name().to_owned()),
-            (
-                Tone::Plain,
-                share(deployment, active.contains(&deployment.id)),
-            ),
-            (Tone::Faint, time::age(metadata.created_at_ms, now)),
-            (
-                Tone::Plain,
-                if wide {
-                    dash(what).to_owned()
-                } else {
-                    dash(&shortened(&time::told(what, now), 70)).to_owned()
-                },
-            ),
-        ];
-        if wide {
-            cells.extend([
-                (Tone::Plain, dash(&metadata.created_by).to_owned()),
-                (Tone::Plain, dash(&deployment.strategy_name).to_owned()),
-                (Tone::Plain, dash(&deployment.replaces_version).to_owned()),
-                (Tone::Faint, deployment.id.clone()),
-            ]);
-        }
-        table.toned(cells);
-    }
-    table.render(output, empty)
-}
-
 /// A bar of so many cells: the old version in blue, the new one in green, and a mark where the
 /// new one is wanted to be.
 pub fn traffic_bar(output: Output, actual: u32, desired: u32, cells: usize) -> String {
@@ -245,7 +144,7 @@ pub fn page(output: Output, deployment: &api::Deployment) -> String {
     let mut text = heading(output, deployment);
     text.push_str(&gates(output, deployment));
     text.push_str(&steps(output, deployment));
-    text.push_str(&participants(output, deployment));
+    text.push_str(&participants(output, deployment, usize::MAX));
     text.push_str(&evidence(output, deployment));
     text.push_str(&causes(output, deployment));
     text
@@ -278,11 +177,11 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
         )),
     );
     field("scope", printable(&deployment.scope));
-    let since = time::ago(deployment.status_since_ms, now);
+    let since = time::age(deployment.status_since_ms, now);
     field(
         "status",
         format!(
-            "{} since {since}",
+            "{} for {since}",
             output.paint(tone(status), status.as_str_name())
         ),
     );
@@ -343,10 +242,9 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
         field(
             "traffic",
             format!(
-                "{} {} held, {} wanted",
+                "{} {}",
                 traffic_bar(output, traffic.actual, traffic.desired, 30),
-                weight(i64::from(traffic.actual)),
-                weight(i64::from(traffic.desired)),
+                weight_on_its_way(traffic),
             ),
         );
     }
@@ -502,12 +400,12 @@ fn step_times(deployment: &api::Deployment, now: u64) -> Vec<String> {
             State::Current if !runs => "-".to_owned(),
             State::Current => {
                 let far = time::age(step.started_at_ms, now);
-                next_start = (step.ends_at_ms > 0).then_some(step.ends_at_ms);
+                next_start = (step.ends_at_ms > now).then_some(step.ends_at_ms);
                 let end = match (held_by, step.manual, step.ends_at_ms) {
                     (Some(word), _, _) => word.to_owned(),
                     (None, true, _) => "ends at `promote`".to_owned(),
                     (None, false, 0) => "until the agents hold it".to_owned(),
-                    (None, false, end) if end <= now => "over".to_owned(),
+                    (None, false, end) if end <= now => "held".to_owned(),
                     (None, false, end) => format!("ends {}", time::until(end, now)),
                 };
                 if step.started_at_ms > 0 {
@@ -529,13 +427,20 @@ fn step_times(deployment: &api::Deployment, now: u64) -> Vec<String> {
     whens
 }
 
-/// One row per agent.
-pub fn participants(output: Output, deployment: &api::Deployment) -> String {
+/// One row per agent, at most so many: those in trouble first.
+pub fn participants(output: Output, deployment: &api::Deployment, limit: usize) -> String {
     if deployment.participants.is_empty() {
         return String::new();
     }
     let mut table = Table::new(&["AGENT", "HEALTHY", "WEIGHT", "OPEN", "RESTARTS", "STATE"]);
-    for participant in &deployment.participants {
+    let is_well = |p: &api::Participant| !p.lost && p.error.is_empty() && p.healthy >= p.wanted;
+    let mut shown: Vec<_> = deployment.participants.iter().collect();
+    if shown.len() > limit {
+        shown.sort_by_key(|participant| is_well(participant));
+        shown.truncate(limit);
+    }
+    let left_out = deployment.participants.len() - shown.len();
+    for participant in shown {
         let all = participant.healthy >= participant.wanted && participant.wanted > 0;
         let restarts: u32 = participant
             .instances
@@ -570,7 +475,12 @@ pub fn participants(output: Output, deployment: &api::Deployment) -> String {
             state,
         ]);
     }
-    format!("\n{}", table.render(output, ""))
+    let more = if left_out > 0 {
+        format!("… and {left_out} more agents\n")
+    } else {
+        String::new()
+    };
+    format!("\n{}{more}", table.render(output, ""))
 }
 
 /// The last verdict of each rule.
@@ -698,10 +608,10 @@ pub mod tests {
             "release      web 1.4.0\n",
             "replaces     1.3.9\n",
             "waiting      the hold of step 2\n",
-            "traffic      ███▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░ 10 % held, 50 % wanted\n",
+            "traffic      ███▒▒▒▒▒▒▒▒▒▒▒▒░░░░░░░░░░░░░░░ 10 % → 50 %\n",
             "✓ 1   10 %     30s     done\n",
-            ", over\n",
-            "· 3   100 %    manual  due\n",
+            ", held\n",
+            "· 3   100 %    manual  -\n",
             "host-1  1/2      10 %    3     0         -\n",
             "rule pass at 22:13:51Z: http.error_rate 0.01 of 120 requests",
         ] {
@@ -726,35 +636,6 @@ pub mod tests {
         );
         deployment.status = Status::RollingBack.into();
         assert_eq!(step_times(&deployment, now), ["done", "-", "-"]);
-    }
-
-    #[test]
-    fn only_the_active_one_of_a_scope_has_traffic_after_its_end() {
-        let ended = |id: &str, scope: &str, status: Status, at: u64| api::Deployment {
-            id: id.to_owned(),
-            scope: scope.to_owned(),
-            status: status.into(),
-            ended_at_ms: at,
-            traffic: Some(api::Traffic {
-                desired: 10_000,
-                ..api::Traffic::default()
-            }),
-            ..api::Deployment::default()
-        };
-        let all = [
-            ended("d", "stopped", Status::Deleted, 4),
-            ended("c", "web", Status::RolledBack, 3),
-            ended("b", "web", Status::Finalized, 2),
-            ended("a", "web", Status::Finalized, 1),
-            ended("0", "stopped", Status::Finalized, 1),
-        ];
-        let active = active_among(&all);
-        assert_eq!(active, BTreeSet::from(["b".to_owned()]));
-        let shares: Vec<_> = all
-            .iter()
-            .map(|one| share(one, active.contains(&one.id)))
-            .collect();
-        assert_eq!(shares, ["-", "-", "100 %", "-", "-"]);
     }
 
     #[test]

@@ -154,7 +154,8 @@ pub fn until(at_ms: u64, now_ms: u64) -> String {
     match (at_ms, at_ms.saturating_sub(now_ms)) {
         (0, _) => "-".to_owned(),
         (_, 0) => "due".to_owned(),
-        (_, millis) => format!("in {}", rough(millis)),
+        // Rounded up: what is announced for in 1 s is not over before.
+        (_, millis) => format!("in {}", rough(millis.div_ceil(1_000) * 1_000)),
     }
 }
 
@@ -174,6 +175,7 @@ mod tests {
         assert_eq!(ago(5_000, 15_900), "10s ago");
         assert_eq!(until(5_000, 6_000), "due");
         assert_eq!(until(65_000, 5_000), "in 1m");
+        assert_eq!(until(6_001, 5_000), "in 2s");
         assert_eq!(clock(1_700_000_000_123), "22:13:20Z");
         assert_eq!(age(5_000, 5_400), "0s");
     }
