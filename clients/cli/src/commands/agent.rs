@@ -225,7 +225,7 @@ fn page(output: Output, agent: &api::Agent) -> String {
         ..api::Deployment::default()
     };
     // The same columns as for a deployment; the first one then names the place.
-    text.push_str(&render::participants(output, &places));
+    text.push_str(&render::participants(output, &places, usize::MAX));
     text
 }
 
@@ -238,7 +238,9 @@ async fn remove(session: &Session, name: &str) -> Result<()> {
     match rpc!(client, agents_client::AgentsClient, remove, request).await {
         Ok(answer) => session
             .output
-            .emit(&answer, |_| format!("agent \"{name}\" removed\n")),
+            .emit(&answer, |_| format!(
+                "agent \"{name}\" removed; what it runs goes on until `tidegate-agent stop-all` on its host\n"
+            )),
         Err(failure) => Err(suggest(session, failure, name).await),
     }
 }

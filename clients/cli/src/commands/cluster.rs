@@ -16,18 +16,10 @@ pub enum ClusterCommand {
     Status,
     /// List the coordinators with their addresses
     Members,
-    /// Hand over the lead
-    Transfer(TransferArgs),
+    /// Hand over the lead to the most advanced other coordinator, before maintenance of this one
+    Transfer,
     /// Take a coordinator out of the cluster; it never comes back under its id
     Remove(RemoveArgs),
-}
-
-/// To whom to hand over.
-#[derive(Debug, Args)]
-pub struct TransferArgs {
-    /// Id or name of the coordinator; default: the most advanced one
-    #[arg(value_name = "COORDINATOR")]
-    to: Option<String>,
 }
 
 /// Whom to take out.
@@ -57,7 +49,7 @@ impl ClusterCommand {
                     members(&found, true).render(session.output, "No member.")
                 })
             }
-            Self::Transfer(args) => transfer(session, args).await,
+            Self::Transfer => transfer(session).await,
             Self::Remove(args) => remove(session, &args.member).await,
         }
     }
@@ -164,13 +156,9 @@ fn find(status: &api::ClusterStatus, wanted: &str) -> Result<u64> {
     })
 }
 
-async fn transfer(session: &Session, args: TransferArgs) -> Result<()> {
-    let to = match &args.to {
-        Some(wanted) => find(&status(session).await?, wanted)?,
-        None => 0,
-    };
+async fn transfer(session: &Session) -> Result<()> {
     let client = session.client().await?;
-    let request = api::TransferLeadershipRequest { to };
+    let request = api::TransferLeadershipRequest { to: 0 };
     let answer = rpc!(
         client,
         cluster_client::ClusterClient,

@@ -362,16 +362,25 @@ fn explain(output: Output, deployment: &api::Deployment) -> String {
     let now = time::now_ms();
     let status = deployment.status();
     let mut text = format!(
-        "{} {} to {} is {} since {}.\n",
+        "{} {} to {} has been {} for {}.\n",
         printable(&deployment.application),
         printable(&deployment.version),
         printable(&deployment.scope),
         output.paint(render::tone(status), status.as_str_name()),
-        time::ago(deployment.status_since_ms, now)
+        time::age(deployment.status_since_ms, now)
     );
     let mut say = |line: String| {
         writeln!(text, "{}", printable(&line)).ok();
     };
+    if !deployment.outcome.is_empty() {
+        let outcome = deployment.outcome.replace('_', " ");
+        let unverified = if deployment.unverified {
+            ", unverified: there was no data"
+        } else {
+            ""
+        };
+        say(format!("Its outcome: {outcome}{unverified}."));
+    }
     if !deployment.message.is_empty() {
         let message = time::told(&deployment.message, now);
         say(format!("{}.", message.trim_end_matches('.')));

@@ -142,10 +142,7 @@ impl WaitArgs {
                 let next = if self.wait {
                     String::new()
                 } else {
-                    format!(
-                        "; watch it with `tidegate deployment watch {}`",
-                        deployment.short_id
-                    )
+                    format!("\nnext: tidegate deployment watch {}", deployment.short_id)
                 };
                 output.note(&format!(
                     "deployment {} of {} {} to {} is {}{next}",
