@@ -20,25 +20,50 @@ use crate::rpc;
 /// Flags that every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
-    /// Form of the output
+    /// Form of the output: table, wide, json or yaml
     #[arg(
         short,
         long,
         global = true,
         value_enum,
         default_value_t,
+        hide_possible_values = true,
+        hide_env_values = true,
         value_name = "FORM",
-        env = "TIDEGATE_OUTPUT"
+        env = "TIDEGATE_OUTPUT",
+        help_heading = "Everywhere"
     )]
     pub output: Format,
     /// Which cluster, as whom: the name of a context, or the path of a context's folder
-    #[arg(long, global = true, value_name = "NAME", env = "TIDEGATE_CONTEXT")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "TIDEGATE_CONTEXT",
+        hide_env_values = true,
+        help_heading = "Everywhere"
+    )]
     pub context: Option<String>,
     /// Folder of the contexts [default: ~/.config/tidegate]
-    #[arg(long, global = true, value_name = "DIR", env = "TIDEGATE_CONFIG_DIR")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "TIDEGATE_CONFIG_DIR",
+        hide_env_values = true,
+        help_heading = "Everywhere"
+    )]
     pub config_dir: Option<PathBuf>,
-    /// When to use colours; NO_COLOR switches them off too
-    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN")]
+    /// When to use colours: auto, always or never; NO_COLOR switches them off too
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "WHEN",
+        help_heading = "Everywhere"
+    )]
     pub color: ColorChoice,
 }
 
