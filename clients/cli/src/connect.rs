@@ -49,6 +49,9 @@ const REFRESH_AFTER_MS: u64 = 3_600_000;
 /// in a context that `init` wrote, is not relied on at all.
 const REFRESH_FEW_AFTER_MS: u64 = 10_000;
 
+/// How rustls begins the text of an alert from the other side.
+const ALERT: &str = "received fatal alert: ";
+
 /// Pauses between attempts: 0.1 s, doubled up to 2 s, until a limit.
 #[derive(Debug)]
 struct Backoff {
@@ -432,6 +435,12 @@ fn in_chain(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
         {
             return Some(of_io(error));
         }
+        // HTTP/2 passes on what went wrong below it as text alone.
+        if error.is::<io::Error>()
+            && let Some(alert) = error.to_string().strip_prefix(ALERT)
+        {
+            return Some(refused_by_alert(alert));
+        }
         if let Some(error) = error.downcast_ref::<rustls::Error>() {
             return Some(of_tls(error));
         }
@@ -454,13 +463,17 @@ fn of_io(error: &io::Error) -> Failure {
     }
 }
 
+fn refused_by_alert(alert: &str) -> Failure {
+    Failure::new(
+        Reason::Unauthenticated,
+        format!("the coordinator refuses our certificate ({alert})"),
+    )
+}
+
 fn of_tls(error: &rustls::Error) -> Failure {
     use rustls::Error;
     match error {
-        Error::AlertReceived(alert) => Failure::new(
-            Reason::Unauthenticated,
-            format!("the coordinator refuses our certificate ({alert:?})"),
-        ),
+        Error::AlertReceived(alert) => refused_by_alert(&format!("{alert:?}")),
         Error::InvalidCertificate(cause) => Failure::new(
             Reason::WrongServer,
             format!("the server's certificate is not one of this cluster ({cause:?})"),
@@ -540,6 +553,18 @@ mod tests {
             text.starts_with("error: none of 2 coordinators can be reached\n  --> a:1: nobody")
         );
         assert!(text.contains("code: TG-1409"));
+    }
+
+    #[test]
+    fn an_alert_is_known_by_its_text_too() {
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
+        let text = io::Error::new(io::ErrorKind::InvalidData, alert.to_string());
+        for error in [text, io::Error::new(io::ErrorKind::InvalidData, alert)] {
+            let failure = in_chain(&error).unwrap();
+            assert_eq!(failure.code(), "TG-1301");
+            assert!(failure.message().contains("UnknownCA"), "{failure}");
+        }
+        assert!(in_chain(&io::Error::from(io::ErrorKind::BrokenPipe)).is_none());
     }
 
     #[test]
