@@ -29,6 +29,8 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use crate::clock::Clock;
+
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// A listener tells of refused connections once in this time.
 const TELL_EVERY: Duration = Duration::from_secs(60);
@@ -326,6 +328,8 @@ async fn accept_loop(
     sender: mpsc::Sender<io::Result<TlsConnection>>,
 ) {
     let refusals = Arc::new(Refusals::default());
+    // For the log alone.
+    let clock = Clock::system();
     let mut current: Option<(Arc<TlsMaterial>, Arc<ServerConfig>)> = None;
     loop {
         let accepted = tokio::select! {
@@ -358,7 +362,7 @@ async fn accept_loop(
             return;
         };
         let acceptor = TlsAcceptor::from(config.clone());
-        let (sender, refusals) = (sender.clone(), refusals.clone());
+        let (sender, refusals, clock) = (sender.clone(), refusals.clone(), clock.clone());
         tokio::spawn(async move {
             match handshake(acceptor, stream, remote).await {
                 Ok(mut connection) => {
@@ -372,7 +376,7 @@ async fn accept_loop(
                     sender.send(Ok(connection)).await.ok();
                     drop(slot);
                 }
-                Err(error) if refusals.is_worth_telling(&error, Instant::now()) => {
+                Err(error) if refusals.is_worth_telling(&error, clock.instant()) => {
                     tracing::warn!(%remote, %error, "a connection was refused");
                 }
                 Err(error) => {
@@ -697,7 +701,7 @@ mod tests {
     #[test]
     fn wrong_certificates_are_told_now_and_then_and_closed_ports_never() {
         let refusals = Refusals::default();
-        let now = Instant::now();
+        let now = Clock::system().instant();
         let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
         assert!(!refusals.is_worth_telling(&closed, now));
         let wrong = io::Error::new(
