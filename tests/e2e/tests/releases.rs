@@ -129,39 +129,3 @@ fn an_application_that_never_gets_healthy_is_rolled_back() {
         serves(cluster.proxy(0, port), "this is version 1.0.0")
     });
 }
-
-#[test]
-fn debian_s_nginx_is_published() {
-    let missing = "nginx is missing: apt-get install -y --no-install-recommends nginx-light";
-    let found = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"]
-        .into_iter()
-        .find(|path| std::path::Path::new(path).is_file());
-    let nginx = found.expect(missing);
-    story(SMALL, |cluster| {
-        let port = site(cluster)?;
-        let file = cluster.dir().join("nginx.tar.gz");
-        let start = format!(
-            "#!/bin/sh\n\
-             here=$(cd \"$(dirname \"$0\")\" && pwd)\n\
-             cd \"$1\" && mkdir -p logs\n\
-             sed \"s/@PORT@/$PORT/; s#@ROOT@#$here#\" \"$here/nginx.conf\" >nginx.conf\n\
-             exec {nginx} -e stderr -p \"$PWD\" -c \"$PWD/nginx.conf\"\n"
-        );
-        let configuration = "daemon off;\nmaster_process off;\npid nginx.pid;\n\
-             events {}\n\
-             http {\n  access_log off;\n  client_body_temp_path logs/1;\n  proxy_temp_path logs/2;\n  \
-             fastcgi_temp_path logs/3;\n  uwsgi_temp_path logs/4;\n  scgi_temp_path logs/5;\n  \
-             server {\n    listen @PORT@;\n    root @ROOT@;\n  }\n}\n";
-        archive::write(
-            &file,
-            &[
-                ("start", &start, true),
-                ("nginx.conf", configuration, false),
-                ("index.html", "nginx serves this\n", false),
-            ],
-        )?;
-        release(cluster, "1.0.0", &file, "./start ${INSTANCE_DIR}")?;
-        goes_well(cluster, "1.0.0")?;
-        answers(cluster.proxy(0, port), "nginx serves this")
-    });
-}
