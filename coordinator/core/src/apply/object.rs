@@ -96,7 +96,7 @@ fn expect(command: &PutObject, present: Option<u64>) -> Result<(), Rejection> {
     match present {
         Some(_) if command.must_not_exist => Err(Rejection::new(
             Reason::AlreadyExists,
-            format!("there is a {what} already"),
+            format!("{what} exists already"),
         )),
         Some(revision) => expect_revision(&what, command.expected_revision, revision),
         None => match command.expected_revision {
