@@ -42,7 +42,7 @@ use session::{GlobalArgs, Session};
     version,
     subcommand_required = true,
     arg_required_else_help = true,
-    max_term_width = 100,
+    max_term_width = 120,
     infer_subcommands = false,
     after_help = "First steps:\n  tidegate dev --demo                    see it work on this machine, in under a minute\n  tidegate dev                           a cluster on this machine to try things on\n  tidegate login --server HOST:7443 --token TOKEN\n  tidegate scope get web-prod            everything about a scope on one screen\n  tidegate deploy web 1.4.0 --scope web-prod --wait\n\nErrors end with a stable code, TG-####; docs/errors explains each."
 )]

@@ -9,6 +9,7 @@ use crate::errors::Result;
 
 /// What describes an environment.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  tidegate environment create staging --tier 2")]
 pub struct EnvironmentFlags {
     /// Order of promotion, low first: 0 to 1000
     #[arg(long, value_name = "N")]

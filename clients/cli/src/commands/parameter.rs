@@ -10,6 +10,9 @@ use crate::session;
 
 /// What describes a parameter.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tidegate parameter create web-color --application web --variable COLOR --value blue\n  tidegate parameter create eu-color --dimension region=eu --variable COLOR --value green"
+)]
 pub struct ParameterFlags {
     /// Name of the environment variable
     #[arg(long, value_name = "NAME")]

@@ -9,6 +9,9 @@ use crate::errors::Result;
 
 /// What describes a policy.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  tidegate policy create four-eyes --approvals 1 --selector 'environment.name == \"production\"'"
+)]
 pub struct PolicyFlags {
     /// Which deployments, for example 'environment.name == "production"'; empty: all
     #[arg(long, value_name = "EXPRESSION")]

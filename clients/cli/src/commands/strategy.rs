@@ -11,6 +11,9 @@ use crate::set;
 
 /// What describes a strategy.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tidegate strategy create careful --set traffic.steps=10:30s,50:1m,100 --set bake=2m\n  tidegate strategy create watched \\\n      --set 'rollback.rules=[{metric: http.error_rate, comparison: greater_than, threshold: 0.05, judge: raw}]'"
+)]
 pub struct StrategyFlags {
     /// How versions are exchanged: blue_green, all_in or rolling
     #[arg(long, value_name = "KIND")]
