@@ -160,7 +160,11 @@ fn list(session: &Session) -> Result<()> {
                 (Tone::Faint, dash(&line.control.join(",")).to_owned()),
             ]);
         }
-        table.render(session.output, "No context yet. Log in with `tidegate login`, import one with `tidegate context add DIR`, or try `tidegate dev`.")
+        let by_environment = session.wanted_context().map_or_else(String::new, |wanted| {
+            format!("\nin use instead, by --context or TIDEGATE_CONTEXT: {wanted}\n")
+        });
+        let table = table.render(session.output, "No context yet. Log in with `tidegate login`, import one with `tidegate context add DIR`, or try `tidegate dev`.");
+        format!("{table}{by_environment}")
     })
 }
 

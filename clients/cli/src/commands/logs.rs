@@ -70,6 +70,18 @@ impl LogsArgs {
     }
 }
 
+/// `q69g5fav-0` of `tidegate-web-prod-q69g5fav-0`: the deployment and the instance's number. The
+/// scope is known to whoever asks.
+fn short(instance: &str) -> &str {
+    if !instance.starts_with("tidegate-") {
+        return instance;
+    }
+    let mut hyphens = instance.rmatch_indices('-').skip(1);
+    hyphens
+        .next()
+        .map_or(instance, |(position, _)| &instance[position + 1..])
+}
+
 fn print(session: &Session, line: &api::LogLine) -> Result<()> {
     let output = session.output;
     if matches!(output.format, Format::Json | Format::Yaml) {
@@ -82,7 +94,7 @@ fn print(session: &Session, line: &api::LogLine) -> Result<()> {
     } else {
         Tone::Faint
     };
-    let from = output.paint(tone, &format!("{}/{}", line.agent, line.instance));
+    let from = output.paint(tone, &format!("{}/{}", line.agent, short(&line.instance)));
     // What an application prints must not steer the terminal.
     let text: String = line
         .text
@@ -90,4 +102,16 @@ fn print(session: &Session, line: &api::LogLine) -> Result<()> {
         .filter(|c| !c.is_control() || *c == '\t')
         .collect();
     output.line(&format!("{from} {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_are_called_by_deployment_and_number() {
+        assert_eq!(short("tidegate-web-prod-q69g5fav-0"), "q69g5fav-0");
+        assert_eq!(short("something-else"), "something-else");
+        assert_eq!(short("tidegate-x"), "tidegate-x");
+    }
 }

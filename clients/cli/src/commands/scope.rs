@@ -418,7 +418,7 @@ mod tests {
             "application  web in production\n",
             "place        port 8080, 2 per agent, agents all\n",
             "active       none\n",
-            "candidate    1.4.0 (q69g5fav) RUNNING, waits for the hold of step 2\n",
+            "candidate    1.4.0 (q69g5fav) RUNNING: the hold of step 2\n",
             "leftovers    host-3: 1.3.8 of web is not yet observed gone\n",
             "lost agents  host-3\n",
             "next wake-up none\n",
