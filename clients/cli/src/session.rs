@@ -141,8 +141,12 @@ impl Session {
         if !failure.is(Reason::NotFound) {
             return failure;
         }
+        // The refusal knows better which of several names is meant.
+        let named = missing(failure.message());
+        let named = named.iter().map(|(kind, name)| (*kind, name.as_str()));
+        let given: Vec<_> = named.chain(given.iter().copied()).collect();
         for (kind, name) in given {
-            let Ok(present) = self.objects(Some(*kind), "").await else {
+            let Ok(present) = self.objects(Some(kind), "").await else {
                 continue;
             };
             let present: Vec<String> = present
@@ -231,6 +235,14 @@ impl Session {
     }
 }
 
+/// The object that a refusal names: `there is no application "web"`.
+fn missing(message: &str) -> Option<(Kind, String)> {
+    let (_, rest) = message.rsplit_once("there is no ")?;
+    let (kind, rest) = rest.split_once(" \"")?;
+    let (name, _) = rest.split_once('"')?;
+    Some((kind.parse().ok()?, name.to_owned()))
+}
+
 /// `KEY=VALUE` pairs of a repeated flag, which may hold several joined by commas.
 ///
 /// # Errors
@@ -265,6 +277,16 @@ pub fn pairs(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_tell_what_is_missing() {
+        assert_eq!(
+            missing("parameter \"x\": target.application: there is no application \"web\""),
+            Some((Kind::Application, "web".to_owned()))
+        );
+        assert_eq!(missing("there is no release web 1.2"), None);
+        assert_eq!(missing("nothing is missing"), None);
+    }
 
     #[test]
     fn pairs_are_read_and_mistakes_name_the_flag() {
