@@ -117,14 +117,18 @@ impl App {
     /// A line for `tidegate logs` after the first request and after every hundredth.
     fn tell(&self, number: u64) {
         let count = number + 1;
-        if count != 1 && count % TOLD_EVERY != 0 {
+        if count != 1 && !count.is_multiple_of(TOLD_EVERY) {
             return;
         }
         let failed = (count as f64 * self.release.error_rate).floor();
+        let count = match count {
+            1 => "first request".to_owned(),
+            _ => format!("{count} requests"),
+        };
         // An application whose output is closed still serves.
         writeln!(
             std::io::stdout(),
-            "version {}: {count} requests, {failed} failed",
+            "version {}: {count}, {failed} failed",
             self.release.version
         )
         .ok();
