@@ -32,6 +32,10 @@ use crate::tls::SpiffeId;
 /// Certificates are valid from so long before their issue, for hosts whose clock is behind.
 pub const BACKDATED: Span = Span::from_mins(10);
 
+/// A certificate may look older than its holder's entry by so much: certificates know whole
+/// seconds, and clocks of two coordinators differ.
+const ISSUE_SLACK: Span = Span::from_secs(5);
+
 /// Life of the CA certificate.
 const CA_LIFE: Span = Span::from_days(3_653);
 
@@ -412,6 +416,15 @@ pub struct Validity {
     pub issued_at: Timestamp,
     /// Its end.
     pub not_after: Timestamp,
+}
+
+impl Validity {
+    /// Whether the certificate can be of a holder whose entry in the state is of `since`, and not
+    /// of an earlier holder of the name.
+    #[must_use]
+    pub fn is_since(&self, since: Timestamp) -> bool {
+        self.issued_at + ISSUE_SLACK >= since
+    }
 }
 
 /// Reads the validity of a certificate; none if it cannot be parsed.

@@ -494,7 +494,7 @@ fn renew_now(context: &Context) -> Result<TlsMaterial, SetupError> {
         hosts: &context.config.advertised_hosts(),
         life: context.config.certificate_life.coordinator,
     };
-    let issued = ca.sign_request(&request, &subject, context.now())?;
+    let issued = ca.sign_request(&request, &subject, context.issue_time(&view.state))?;
     setup::write_material(&context.config.data_dir, &key, &issued.chain, &issued.roots)?;
     setup::read_material(&context.config.data_dir)
 }

@@ -10,13 +10,10 @@ use std::net::SocketAddr;
 use tidegate_coordinator_core::{Actor, State};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::time::{Span, Timestamp};
+use tidegate_shared::time::Timestamp;
 
 use crate::ca::{self, Validity};
 use crate::tls::{ConnectionInfo, SpiffeId};
-
-/// A certificate may look older than its holder's entry by so much: clocks of two coordinators.
-const ISSUE_SLACK: Span = Span::from_secs(5);
 
 /// Kinds of identities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -159,15 +156,13 @@ impl Caller {
             Kind::User => state.people.get(name).map(|person| person.meta.created_at),
             Kind::Agent => state.agents.get(name).map(|agent| agent.meta.created_at),
             Kind::Coordinator => state.cluster.as_ref().and_then(|cluster| {
-                cluster
-                    .members
-                    .values()
-                    .any(|member| member.name == *name)
-                    .then_some(Timestamp::ZERO)
+                let mut members = cluster.members.values();
+                let member = members.find(|member| member.name == *name)?;
+                Some(member.joined_at)
             }),
         };
         match since {
-            Some(since) if self.relayed || self.validity.issued_at + ISSUE_SLACK >= since => Ok(()),
+            Some(since) if self.relayed || self.validity.is_since(since) => Ok(()),
             Some(_) => Err(Refused::new(
                 Reason::Revoked,
                 format!(
@@ -198,3 +193,65 @@ pub const NO_VALIDITY: Validity = Validity {
     issued_at: Timestamp::ZERO,
     not_after: Timestamp::ZERO,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_coordinator_core::state::{
+        Addresses, CaRecord, Cluster, Member, SealedKey, Table,
+    };
+    use tidegate_shared::time::Span;
+
+    const JOINED: Timestamp = Timestamp::from_millis(1_700_000_000_500);
+
+    fn state() -> State {
+        let member = Member {
+            name: Name::new("c2").unwrap(),
+            addresses: Addresses::default(),
+            version: String::new(),
+            level: 1,
+            joined_at: JOINED,
+        };
+        State {
+            cluster: Some(Cluster {
+                id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+                trust_domain: "td".to_owned(),
+                level: 1,
+                epoch: 0,
+                next_node: 4,
+                members: Table::unit(3, member),
+                ca: CaRecord {
+                    certificate: String::new(),
+                    key: SealedKey {
+                        nonce: Vec::new(),
+                        sealed: Vec::new(),
+                    },
+                },
+            }),
+            ..State::default()
+        }
+    }
+
+    fn coordinator(name: &str, issued_at: Timestamp) -> Caller {
+        let identity = SpiffeId::parse(&format!("spiffe://td/coordinator/{name}")).unwrap();
+        let validity = Validity {
+            issued_at,
+            not_after: issued_at + Span::from_hours(24),
+        };
+        let remote = SocketAddr::from(([127, 0, 0, 1], 1));
+        Caller::of_identity(&identity, "td", validity, remote).unwrap()
+    }
+
+    #[test]
+    fn a_coordinators_certificate_of_before_its_join_is_refused() {
+        let state = state();
+        // Certificates know whole seconds.
+        let own = Timestamp::from_millis(JOINED.millis() / 1_000 * 1_000);
+        assert_eq!(coordinator("c2", own).check_known(&state), Ok(()));
+        let old = Timestamp::from_millis(JOINED.millis() - 60_000);
+        let refused = coordinator("c2", old).check_known(&state).unwrap_err();
+        assert_eq!(refused.reason, Reason::Revoked);
+        assert!(refused.message.contains("the time before"), "{refused:?}");
+        assert!(coordinator("c3", own).check_known(&state).is_err());
+    }
+}

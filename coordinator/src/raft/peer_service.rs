@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::driver::RaftHandle;
 use super::transport::Directory;
+use crate::ca::{self, Validity};
 use crate::clock::Clock;
 use crate::propose::Proposer;
 use crate::storage::data_dir::Peer;
@@ -139,6 +140,12 @@ pub struct PeerService {
     pub(crate) incoming: tokio::sync::Mutex<()>,
 }
 
+/// Who calls, by its certificate.
+struct Certified {
+    name: String,
+    validity: Validity,
+}
+
 impl PeerService {
     fn refuse(&self, who: &str, reason: String) -> Status {
         let now = self.clock.monotonic();
@@ -151,8 +158,8 @@ impl PeerService {
         Status::permission_denied(reason)
     }
 
-    /// The name in the caller's certificate.
-    fn caller<T>(&self, request: &Request<T>) -> Result<String, Status> {
+    /// What the caller's certificate says.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Certified, Status> {
         let info = request.extensions().get::<ConnectionInfo>();
         let Some(info) = info else {
             return Err(Status::unauthenticated("the connection has no certificate"));
@@ -167,7 +174,14 @@ impl PeerService {
                 if id.kind == "coordinator"
                     && id.trust_domain == self.directory.identity().trust_domain =>
             {
-                Ok(id.name.clone())
+                let certificate = info.certificate.as_deref();
+                let validity = certificate
+                    .and_then(ca::validity)
+                    .ok_or_else(|| Status::unauthenticated("the certificate cannot be read"))?;
+                Ok(Certified {
+                    name: id.name.clone(),
+                    validity,
+                })
             }
             _ => Err(self.refuse(
                 &who(),
@@ -177,7 +191,8 @@ impl PeerService {
     }
 
     /// Checks where a message comes from and goes to.
-    fn admit(&self, caller: &str, envelope: Option<&Envelope>) -> Result<Peer, Status> {
+    fn admit(&self, certified: &Certified, envelope: Option<&Envelope>) -> Result<Peer, Status> {
+        let caller = certified.name.as_str();
         let identity = self.directory.identity();
         let Some(envelope) = envelope else {
             return Err(self.refuse(caller, "the message has no envelope".to_owned()));
@@ -207,7 +222,7 @@ impl PeerService {
             ));
         }
         self.directory
-            .admit(envelope.from, caller, &envelope.address)
+            .admit(envelope.from, caller, certified.validity, &envelope.address)
             .map_err(|reason| self.refuse(caller, reason))?;
         self.clocks.note(envelope.from, envelope.clock_ms);
         Ok(Peer {
@@ -218,9 +233,17 @@ impl PeerService {
     }
 
     /// As [`Self::admit`], for members alone: a node that this one has not heard of yet tries again.
-    fn admit_member(&self, caller: &str, envelope: Option<&Envelope>) -> Result<Peer, Status> {
-        let peer = self.admit(caller, envelope)?;
-        if !self.directory.is_member(peer.node_id, caller) {
+    fn admit_member(
+        &self,
+        certified: &Certified,
+        envelope: Option<&Envelope>,
+    ) -> Result<Peer, Status> {
+        let peer = self.admit(certified, envelope)?;
+        let caller = certified.name.as_str();
+        if !self
+            .directory
+            .is_member(peer.node_id, caller, certified.validity)
+        {
             let reason = format!(
                 "`{caller}` is not a member of the cluster as node {}",
                 peer.node_id
@@ -245,15 +268,17 @@ impl PeerService {
 
     async fn exchange_loop(
         &self,
-        caller: String,
+        caller: Certified,
         mut stream: Streaming<RaftBatch>,
     ) -> Result<(), Status> {
         while let Some(batch) = stream.message().await? {
             let peer = self.admit(&caller, batch.envelope.as_ref())?;
             for message in batch.messages {
-                self.check_ends(&caller, peer.node_id, &message)?;
+                self.check_ends(&caller.name, peer.node_id, &message)?;
                 if message.r#type() == raft_message::Type::Snapshot {
-                    return Err(self.refuse(&caller, "a snapshot came without its file".to_owned()));
+                    return Err(
+                        self.refuse(&caller.name, "a snapshot came without its file".to_owned())
+                    );
                 }
                 self.raft.step(message);
             }
@@ -263,7 +288,7 @@ impl PeerService {
 
     async fn take_snapshot(
         &self,
-        caller: String,
+        caller: Certified,
         mut stream: Streaming<SnapshotPart>,
     ) -> Result<(), Status> {
         let head = match stream.message().await?.and_then(|p| p.part) {
@@ -279,7 +304,7 @@ impl PeerService {
             .message
             .filter(|m| m.r#type() == raft_message::Type::Snapshot)
             .ok_or_else(|| Status::invalid_argument("the head has no snapshot message"))?;
-        self.check_ends(&caller, peer.node_id, &message)?;
+        self.check_ends(&caller.name, peer.node_id, &message)?;
         let descriptor = message
             .snapshot
             .clone()
@@ -304,7 +329,7 @@ impl PeerService {
             .await
             .map_err(|e| failed(&e))?
             .map_err(|e| failed(&e))?;
-        tracing::info!(index = file.head.mark.index, bytes = file.length, from = %caller, "a snapshot arrived");
+        tracing::info!(index = file.head.mark.index, bytes = file.length, from = %caller.name, "a snapshot arrived");
         self.raft.step(message);
         Ok(())
     }

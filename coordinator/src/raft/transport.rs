@@ -16,6 +16,7 @@ use tidegate_proto::peer::v1::{
     AskRequest, Envelope, RaftBatch, RaftMessage, SnapshotHead, SnapshotPart, raft_message,
     snapshot_part,
 };
+use tidegate_shared::time::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use tonic::transport::Channel;
 
 use super::driver::RaftHandle;
 use super::peer_service::ClockWatch;
+use crate::ca::Validity;
 use crate::clock::Clock;
 use crate::replica::Views;
 use crate::storage::data_dir::{Identity, Peer};
@@ -114,13 +116,12 @@ impl Directory {
     /// Whether `name` is the member `node_id`, as far as this node knows. What only members may
     /// ask for is given to nobody on the word of a certificate alone.
     #[must_use]
-    pub fn is_member(&self, node_id: u64, name: &str) -> bool {
+    pub fn is_member(&self, node_id: u64, name: &str, validity: Validity) -> bool {
         let view = self.views.borrow();
         match &view.state.cluster {
-            Some(cluster) => cluster
-                .members
-                .get(&node_id)
-                .is_some_and(|member| member.name.as_str() == name),
+            Some(cluster) => cluster.members.get(&node_id).is_some_and(|member| {
+                member.name.as_str() == name && validity.is_since(member.joined_at)
+            }),
             None => {
                 let mut peers = self.identity.peers.iter();
                 peers.any(|peer| peer.node_id == node_id && peer.name == name)
@@ -128,15 +129,25 @@ impl Directory {
         }
     }
 
-    /// Whether `name` may speak as `node_id` in Raft's messages.
+    /// Whether `name`, with a certificate of this validity, may speak as `node_id` in Raft's
+    /// messages.
     ///
     /// # Errors
     /// One line that says why not.
-    pub fn admit(&self, node_id: u64, name: &str, address: &str) -> Result<(), String> {
+    pub fn admit(
+        &self,
+        node_id: u64,
+        name: &str,
+        validity: Validity,
+        address: &str,
+    ) -> Result<(), String> {
         let view = self.views.borrow();
         let (known, was_removed) = match &view.state.cluster {
             Some(cluster) => (
-                cluster.members.get(&node_id).map(|m| m.name.to_string()),
+                cluster
+                    .members
+                    .get(&node_id)
+                    .map(|m| (m.name.to_string(), m.joined_at)),
                 node_id < cluster.next_node,
             ),
             None => (
@@ -144,14 +155,22 @@ impl Directory {
                     .peers
                     .iter()
                     .find(|p| p.node_id == node_id)
-                    .map(|p| p.name.clone()),
+                    .map(|p| (p.name.clone(), Timestamp::ZERO)),
                 false,
             ),
         };
         drop(view);
         match known {
-            Some(known) if known == name => Ok(()),
-            Some(known) => Err(format!(
+            Some((known, since)) if known == name => {
+                if validity.is_since(since) {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "`{name}` was removed and joined again as node {node_id}: its certificate is of the time before"
+                    ))
+                }
+            }
+            Some((known, _)) => Err(format!(
                 "node {node_id} is `{known}`, the certificate names `{name}`"
             )),
             None if was_removed => Err(format!(
@@ -592,5 +611,78 @@ impl PeerWorker {
             envelope: Some(self.inner.clients.envelope(self.node_id)),
             messages,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replica::View;
+    use tidegate_coordinator_core::State;
+    use tidegate_coordinator_core::state::{
+        Addresses, CaRecord, Cluster, Member, SealedKey, Table,
+    };
+    use tidegate_shared::id::Name;
+    use tidegate_shared::time::Span;
+
+    const JOINED: Timestamp = Timestamp::from_millis(1_700_000_000_500);
+
+    fn directory() -> Directory {
+        let member = Member {
+            name: Name::new("c2").unwrap(),
+            addresses: Addresses::default(),
+            version: String::new(),
+            level: 1,
+            joined_at: JOINED,
+        };
+        let cluster = Cluster {
+            id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+            trust_domain: "td".to_owned(),
+            level: 1,
+            epoch: 0,
+            next_node: 4,
+            members: Table::unit(3, member),
+            ca: CaRecord {
+                certificate: String::new(),
+                key: SealedKey {
+                    nonce: Vec::new(),
+                    sealed: Vec::new(),
+                },
+            },
+        };
+        let state = State {
+            cluster: Some(cluster),
+            ..State::default()
+        };
+        let view = View {
+            state,
+            index: 1,
+            term: 1,
+        };
+        let identity = Identity {
+            cluster_id: String::new(),
+            trust_domain: "td".to_owned(),
+            node_id: 1,
+            name: "c1".to_owned(),
+            peers: Vec::new(),
+        };
+        let views = tokio::sync::watch::channel(Arc::new(view)).1;
+        Directory::new(identity, String::new(), views)
+    }
+
+    #[test]
+    fn a_certificate_of_a_removed_member_does_not_speak_for_the_next_of_its_name() {
+        let directory = directory();
+        let issued = |issued_at: Timestamp| Validity {
+            issued_at,
+            not_after: issued_at + Span::from_hours(24),
+        };
+        let own = issued(Timestamp::from_millis(JOINED.millis() - 500));
+        assert_eq!(directory.admit(3, "c2", own, ""), Ok(()));
+        assert!(directory.is_member(3, "c2", own));
+        let old = issued(Timestamp::from_millis(JOINED.millis() - 60_000));
+        let refused = directory.admit(3, "c2", old, "").unwrap_err();
+        assert!(refused.contains("the time before"), "{refused}");
+        assert!(!directory.is_member(3, "c2", old));
     }
 }

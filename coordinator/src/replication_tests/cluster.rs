@@ -95,6 +95,7 @@ pub(super) fn member(state: &mut State, node: u64, addresses: &Addresses) {
         addresses: addresses.clone(),
         version: String::new(),
         level: 1,
+        joined_at: Timestamp::ZERO,
     };
     cluster.members.insert(node, member);
 }

@@ -42,6 +42,7 @@ pub(super) fn init(tx: &mut Tx<'_>, command: &InitCluster) -> Outcome {
         addresses: command.addresses.clone(),
         version: String::new(),
         level: command.level,
+        joined_at: tx.at,
     };
     tx.state.cluster = Some(Cluster {
         id: command.cluster,

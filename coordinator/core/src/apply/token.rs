@@ -213,6 +213,7 @@ fn admit_member(tx: &mut Tx<'_>, command: &Join) -> Result<NodeId, Rejection> {
         addresses,
         version: String::new(),
         level: cluster.level,
+        joined_at: tx.at,
     };
     cluster.members.insert(node, member);
     let name = &command.name;

@@ -59,6 +59,8 @@ pub struct Member {
     pub version: String,
     /// Highest cluster level that it supports.
     pub level: u32,
+    /// When it became a member: certificates of its name from before are another's.
+    pub joined_at: Timestamp,
 }
 
 /// The certificate authority; its key only wrapped by the cluster key.

@@ -207,6 +207,28 @@ fn node_ids_are_never_given_again_and_levels_only_rise() {
 }
 
 #[test]
+fn a_member_counts_from_its_own_join_and_not_from_that_of_its_name() {
+    let mut world = World::new();
+    let joined = |world: &World, node| {
+        let cluster = world.state.cluster.as_ref().unwrap();
+        cluster.members.get(&node).unwrap().joined_at
+    };
+    assert_eq!(
+        joined(&world, 1),
+        world.state.people[&name("ann")].meta.created_at
+    );
+    world.must(invite(OTHER, TokenKind::Coordinator, Some("c2"), 2, &world));
+    world.must(join_with(OTHER, "c2", b"other"));
+    let first = joined(&world, 2);
+    assert_eq!(first, world.state.at);
+    world.must(Command::RemoveMember(MemberId { node: 2 }));
+    world.wait(Span::from_secs(60));
+    world.must(join_with(OTHER, "c2", b"other"));
+    assert_eq!(joined(&world, 3), world.state.at);
+    assert!(joined(&world, 3) >= first + Span::from_secs(60));
+}
+
+#[test]
 fn generations_rise_for_those_whose_wish_changed() {
     let mut world = World::with_active();
     let generation = |world: &World, agent: &str| world.state.agents[&name(agent)].generation;
