@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tidegate_shared::error::Reason;
+use tidegate_shared::spec::Kind;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::errors::{Failure, Result};
@@ -140,37 +141,26 @@ fn folder(given: Option<&Path>) -> Result<(PathBuf, bool)> {
 /// What to try, as commands that work when they are pasted.
 async fn guide(cluster: &Cluster, session: &Session) -> Result<String> {
     let program = own_program()?;
-    let examples = cluster.dir().join("examples");
-    context::make_folder(&examples)?;
-    let packed = package::pack(&examples, &[("1", 0.0), ("2", 0.0), ("3", 0.2)]).await?;
-    let port = cluster.scope_port()?;
+    let scopes = cluster.session().objects(Some(Kind::Scope), "").await?;
     let tidegate = if is_on_path(&program) {
         "tidegate".to_owned()
     } else {
         program.display().to_string()
     };
     let strong = |text: &str| session.output.paint(Tone::Strong, text);
-    let run = format!(
-        "--run '{}' --health-http /healthz --health-interval 500ms",
-        package::COMMAND_LINE
-    );
-    let asset = |position: usize| packed[position].path.display().to_string();
     let mut text = format!(
         "\n{}\n\n  export TIDEGATE_CONTEXT={}\n  {tidegate} cluster status\n  {tidegate} agent list\n",
         strong("The cluster is up. In another terminal:"),
         cluster.admin_folder().display()
     );
-    text.push_str(&format!(
-        "\n{}\n\n  {tidegate} application create hello\n  {tidegate} environment create production --tier 3\n  {tidegate} scope create hello-prod --application hello --environment production --port {port} --agents role=web\n  {tidegate} release create hello 1 --asset {} {run}\n  {tidegate} deploy hello 1 --scope hello-prod --set bake=5s --wait\n  curl http://{}/\n",
-        strong("Publish version 1 of a small web application:"),
-        asset(0),
-        cluster.proxies(port).first().map(ToString::to_string).unwrap_or_default(),
-    ));
-    text.push_str(&format!(
-        "\n{}\n\n  {tidegate} release create hello 2 --asset {} {run}\n  {tidegate} deploy hello 2 --scope hello-prod --set traffic.steps=10:10s,50:10s,100:10s --set bake=10s --set drain=5s\n  {tidegate} deployment watch hello-prod\n  {tidegate} scope get hello-prod\n  {tidegate} rollback hello-prod --wait\n",
-        strong("Move the traffic to version 2 step by step, then return:"),
-        asset(1),
-    ));
+    if scopes.is_empty() {
+        text.push_str(&tour(cluster, session, &tidegate).await?);
+    } else {
+        text.push_str(&format!(
+            "\n{}\n\n  {tidegate} scope list\n  {tidegate} deployment list\n",
+            strong("It goes on where it was stopped:"),
+        ));
+    }
     text.push_str(&format!(
         "\n{}\n\n  kill -9 $(cat {})    # the leader or not: the rollout goes on\n  kill -9 $(cat {})          # what it runs goes on serving\n",
         strong("Kill what you like, also in the middle of a rollout; it is started again after a second:"),
@@ -186,6 +176,36 @@ async fn guide(cluster: &Cluster, session: &Session) -> Result<String> {
         session
             .output
             .paint(Tone::Faint, "Ctrl-C stops everything.")
+    ));
+    Ok(text)
+}
+
+/// Two versions of an application, published and returned from.
+async fn tour(cluster: &Cluster, session: &Session, tidegate: &str) -> Result<String> {
+    let examples = cluster.dir().join("examples");
+    context::make_folder(&examples)?;
+    let packed = package::pack(&examples, &[("1", 0.0), ("2", 0.0), ("3", 0.2)]).await?;
+    let port = cluster.scope_port()?;
+    let strong = |text: &str| session.output.paint(Tone::Strong, text);
+    let run = format!(
+        "--run '{}' --health-http /healthz --health-interval 500ms",
+        package::COMMAND_LINE
+    );
+    let asset = |position: usize| packed[position].path.display().to_string();
+    let mut text = format!(
+        "\n{}\n\n  {tidegate} application create hello\n  {tidegate} environment create production --tier 3\n  {tidegate} scope create hello-prod --application hello --environment production --port {port} --agents role=web\n  {tidegate} release create hello 1 --asset {} {run}\n  {tidegate} deploy hello 1 --scope hello-prod --set bake=5s --wait\n  curl http://{}/\n",
+        strong("Publish version 1 of a small web application:"),
+        asset(0),
+        cluster
+            .proxies(port)
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+    );
+    text.push_str(&format!(
+        "\n{}\n\n  {tidegate} release create hello 2 --asset {} {run}\n  {tidegate} deploy hello 2 --scope hello-prod --set traffic.steps=10:10s,50:10s,100:10s --set bake=10s --set drain=5s\n  {tidegate} deployment watch hello-prod\n  {tidegate} scope get hello-prod\n  {tidegate} rollback hello-prod --wait\n",
+        strong("Move the traffic to version 2 step by step, then return:"),
+        asset(1),
     ));
     Ok(text)
 }

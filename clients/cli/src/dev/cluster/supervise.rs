@@ -74,9 +74,10 @@ impl Cluster {
             while let Some(mut process) = self.take_ended() {
                 let how = process.end().await;
                 if deaths.are_too_many(&process.name, Instant::now()) {
-                    return process.unexpected_end().await.at(format!(
-                        "it ended more than {MAX_DEATHS} times within {} s",
-                        DEATHS_WINDOW.as_secs()
+                    return process.unexpected_end().await.hint(format!(
+                        "it ended more than {MAX_DEATHS} times within {} s: see its whole log in {}",
+                        DEATHS_WINDOW.as_secs(),
+                        self.dir.join("logs").display()
                     ));
                 }
                 let was_removed = self.was_removed(&process.name).await;
