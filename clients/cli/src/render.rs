@@ -100,6 +100,11 @@ pub const fn tone(status: Status) -> Tone {
     }
 }
 
+/// Whether it was finalized without evidence; of any other end that says nothing.
+pub fn is_unverified(deployment: &api::Deployment) -> bool {
+    deployment.unverified && deployment.status() == Status::Finalized
+}
+
 /// How an ended deployment ended, in one line without colours.
 pub fn outcome_line(deployment: &api::Deployment) -> String {
     let mut line = format!(
@@ -111,7 +116,7 @@ pub fn outcome_line(deployment: &api::Deployment) -> String {
     );
     if !deployment.outcome.is_empty() {
         write!(line, " ({}", deployment.outcome).ok();
-        if deployment.unverified {
+        if is_unverified(deployment) {
             line.push_str(", unverified: no data");
         }
         line.push(')');
@@ -186,7 +191,7 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
         ),
     );
     if !deployment.outcome.is_empty() {
-        let unverified = if deployment.unverified {
+        let unverified = if is_unverified(deployment) {
             ", unverified: no data"
         } else {
             ""
@@ -429,7 +434,11 @@ fn step_times(deployment: &api::Deployment, now: u64) -> Vec<String> {
 
 /// One row per agent, at most so many: those in trouble first.
 pub fn participants(output: Output, deployment: &api::Deployment, limit: usize) -> String {
-    if deployment.participants.is_empty() {
+    // Of one that was taken back nothing is left to be told, as a rule.
+    let status = deployment.status();
+    let is_gone = has_ended(status) && status != Status::Finalized;
+    let told = |p: &api::Participant| !is_gone || p.lost || p.healthy > 0 || !p.error.is_empty();
+    if !deployment.participants.iter().any(told) {
         return String::new();
     }
     let mut table = Table::new(&["AGENT", "HEALTHY", "WEIGHT", "OPEN", "RESTARTS", "STATE"]);
@@ -670,6 +679,24 @@ pub mod tests {
         assert_eq!(ended(Status::CreatingApprovalDenied, "denied"), 4);
         assert_eq!(ended(Status::Failed, "failed"), 5);
         assert_eq!(ended(Status::Cancelled, "superseded"), 5);
+    }
+
+    #[test]
+    fn what_was_taken_back_is_neither_unverified_nor_unhealthy() {
+        let mut deployment = sample();
+        deployment.unverified = true;
+        deployment.participants[0].healthy = 0;
+        let all = usize::MAX;
+        let output = Output::plain(Format::Table);
+        assert!(participants(output, &deployment, all).contains("host-1  0/2"));
+        deployment.status = Status::RolledBack.into();
+        assert!(!outcome_line(&deployment).contains("unverified"));
+        assert_eq!(participants(output, &deployment, all), "");
+        deployment.participants[0].lost = true;
+        assert!(participants(output, &deployment, all).contains("lost"));
+        deployment.status = Status::Finalized.into();
+        deployment.outcome = "promoted".to_owned();
+        assert!(outcome_line(&deployment).contains("(promoted, unverified: no data)"));
     }
 
     #[test]

@@ -374,7 +374,7 @@ fn explain(output: Output, deployment: &api::Deployment) -> String {
     };
     if !deployment.outcome.is_empty() {
         let outcome = deployment.outcome.replace('_', " ");
-        let unverified = if deployment.unverified {
+        let unverified = if render::is_unverified(deployment) {
             ", unverified: there was no data"
         } else {
             ""
