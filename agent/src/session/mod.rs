@@ -3,11 +3,13 @@
 //! It carries levels: assignments down, the latest report up. A first pick at random, then the next
 //! one with a jittered wait that doubles from 0.2 s to 10 s. The list of coordinators is refreshed
 //! by the cluster and kept on disk. A message that is malformed or too large ends the session with
-//! a reason, never the process. Certificates renew over the connection of the session. What an
+//! a reason, never the process. What a coordinator refuses is told once, with its code and the next
+//! step, and tried seldom if trying cannot cure it; applications go on. Certificates renew over the connection of the session. What an
 //! assignment means is the reconcile loop's business.
 
 pub mod convert;
 pub mod logs;
+mod refusal;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,13 +29,12 @@ use tracing::{debug, error, info, warn};
 use crate::config::{Layout, check_address};
 use crate::tls::{Material, Tls};
 use crate::{files, identity, jitter};
+use refusal::{Attempts, End};
 
 /// Largest message from a coordinator: 16 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 /// Most coordinators in a list.
 const MAX_COORDINATORS: usize = 64;
-/// Shortest and longest wait before the next attempt.
-const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// A session of that length has the waits begin anew.
 const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// Between two attempts to renew.
@@ -121,7 +122,7 @@ pub struct SessionParts {
 pub async fn run(mut parts: SessionParts) {
     let first = parts.coordinators.borrow().control.len() as u64;
     let mut pick = jitter::below(first.max(1)) as usize;
-    let mut wait = WAITS.0;
+    let mut attempts = Attempts::new();
     while !parts.assignments.is_closed() {
         let list = parts.coordinators.borrow().control.clone();
         let Some(address) = list.get(pick % list.len().max(1)).cloned() else {
@@ -130,18 +131,39 @@ pub async fn run(mut parts: SessionParts) {
         };
         pick = pick.wrapping_add(1);
         let began = tokio::time::Instant::now();
-        match session(&mut parts, &address).await {
-            Ok(reason) => info!(coordinator = address, reason, "the session ended"),
-            Err(reason) => {
+        let ended = session(&mut parts, &address).await;
+        if began.elapsed() >= GOOD_SESSION {
+            attempts.was_good();
+        }
+        match ended {
+            Ok(End::Plain(reason)) => info!(coordinator = address, reason, "the session ended"),
+            Err(End::Plain(reason)) => {
                 warn!(coordinator = address, reason, "no session");
                 complain_about_certificate(&parts.tls.material());
             }
+            Ok(End::Refused(refusal)) | Err(End::Refused(refusal)) => {
+                let refusal::Refusal {
+                    code,
+                    message: reason,
+                    hint,
+                    ..
+                } = &refusal;
+                if !attempts.is_news(&refusal) {
+                    debug!(coordinator = address, reason, code, "refused again");
+                } else if refusal.is_final {
+                    error!(
+                        coordinator = address,
+                        reason,
+                        code,
+                        hint,
+                        "this agent is refused; applications and the proxy go on"
+                    );
+                } else {
+                    warn!(coordinator = address, reason, code, hint, "no session");
+                }
+            }
         }
-        if began.elapsed() >= GOOD_SESSION {
-            wait = WAITS.0;
-        }
-        tokio::time::sleep(jitter::jittered(wait)).await;
-        wait = (wait * 2).min(WAITS.1);
+        tokio::time::sleep(jitter::jittered(attempts.next_wait())).await;
     }
 }
 
@@ -162,13 +184,15 @@ fn complain_about_certificate(material: &Material) {
 }
 
 /// One session; answers with why it ended, or why there was none.
-async fn session(parts: &mut SessionParts, address: &str) -> Result<String, String> {
+async fn session(parts: &mut SessionParts, address: &str) -> Result<End, End> {
     let channel = parts.tls.channel(address).await?;
     let mut client = AgentLinkClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
     let (up, outgoing) = mpsc::channel(4);
     send(&up, wire::up::Kind::Hello(hello(parts))).await?;
     let opened = client.session(ReceiverStream::new(outgoing)).await;
-    let mut down = opened.map_err(|status| told(&status))?.into_inner();
+    let mut down = opened
+        .map_err(|status| End::of_status(&status))?
+        .into_inner();
     info!(coordinator = address, "session up");
     let mut reports = parts.reports.clone();
     reports.mark_changed();
@@ -177,17 +201,17 @@ async fn session(parts: &mut SessionParts, address: &str) -> Result<String, Stri
     loop {
         tokio::select! {
             message = down.next() => match message {
-                None => return Ok("the coordinator closed it".to_owned()),
-                Some(Err(status)) => return Ok(told(&status)),
+                None => return Ok("the coordinator closed it".to_owned().into()),
+                Some(Err(status)) => return Ok(End::of_status(&status)),
                 Some(Ok(message)) => {
-                    if let Some(reason) = take(parts, message, &channel, &asks).await? {
-                        return Ok(reason);
+                    if let Some(end) = take(parts, message, &channel, &asks).await? {
+                        return Ok(end);
                     }
                 }
             },
             changed = reports.changed() => {
                 if changed.is_err() {
-                    return Ok("the agent stops".to_owned());
+                    return Ok("the agent stops".to_owned().into());
                 }
                 let report = reports.borrow_and_update().clone();
                 if let Some(report) = report {
@@ -206,10 +230,6 @@ async fn session(parts: &mut SessionParts, address: &str) -> Result<String, Stri
             }
         }
     }
-}
-
-fn told(status: &tonic::Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
 }
 
 async fn send(up: &mpsc::Sender<wire::Up>, kind: wire::up::Kind) -> Result<(), String> {
@@ -233,13 +253,13 @@ async fn take(
     message: wire::Down,
     channel: &Channel,
     asks: &Arc<tokio::sync::Semaphore>,
-) -> Result<Option<String>, String> {
+) -> Result<Option<End>, String> {
     match message.kind {
         Some(wire::down::Kind::Assignments(wish)) => match convert::assignments(wish) {
             Ok(wish) => {
                 debug!(generation = ?wish.generation, items = wish.items.len(), "assignments");
                 if parts.assignments.send(wish).await.is_err() {
-                    return Ok(Some("the agent stops".to_owned()));
+                    return Ok(Some("the agent stops".to_owned().into()));
                 }
             }
             Err(error) => return Err(format!("malformed assignments: {error}")),
@@ -265,7 +285,7 @@ async fn take(
             Err(_) => warn!("too many asks at once; one is not answered"),
         },
         Some(wire::down::Kind::Close(close)) => {
-            return Ok(Some(format!("{} [{}]", close.reason, close.code)));
+            return Ok(Some(End::of_close(&close.code, close.reason)));
         }
         // A message of a newer coordinator: nothing that this agent could be wrong about.
         None => debug!("a message of an unknown kind is ignored"),
@@ -299,7 +319,9 @@ async fn renew(parts: &SessionParts, channel: &Channel) -> Result<Arc<Material>,
     let mut client = AgentLinkClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
     let csr = request.csr.into();
     let response = client.renew(wire::RenewRequest { csr }).await;
-    let response = response.map_err(|status| told(&status))?.into_inner();
+    let response = response
+        .map_err(|status| End::of_status(&status).to_string())?
+        .into_inner();
     let chain = &response.certificate_chain;
     let material = identity::store(&folder, &request.key, chain, &response.roots)
         .map_err(|error| error.to_string())?;
