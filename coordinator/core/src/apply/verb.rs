@@ -95,17 +95,18 @@ fn pause(tx: &mut Tx<'_>, mut deployment: Deployment, reason: &str) -> Reply {
     if deployment.paused.is_some() {
         return no_change(tx, &deployment, Verb::Pause);
     }
-    set_paused(tx, &mut deployment);
+    set_paused(tx, &mut deployment, reason);
     let line = format!("was paused by {}{}", tx.actor, because(reason));
     done(tx, deployment, "paused", line)
 }
 
-fn set_paused(tx: &Tx<'_>, deployment: &mut Deployment) {
+fn set_paused(tx: &Tx<'_>, deployment: &mut Deployment, reason: &str) {
     phase::count_time(deployment, tx.at);
     if deployment.paused.is_none() {
         deployment.paused = Some(Paused {
             since: tx.at,
             by: tx.actor.clone(),
+            reason: reason.to_owned(),
         });
     }
 }
@@ -206,7 +207,7 @@ fn traffic(tx: &mut Tx<'_>, mut deployment: Deployment, weight: Weight, reason: 
             "there is no other version to share the traffic with",
         ));
     }
-    set_paused(tx, &mut deployment);
+    set_paused(tx, &mut deployment, reason);
     steps::set_manual(&mut deployment, weight, tx.at);
     let line = format!(
         "has its traffic set to {weight} and is paused, by {}{}",

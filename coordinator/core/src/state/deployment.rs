@@ -340,6 +340,8 @@ pub struct Paused {
     pub since: Timestamp,
     /// Who.
     pub by: Actor,
+    /// Why, as the person put it; empty: they gave no reason.
+    pub reason: String,
 }
 
 /// Something other than a person stopped the rollout.

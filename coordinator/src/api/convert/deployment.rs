@@ -164,7 +164,7 @@ impl Picture<'_> {
             paused: found.paused.as_ref().map(|paused| pb::Hold {
                 since_ms: paused.since.millis(),
                 by: paused.by.to_string(),
-                reason: String::new(),
+                reason: paused.reason.clone(),
                 until_ms: (paused.since + limits.pause_max).millis(),
             }),
             halted: found.halted.as_ref().map(|halted| pb::Hold {

@@ -4,7 +4,7 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::weight::Weight;
 
 use super::world::{World, cause, names, require_approval, verb_command};
-use crate::command::{Action, Verb};
+use crate::command::{Action, Command, Verb};
 use crate::deployment::phase;
 use crate::state::{Halted, InstanceCause, Status};
 
@@ -292,6 +292,28 @@ fn a_move_for_another_revision_is_stale_and_leaves_no_line() {
     let applied = world.apply(item);
     assert_eq!(applied.outcome.unwrap_err().reason, Reason::Stale);
     assert_eq!(world.state, before);
+}
+
+#[test]
+fn a_pause_keeps_who_and_why_until_it_goes_on() {
+    let (mut world, id) = World::at(Status::Running, false);
+    let because = |verb: Verb, reason: &str| {
+        let Command::ActOnDeployment(mut act) = verb_command(id, verb) else {
+            panic!("a verb is another command");
+        };
+        act.reason = reason.to_owned();
+        Command::ActOnDeployment(act)
+    };
+    let why = |world: &World| world.get(id).paused.as_ref().map(|p| p.reason.clone());
+    world.must(because(Verb::Pause, "the shop's sale"));
+    assert_eq!(why(&world).as_deref(), Some("the shop's sale"));
+    // A second pause changes nothing, so the first reason stays.
+    world.must(because(Verb::Pause, "lunch"));
+    assert_eq!(why(&world).as_deref(), Some("the shop's sale"));
+    world.must(because(Verb::Resume, "it is over"));
+    assert_eq!(why(&world), None);
+    world.must(because(Verb::Pause, ""));
+    assert_eq!(why(&world).as_deref(), Some(""));
 }
 
 #[test]

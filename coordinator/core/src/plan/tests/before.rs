@@ -51,6 +51,7 @@ fn a_pause_from_the_beginning_starts_nothing() {
         new.paused = Some(Paused {
             since: START,
             by: Actor::User(name("ann")),
+            reason: String::new(),
         });
     });
     assert_eq!(world.action(), None);

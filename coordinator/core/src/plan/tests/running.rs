@@ -95,6 +95,7 @@ fn a_rule_that_is_met_takes_it_back_even_if_paused() {
         new.paused = Some(Paused {
             since: START,
             by: Actor::System,
+            reason: String::new(),
         });
     });
     world.now = START + Span::from_millis(100);
