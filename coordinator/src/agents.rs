@@ -2,11 +2,11 @@
 //!
 //! [`session`] runs one session; [`forward`] passes what the agents report on to the leader. This
 //! file holds the table of sessions (the newest of an agent wins), the asks that wait for their
-//! answer, the admission limit and the lease that sessions stamp.
+//! answer, the limits of [`admission`] and the lease that sessions stamp.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidegate_proto::agent::v1::{Ask, Down, LogLine, LogsAsk, ask, down};
 use tidegate_shared::assignment::Report;
@@ -17,10 +17,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use self::admission::{Admission, Crowded};
 use crate::api::status;
 use crate::clock::Clock;
 use crate::entropy;
 
+mod admission;
 pub mod forward;
 pub mod session;
 
@@ -54,7 +56,7 @@ pub(crate) struct Stamp {
 struct Entry {
     number: u64,
     down: mpsc::Sender<Result<Down, Status>>,
-    replaced: CancellationToken,
+    over: CancellationToken,
 }
 
 struct Pending {
@@ -62,18 +64,12 @@ struct Pending {
     answers: mpsc::Sender<Result<Vec<LogLine>, Status>>,
 }
 
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
-}
-
 struct Inner {
     clock: Clock,
-    per_second: u32,
     entries: Mutex<BTreeMap<Name, Entry>>,
     numbers: std::sync::atomic::AtomicU64,
     asks: Mutex<HashMap<String, Pending>>,
-    bucket: Mutex<Bucket>,
+    admission: Mutex<Admission>,
     heard: mpsc::Sender<Heard>,
     lease: watch::Sender<Option<Stamp>>,
 }
@@ -94,12 +90,13 @@ pub(crate) struct Registered {
     sessions: Sessions,
     name: Name,
     number: u64,
-    /// Cancelled when a newer session of the agent takes its place.
-    pub replaced: CancellationToken,
+    /// Cancelled when a newer session of the agent takes its place, and at its end.
+    pub over: CancellationToken,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        self.over.cancel();
         let mut entries = lock(&self.sessions.0.entries);
         let is_own = entries
             .get(&self.name)
@@ -117,17 +114,13 @@ impl Sessions {
     #[must_use]
     pub fn new(clock: Clock, per_second: u32) -> (Self, HeardQueue) {
         let (heard, queue) = mpsc::channel(HEARD_QUEUE);
-        let filled = clock.instant();
+        let admission = Admission::new(per_second, clock.instant());
         let inner = Inner {
             clock,
-            per_second,
             entries: Mutex::default(),
             numbers: std::sync::atomic::AtomicU64::new(1),
             asks: Mutex::default(),
-            bucket: Mutex::new(Bucket {
-                tokens: f64::from(per_second),
-                filled,
-            }),
+            admission: Mutex::new(admission),
             heard,
             lease: watch::channel(None).0,
         };
@@ -140,19 +133,30 @@ impl Sessions {
         lock(&self.0.entries).keys().cloned().collect()
     }
 
-    /// Whether one more session may begin now.
-    pub(crate) fn admit(&self) -> bool {
-        let most = f64::from(self.0.per_second);
+    /// Lets one more session of an agent begin now.
+    ///
+    /// # Errors
+    /// [`Crowded`].
+    pub(crate) fn admit(&self, name: &Name) -> Result<(), Crowded> {
         let now = self.0.clock.instant();
-        let mut bucket = lock(&self.0.bucket);
-        let passed = now.saturating_duration_since(bucket.filled).as_secs_f64();
-        bucket.tokens = (bucket.tokens + passed * most).min(most);
-        bucket.filled = now;
-        let is_free = bucket.tokens >= 1.0;
-        if is_free {
-            bucket.tokens -= 1.0;
+        lock(&self.0.admission).admit(name, now)
+    }
+
+    /// Waits until facts of an agent may be proposed; false: its session was over before that.
+    pub(crate) async fn facts_turn(&self, name: &Name, over: &CancellationToken) -> bool {
+        loop {
+            if over.is_cancelled() {
+                return false;
+            }
+            let now = self.0.clock.instant();
+            let Err(left) = lock(&self.0.admission).admit_facts(name, now) else {
+                return true;
+            };
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = over.cancelled() => {}
+            }
         }
-        is_free
     }
 
     /// Enters a session; an older one of the same agent is told to end.
@@ -166,21 +170,21 @@ impl Sessions {
             .0
             .numbers
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let replaced = CancellationToken::new();
+        let over = CancellationToken::new();
         let entry = Entry {
             number,
             down,
-            replaced: replaced.clone(),
+            over: over.clone(),
         };
         if let Some(old) = lock(&self.0.entries).insert(name.clone(), entry) {
-            old.replaced.cancel();
+            old.over.cancel();
         }
         self.tell(Heard::Opened(name.clone(), not_after));
         Registered {
             sessions: self.clone(),
             name: name.clone(),
             number,
-            replaced,
+            over,
         }
     }
 
@@ -290,8 +294,8 @@ mod tests {
         let (down, _keep) = mpsc::channel(1);
         let old = sessions.register(&name(), Timestamp::ZERO, down.clone());
         let new = sessions.register(&name(), Timestamp::ZERO, down);
-        assert!(old.replaced.is_cancelled());
-        assert!(!new.replaced.is_cancelled());
+        assert!(old.over.is_cancelled());
+        assert!(!new.over.is_cancelled());
         drop(old);
         assert_eq!(sessions.connected(), vec![name()]);
         drop(new);
@@ -320,10 +324,23 @@ mod tests {
         assert!(sessions.answer_to(&ask.id, &name()).is_none());
     }
 
-    #[test]
-    fn admission_is_limited() {
-        let (sessions, _heard) = Sessions::new(Clock::system(), 3);
-        let admitted = (0..10).filter(|_| sessions.admit()).count();
-        assert!((3..=4).contains(&admitted), "{admitted}");
+    #[tokio::test]
+    async fn facts_wait_no_longer_than_their_session_lives() {
+        let (sessions, _heard) = Sessions::new(Clock::system(), 10);
+        let (down, _keep) = mpsc::channel(1);
+        let agent = name();
+        let first = sessions.register(&agent, Timestamp::ZERO, down.clone());
+        assert!(sessions.facts_turn(&agent, &first.over).await);
+        let over = first.over.clone();
+        let (turn, _newer) = tokio::join!(sessions.facts_turn(&agent, &over), async {
+            sessions.register(&agent, Timestamp::ZERO, down.clone())
+        });
+        assert!(!turn, "the facts of a session that was replaced are old");
+        let second = sessions.register(&agent, Timestamp::ZERO, down);
+        let over = second.over.clone();
+        let (turn, ()) = tokio::join!(sessions.facts_turn(&agent, &over), async {
+            drop(second);
+        });
+        assert!(!turn);
     }
 }

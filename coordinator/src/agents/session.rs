@@ -23,8 +23,10 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::admission::Crowded;
 use super::{DOWN_QUEUE, Heard, Registered, Stamp};
 use crate::api::authn::Caller;
 use crate::api::convert::link;
@@ -58,12 +60,10 @@ impl AgentLink for AgentLinkApi {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let caller = caller(&request)?;
         let name = name_of(&caller)?;
-        if !self.0.sessions.admit() {
-            return Err(status::refusal(
-                Reason::QueueFull,
-                "too many agents connect at once; try again in a moment",
-            ));
-        }
+        self.0
+            .sessions
+            .admit(&name)
+            .map_err(|crowded| too_many(crowded, &name))?;
         let (down, receiver) = mpsc::channel(DOWN_QUEUE);
         let session = Session {
             context: self.0.clone(),
@@ -156,6 +156,16 @@ impl AgentLink for AgentLinkApi {
     }
 }
 
+fn too_many(crowded: Crowded, name: &Name) -> Status {
+    let message = match crowded {
+        Crowded::Agent => {
+            format!("agent \"{name}\" connects too often; try again in a moment")
+        }
+        Crowded::Node => "too many agents connect at once; try again in a moment".to_owned(),
+    };
+    status::refusal(Reason::QueueFull, message)
+}
+
 fn name_of(caller: &Caller) -> Result<Name, Status> {
     caller
         .name
@@ -220,6 +230,7 @@ impl Session {
             self.name.clone(),
             hello.version,
             facts,
+            registered.over.clone(),
         ));
         let end = self.serve(&mut up, &registered).await;
         tracing::info!(agent = %self.name, reason = %end.reason, "an agent's session ended");
@@ -274,7 +285,7 @@ impl Session {
                 },
                 stamp = next_stamp(&mut lease) => self.lease(stamp).await,
                 message = up.message() => self.take(message, &mut rate),
-                () = registered.replaced.cancelled() => Err(End {
+                () = registered.over.cancelled() => Err(End {
                     code: "REPLACED",
                     reason: "a newer session of this agent is open".to_owned(),
                 }),
@@ -467,8 +478,16 @@ async fn next_stamp(lease: &mut watch::Receiver<Option<Stamp>>) -> Stamp {
     }
 }
 
-/// Tells the log what changed about an agent; tried again while nobody leads.
-async fn update(context: Arc<Context>, name: Name, version: String, facts: Facts) {
+/// Tells the log what changed about an agent, when it is its turn and its session still lives;
+/// tried again while nobody leads.
+async fn update(
+    context: Arc<Context>,
+    name: Name,
+    version: String,
+    facts: Facts,
+    over: CancellationToken,
+) {
+    let mut has_turn = false;
     for _ in 0..10 {
         let Ok(view) = context.query.linearizable().await else {
             continue;
@@ -480,6 +499,16 @@ async fn update(context: Arc<Context>, name: Name, version: String, facts: Facts
             .is_none_or(|agent| agent.version == version && agent.facts == facts);
         if is_known {
             return;
+        }
+        if has_turn && over.is_cancelled() {
+            // A newer session tells newer facts.
+            return;
+        }
+        if !has_turn {
+            if !context.sessions.facts_turn(&name, &over).await {
+                return;
+            }
+            has_turn = true;
         }
         let Ok(key) = context.own_request() else {
             return;
