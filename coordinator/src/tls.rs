@@ -10,9 +10,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -29,11 +29,12 @@ use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use self::handshakes::{Handshakes, Refusals};
 use crate::clock::Clock;
 
+mod handshakes;
+
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// A listener tells of refused connections once in this time.
-const TELL_EVERY: Duration = Duration::from_secs(60);
 const HANDSHAKES_AT_ONCE: usize = 256;
 /// Open connections of callers without a certificate: they must not use up what the others need.
 const STRANGERS_AT_ONCE: usize = 256;
@@ -328,6 +329,7 @@ async fn accept_loop(
     sender: mpsc::Sender<io::Result<TlsConnection>>,
 ) {
     let refusals = Arc::new(Refusals::default());
+    let handshakes = Handshakes::default();
     // For the log alone.
     let clock = Clock::system();
     let mut current: Option<(Arc<TlsMaterial>, Arc<ServerConfig>)> = None;
@@ -344,6 +346,11 @@ async fn accept_loop(
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
+        };
+        // Before anything is waited for: whoever has too many open must not hold up the others.
+        let Some(place) = handshakes.begin(remote.ip()) else {
+            tracing::debug!(%remote, "too many handshakes of this address are open");
+            continue;
         };
         let material = tls.material();
         let fits = current
@@ -364,7 +371,9 @@ async fn accept_loop(
         let acceptor = TlsAcceptor::from(config.clone());
         let (sender, refusals, clock) = (sender.clone(), refusals.clone(), clock.clone());
         tokio::spawn(async move {
-            match handshake(acceptor, stream, remote).await {
+            let done = handshake(acceptor, stream, remote).await;
+            drop(place);
+            match done {
                 Ok(mut connection) => {
                     let slot = match auth {
                         ClientAuth::Required => Some(slot),
@@ -384,29 +393,6 @@ async fn accept_loop(
                 }
             }
         });
-    }
-}
-
-/// Which refused handshakes are told to people: those with a wrong certificate or a wrong version
-/// of TLS, at most one per listener and [`TELL_EVERY`]. Who only opens a connection and closes it,
-/// as checks of ports do, is no news.
-#[derive(Default)]
-struct Refusals(Mutex<Option<Instant>>);
-
-impl Refusals {
-    fn is_worth_telling(&self, error: &io::Error, now: Instant) -> bool {
-        if !error
-            .get_ref()
-            .is_some_and(|cause| cause.is::<rustls::Error>())
-        {
-            return false;
-        }
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = told.is_none_or(|at| now.saturating_duration_since(at) >= TELL_EVERY);
-        if is_due {
-            *told = Some(now);
-        }
-        is_due
     }
 }
 
@@ -698,21 +684,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn wrong_certificates_are_told_now_and_then_and_closed_ports_never() {
-        let refusals = Refusals::default();
-        let now = Clock::system().instant();
-        let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
-        assert!(!refusals.is_worth_telling(&closed, now));
-        let wrong = io::Error::new(
-            io::ErrorKind::InvalidData,
-            rustls::Error::NoCertificatesPresented,
-        );
-        assert!(refusals.is_worth_telling(&wrong, now));
-        assert!(!refusals.is_worth_telling(&wrong, now + TELL_EVERY / 2));
-        assert!(refusals.is_worth_telling(&wrong, now + TELL_EVERY));
-    }
-
     #[tokio::test]
     async fn a_server_of_a_foreign_ca_is_refused() {
         let (_s, server) = tls(&TestCa::new().unwrap(), "spiffe://td/coordinator/a");
@@ -771,6 +742,28 @@ mod tests {
             }
             accepting.abort();
         }
+    }
+
+    #[tokio::test]
+    async fn stalled_handshakes_of_one_address_are_cut_off() {
+        let ca = TestCa::new().unwrap();
+        let (_s, server) = tls(&ca, "spiffe://td/coordinator/a");
+        let (address, mut incoming) = serve(&server).await;
+        let mut stalled = Vec::new();
+        for _ in 0..handshakes::OWN_HANDSHAKES {
+            stalled.push(TcpStream::connect(&address).await.unwrap());
+        }
+        let mut surplus = TcpStream::connect(&address).await.unwrap();
+        assert_eq!(surplus.read(&mut [0]).await.unwrap(), 0);
+        stalled.clear();
+        let expected = Expected::AnyCoordinator;
+        loop {
+            // The places come back when the server notices.
+            if server.connect(&address, &expected).await.is_ok() {
+                break;
+            }
+        }
+        assert!(incoming.next().await.unwrap().is_ok());
     }
 
     #[test]
