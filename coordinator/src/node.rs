@@ -211,7 +211,7 @@ impl Node {
         let limit = self.context.config.shutdown_timeout.to_std();
         let has_others = !self.context.peers.directory().others().is_empty();
         if self.context.leads() && has_others {
-            match self.context.transfer(HAND_OVER).await {
+            match self.context.transfer(None, HAND_OVER).await {
                 Ok(true) => tracing::info!("the lead was handed over"),
                 Ok(false) | Err(_) => tracing::warn!("nobody took over the lead"),
             }
@@ -247,13 +247,13 @@ impl Node {
 /// Owns the replication: only here the lead can be handed over.
 async fn keep(
     replication: Replication,
-    mut transfers: mpsc::Receiver<oneshot::Sender<bool>>,
+    mut transfers: mpsc::Receiver<(Option<u64>, oneshot::Sender<bool>)>,
     mut ended: oneshot::Receiver<()>,
 ) -> Option<Replication> {
     loop {
         tokio::select! {
-            Some(answer) = transfers.recv() => {
-                let is_done = replication.transfer_leadership(HAND_OVER).await;
+            Some((to, answer)) = transfers.recv() => {
+                let is_done = replication.transfer_leadership(to, HAND_OVER).await;
                 // Whoever asked may have given up.
                 answer.send(is_done).ok();
             }

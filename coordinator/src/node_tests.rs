@@ -629,12 +629,17 @@ async fn a_second_coordinator_joins_and_answers_as_well() {
     assert_eq!(last, Some(Wire::Finalized));
 
     // The lead moves; what the new leader shows is whole again without a report being lost.
-    let status = ClusterClient::new(at_second(&world.admin))
-        .transfer_leadership(pb::TransferLeadershipRequest { to: 0 })
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(status.leader, 2);
+    let mut cluster = ClusterClient::new(at_second(&world.admin));
+    let mut hand_over = async |to: u64| {
+        let request = pb::TransferLeadershipRequest { to };
+        let answer = cluster.transfer_leadership(request).await;
+        answer.map(|status| status.into_inner().leader)
+    };
+    let unknown = hand_over(9).await.unwrap_err();
+    assert!(unknown.message().ends_with("1 (a), 2 (b)"), "{unknown}");
+    assert_eq!(hand_over(1).await.unwrap(), 1);
+    assert_eq!(hand_over(2).await.unwrap(), 2);
+    assert_eq!(hand_over(2).await.unwrap(), 2);
     let wait = async {
         loop {
             let found = AgentsClient::new(world.people())

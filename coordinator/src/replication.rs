@@ -280,23 +280,28 @@ impl Replication {
         })
     }
 
-    /// Hands the lead to another member, if this node leads and another voter is up. Returns once
-    /// another leads, or after `limit`; whether this node leads no more.
-    pub async fn transfer_leadership(&self, limit: Duration) -> bool {
+    /// Hands the lead to `to`, or to whichever member is furthest, if this node leads and that
+    /// voter is up. Returns once another leads, or after `limit`; whether the wanted one leads, or
+    /// without a wish, whether this node leads no more.
+    pub async fn transfer_leadership(&self, to: Option<u64>, limit: Duration) -> bool {
         let mut status = self.status.clone();
         let own = self.raft.status().borrow().node_id;
         if status.borrow().role != Role::Leader {
-            return true;
+            let leader = status.borrow().leader;
+            return to.is_none() || leader == to;
         }
-        self.raft.transfer();
+        self.raft.transfer(to);
         let handed_over = status.wait_for(|s| s.leader.is_some_and(|leader| leader != own));
-        matches!(tokio::time::timeout(limit, handed_over).await, Ok(Ok(_)))
+        match tokio::time::timeout(limit, handed_over).await {
+            Ok(Ok(status)) => to.is_none() || status.leader == to,
+            Ok(Err(_)) | Err(_) => false,
+        }
     }
 
     /// Stops: first the lead goes to another member, then no more commands are taken and those
     /// under way are answered, then the log is closed. Returns when all is on disk.
     pub async fn shutdown(self) {
-        self.transfer_leadership(Duration::from_secs(1)).await;
+        self.transfer_leadership(None, Duration::from_secs(1)).await;
         self.proposer.drain(Duration::from_secs(1)).await;
         self.end().await;
     }

@@ -140,9 +140,17 @@ async fn the_lead_is_handed_over_and_no_request_fails() {
         .collect();
     for _ in 0..5 {
         let leader = cluster.leader().await;
-        let moved = cluster.node(leader).transfer_leadership(WAIT).await;
+        let moved = cluster.node(leader).transfer_leadership(None, WAIT).await;
         assert!(moved);
         assert_ne!(cluster.leader().await, leader);
+    }
+    for chosen in [1, 3, 2, 1] {
+        let leader = cluster.leader().await;
+        if leader != chosen {
+            let node = cluster.node(leader);
+            assert!(node.transfer_leadership(Some(chosen), WAIT).await);
+        }
+        assert_eq!(cluster.leader().await, chosen);
     }
     stop.send(true).unwrap();
     for writer in writers {

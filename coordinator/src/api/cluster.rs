@@ -1,5 +1,6 @@
 //! `Cluster`: its members, who one is, certificates of people, and the audit log.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tidegate_proto::control::v1::{
     TransferLeadershipRequest, WhoAmIRequest, WhoAmIResponse,
 };
 use tidegate_shared::error::Reason;
+use tidegate_shared::id::Name;
 use tonic::{Request, Response, Status};
 
 use super::authn::Kind;
@@ -96,6 +98,51 @@ fn role_of(raft: &RaftStatus, node: u64) -> &'static str {
     }
 }
 
+/// A node that may get the lead.
+#[derive(Debug, PartialEq, Eq)]
+enum Heir {
+    /// It has it.
+    Leads,
+    /// It can take it.
+    Ready,
+}
+
+fn names_of(view: &View) -> BTreeMap<u64, Name> {
+    let members = view.state.cluster.iter().flat_map(|c| &c.members);
+    members
+        .map(|(node, member)| (*node, member.name.clone()))
+        .collect()
+}
+
+/// Whether the leader can hand over to this node; a refusal that says why not.
+fn check_heir(names: &BTreeMap<u64, Name>, raft: &RaftStatus, to: u64) -> Result<Heir, Status> {
+    let Some(name) = names.get(&to) else {
+        let known: Vec<String> = names
+            .iter()
+            .map(|(node, name)| format!("{node} ({name})"))
+            .collect();
+        return Err(status::refusal(
+            Reason::NotFound,
+            format!(
+                "there is no coordinator {to}; the members are {}",
+                known.join(", ")
+            ),
+        ));
+    };
+    match role_of(raft, to) {
+        "leader" => Ok(Heir::Leads),
+        "follower" => Ok(Heir::Ready),
+        "unreachable" => Err(status::wrong_field(
+            "to",
+            format!("the leader does not reach coordinator {to} ({name}), so it cannot take over"),
+        )),
+        _ => Err(status::wrong_field(
+            "to",
+            format!("coordinator {to} ({name}) has no vote yet, so it cannot take over"),
+        )),
+    }
+}
+
 fn applied_of(raft: &RaftStatus, node: u64) -> u64 {
     if node == raft.node_id {
         return raft.applied;
@@ -131,12 +178,6 @@ impl Cluster for ClusterApi {
     ) -> Result<Response<ClusterStatus>, Status> {
         let caller = caller(&request)?;
         let message = request.into_inner();
-        if message.to != 0 {
-            return Err(status::refusal(
-                Reason::NotSupported,
-                "the lead goes to the most advanced follower; a node cannot be chosen yet",
-            ));
-        }
         if let Some(answer) =
             ask_leader!(self.0, caller, ClusterClient, transfer_leadership, message)
         {
@@ -148,11 +189,20 @@ impl Cluster for ClusterApi {
                 "the leader cannot be reached to hand over the lead",
             ));
         }
-        if !self.0.transfer(TRANSFER_LIMIT).await? {
-            return Err(status::refusal(
-                Reason::NoLeader,
-                "no other coordinator took over; this one goes on leading",
-            ));
+        let to = (message.to != 0).then_some(message.to);
+        if let Some(to) = to {
+            let view = self.0.read().await?;
+            let raft = self.0.status.borrow().clone();
+            if check_heir(&names_of(&view), &raft, to)? == Heir::Leads {
+                return self.present(&view).map(Response::new);
+            }
+        }
+        if !self.0.transfer(to, TRANSFER_LIMIT).await? {
+            let message = match to {
+                Some(to) => format!("coordinator {to} did not take over in time"),
+                None => "no other coordinator took over; this one goes on leading".to_owned(),
+            };
+            return Err(status::refusal(Reason::NoLeader, message));
         }
         self.present(&*self.0.read().await?).map(Response::new)
     }
@@ -270,5 +320,47 @@ impl Cluster for ClusterApi {
                 .map(|(_, event)| convert::event(event))
                 .collect(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::PeerProgress;
+    use crate::storage::log::Membership;
+
+    #[test]
+    fn only_a_member_with_a_vote_and_in_reach_gets_the_lead() {
+        let names: BTreeMap<u64, Name> = [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
+            .map(|(node, name)| (node, Name::new(name).unwrap()))
+            .into();
+        let progress = |node_id: u64, is_active: bool| PeerProgress {
+            node_id,
+            matched: 7,
+            is_active,
+            gets_snapshot: false,
+        };
+        let raft = RaftStatus {
+            node_id: 1,
+            role: Role::Leader,
+            leader: Some(1),
+            membership: Membership {
+                voters: [1, 2, 3].into(),
+                learners: [4].into(),
+                ..Membership::default()
+            },
+            progress: vec![progress(2, true), progress(3, false), progress(4, true)],
+            ..RaftStatus::default()
+        };
+        assert_eq!(check_heir(&names, &raft, 1).unwrap(), Heir::Leads);
+        assert_eq!(check_heir(&names, &raft, 2).unwrap(), Heir::Ready);
+        let refused = |to: u64| check_heir(&names, &raft, to).unwrap_err();
+        assert!(refused(3).message().contains("does not reach"));
+        assert!(refused(4).message().contains("has no vote"));
+        assert_eq!(refused(9).code(), tonic::Code::NotFound);
+        assert_eq!(
+            refused(9).message(),
+            "there is no coordinator 9; the members are 1 (a), 2 (b), 3 (c), 4 (d)"
+        );
     }
 }

@@ -50,8 +50,9 @@ pub mod tokens;
 
 use authn::Caller;
 
-/// Asks the node to hand over the lead; the answer is whether another one leads.
-pub type TransferRequests = mpsc::Sender<oneshot::Sender<bool>>;
+/// Asks the node to hand over the lead, to one node if it is named; the answer is whether that one,
+/// or any other one, leads.
+pub type TransferRequests = mpsc::Sender<(Option<u64>, oneshot::Sender<bool>)>;
 
 /// The parts of a running node that services use.
 pub struct Context {
@@ -158,14 +159,16 @@ impl Context {
         self.authority.open(state)
     }
 
-    /// Asks the node to hand over the lead; whether another one leads now.
+    /// Asks the node to hand over the lead to `to`, or to the one that is furthest; whether that
+    /// one leads now.
     ///
     /// # Errors
     /// The node is stopping.
-    pub async fn transfer(&self, limit: Duration) -> Result<bool, Status> {
+    pub async fn transfer(&self, to: Option<u64>, limit: Duration) -> Result<bool, Status> {
         let (answer, receiver) = oneshot::channel();
         let stopping = || status::refusal(Reason::ShuttingDown, "this coordinator is stopping");
-        self.transfers.send(answer).await.map_err(|_| stopping())?;
+        let asked = self.transfers.send((to, answer)).await;
+        asked.map_err(|_| stopping())?;
         match tokio::time::timeout(limit, receiver).await {
             Ok(Ok(is_done)) => Ok(is_done),
             Ok(Err(_)) => Err(stopping()),

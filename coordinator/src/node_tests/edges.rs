@@ -369,7 +369,11 @@ async fn a_relayed_watch_ends_with_the_lead() {
         .unwrap()
         .into_inner();
     assert!(watch.message().await.unwrap().is_some());
-    let moved = world.node.context().transfer(DEADLINE).await.unwrap();
+    // One that still catches up has no vote and cannot take over.
+    let mut raft = world.node.context().status.clone();
+    let votes = raft.wait_for(|raft| raft.membership.voters.contains(&2));
+    drop(tokio::time::timeout(DEADLINE, votes).await.unwrap());
+    let moved = world.node.context().transfer(None, DEADLINE).await.unwrap();
     assert!(moved);
     let ends = |mut watch: tonic::Streaming<pb::Deployment>| async move {
         loop {

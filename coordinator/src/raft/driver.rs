@@ -60,7 +60,7 @@ enum Input {
     ),
     Step(RaftMessage),
     ReadIndex(oneshot::Sender<u64>),
-    Transfer,
+    Transfer(Option<u64>),
     Unreachable(u64),
     SnapshotSent {
         to: u64,
@@ -148,9 +148,10 @@ impl RaftHandle {
         receiver
     }
 
-    /// Begins to hand the lead to the member that is furthest, if this node leads.
-    pub fn transfer(&self) {
-        self.send(Input::Transfer);
+    /// Begins to hand the lead to `to`, or to the member that is furthest, if this node leads. A
+    /// node without a vote or out of reach gets nothing.
+    pub fn transfer(&self, to: Option<u64>) {
+        self.send(Input::Transfer(to));
     }
 
     /// A message to `peer` was dropped.
@@ -380,7 +381,7 @@ impl Driver {
         self.reads.retain(|_, waiting| !waiting.is_closed());
         if self.raw.raft.state == StateRole::Leader {
             if self.skewed {
-                self.transfer();
+                self.transfer(None);
             }
             // A new leader inside a joint membership must leave it itself.
             if self.membership.is_joint() && !self.raw.raft.has_pending_conf() {
@@ -405,7 +406,7 @@ impl Driver {
             }
             Input::Step(message) => self.step(message),
             Input::ReadIndex(reply) => self.read_index(reply),
-            Input::Transfer => self.transfer(),
+            Input::Transfer(to) => self.transfer(to),
             Input::Unreachable(peer) => self.raw.report_unreachable(peer),
             Input::SnapshotSent { to, arrived } => {
                 let status = if arrived {
@@ -531,7 +532,7 @@ impl Driver {
         self.raw.read_index(context);
     }
 
-    fn transfer(&mut self) {
+    fn transfer(&mut self, to: Option<u64>) {
         if self.raw.raft.state != StateRole::Leader || self.raw.raft.lead_transferee.is_some() {
             return;
         }
@@ -539,6 +540,7 @@ impl Driver {
             .progress()
             .into_iter()
             .filter(|p| p.is_active && self.membership.voters.contains(&p.node_id))
+            .filter(|p| to.is_none_or(|to| to == p.node_id))
             .max_by_key(|p| p.matched);
         if let Some(best) = best {
             self.raw.transfer_leader(best.node_id);

@@ -293,7 +293,7 @@ async fn follow(raft: RaftHandle, views: Views, stop: CancellationToken) {
         match change {
             None => {}
             // The next leader removes this node.
-            Some(MembershipChange::Remove(node)) if node == now.node_id => raft.transfer(),
+            Some(MembershipChange::Remove(node)) if node == now.node_id => raft.transfer(None),
             Some(change) => match raft.change(change).await {
                 Ok(mark) => tracing::info!(?change, index = mark.index, "the membership changes"),
                 Err(error) => {

@@ -16,10 +16,18 @@ pub enum ClusterCommand {
     Status,
     /// List the coordinators with their addresses
     Members,
-    /// Hand over the lead to the most advanced other coordinator, before maintenance of this one
-    Transfer,
+    /// Hand over the lead, before maintenance of the coordinator that leads
+    Transfer(TransferArgs),
     /// Take a coordinator out of the cluster; it never comes back under its id
     Remove(RemoveArgs),
+}
+
+/// Who is to lead.
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// Id or name of the coordinator that takes over [default: the most advanced other one]
+    #[arg(value_name = "COORDINATOR")]
+    member: Option<String>,
 }
 
 /// Whom to take out.
@@ -49,7 +57,7 @@ impl ClusterCommand {
                     members(&found, true).render(session.output, "No member.")
                 })
             }
-            Self::Transfer => transfer(session).await,
+            Self::Transfer(args) => transfer(session, args.member.as_deref()).await,
             Self::Remove(args) => remove(session, &args.member).await,
         }
     }
@@ -156,9 +164,13 @@ fn find(status: &api::ClusterStatus, wanted: &str) -> Result<u64> {
     })
 }
 
-async fn transfer(session: &Session) -> Result<()> {
+async fn transfer(session: &Session, member: Option<&str>) -> Result<()> {
+    let to = match member {
+        Some(member) => find(&status(session).await?, member)?,
+        None => 0,
+    };
     let client = session.client().await?;
-    let request = api::TransferLeadershipRequest { to: 0 };
+    let request = api::TransferLeadershipRequest { to };
     let answer = rpc!(
         client,
         cluster_client::ClusterClient,
@@ -191,4 +203,40 @@ async fn remove(session: &Session, member: &str) -> Result<()> {
             page(session.output, &answer, wide)
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    }
+
+    #[test]
+    fn the_next_leader_may_be_chosen_by_name_or_id() {
+        let heir = |words: &[&str]| match Line::try_parse_from(words).unwrap().command {
+            ClusterCommand::Transfer(args) => args.member,
+            other => panic!("{other:?} is no transfer"),
+        };
+        assert_eq!(heir(&["cluster", "transfer"]), None);
+        assert_eq!(heir(&["cluster", "transfer", "b"]).as_deref(), Some("b"));
+        let member = |node_id: u64, name: &str| api::MemberStatus {
+            node_id,
+            name: name.to_owned(),
+            ..api::MemberStatus::default()
+        };
+        let status = api::ClusterStatus {
+            members: vec![member(1, "north"), member(2, "south")],
+            ..api::ClusterStatus::default()
+        };
+        assert_eq!(find(&status, "south").unwrap(), 2);
+        assert_eq!(find(&status, "1").unwrap(), 1);
+        let refused = find(&status, "sout").unwrap_err();
+        assert!(refused.is(Reason::NotFound));
+        assert!(refused.render(false).contains("did you mean \"south\"?"));
+    }
 }
