@@ -274,6 +274,9 @@ fn start_log(config: &Config) {
     }
 }
 
+/// Why a node stops that nobody told to.
+const REMOVED: &str = "removal from the cluster";
+
 async fn serve(config: Config) -> Result<(), SetupError> {
     let handler = |kind: SignalKind| {
         signal(kind)
@@ -285,6 +288,7 @@ async fn serve(config: Config) -> Result<(), SetupError> {
     let listen = node.listen();
     let starting = tokio::select! {
         () = node.ready() => None,
+        () = node.removed() => Some(REMOVED),
         _ = terminated.recv() => Some("SIGTERM"),
         _ = interrupted.recv() => Some("SIGINT"),
     };
@@ -302,10 +306,17 @@ async fn serve(config: Config) -> Result<(), SetupError> {
             tokio::select! {
                 _ = terminated.recv() => "SIGTERM",
                 _ = interrupted.recv() => "SIGINT",
+                () = node.removed() => REMOVED,
             }
         }
     };
-    tracing::info!(signal = stopped_by, "stopping");
+    if stopped_by == REMOVED {
+        say(&format!(
+            "{} was taken out of the cluster and ends; to bring this machine back, join it with a new token and an empty data folder",
+            node.context().identity.name
+        ));
+    }
+    tracing::info!(cause = stopped_by, "stopping");
     node.shutdown().await;
     Ok(())
 }

@@ -50,6 +50,7 @@ use crate::http;
 use crate::leader::{self, Live, planner};
 use crate::port_holder;
 use crate::raft::{OnFatal, RaftSettings};
+use crate::replica::View;
 use crate::replication::{Replication, ReplicationConfig};
 use crate::setup::{self, KEY_FILE, LEVEL, SetupError};
 use crate::storage::blobs::Blobs;
@@ -203,6 +204,24 @@ impl Node {
     pub async fn ready(&self) {
         while self.context.query.linearizable().await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Returns once the state says that this node was taken out of the cluster. Node ids are
+    /// counted up and never used again, so a state that is merely old is told apart. A node that is
+    /// taken out while it is cut off does not hear of it and goes on looking for a leader.
+    pub async fn removed(&self) {
+        let own = self.context.identity.node_id;
+        let mut views = self.context.query.views();
+        let is_out = |view: &Arc<View>| {
+            let cluster = view.state.cluster.as_ref();
+            cluster.is_some_and(|cluster| {
+                cluster.next_node > own && !cluster.members.contains_key(&own)
+            })
+        };
+        if views.wait_for(is_out).await.is_err() {
+            // The replica has ended, which is told elsewhere.
+            std::future::pending().await
         }
     }
 

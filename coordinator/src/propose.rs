@@ -649,6 +649,7 @@ fn still_waiting(jobs: Vec<Job>) -> Vec<Job> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::log::Membership;
     use tidegate_coordinator_core::State;
 
     fn view(term: u64, at_ms: u64) -> View {
@@ -659,6 +660,7 @@ mod tests {
             },
             index: 1,
             term,
+            membership: Membership::default(),
         }
     }
 

@@ -31,6 +31,8 @@ pub struct View {
     pub index: u64,
     /// That entry's term.
     pub term: u64,
+    /// Who takes part in Raft at that entry.
+    pub membership: Membership,
 }
 
 /// The newest view, always.
@@ -169,6 +171,7 @@ impl Replica {
             state: parts.state.clone(),
             index: parts.mark.index,
             term: parts.mark.term,
+            membership: parts.membership.clone(),
         }));
         parts.raft.applied(parts.mark);
     }

@@ -156,6 +156,7 @@ impl Replication {
             state: state.clone(),
             index: mark.index,
             term: mark.term,
+            membership: membership.clone(),
         }));
         let (entries, _) = broadcast::channel(EVENT_BACKLOG);
         let (raft, driver_input) = driver::channel(identity.node_id);

@@ -270,10 +270,16 @@ impl Session {
             .to_std();
         let ran_out = tokio::time::sleep(left);
         tokio::pin!(ran_out);
+        // Cut off from the others, or taken out of the cluster without hearing of it: the agent
+        // does better elsewhere, and loses its contact here anyhow.
+        let patience = self.context.config.lost_after.to_std() / 2;
+        let alone = tokio::time::sleep(patience);
+        tokio::pin!(alone);
         loop {
             let step = tokio::select! {
                 view = wait_first(&mut first) => {
                     first = None;
+                    alone.set(tokio::time::sleep(patience));
                     self.begin(&view).await
                 }
                 changed = views.changed() => match changed {
@@ -283,7 +289,14 @@ impl Session {
                     }
                     Err(_) => Err(stopping()),
                 },
-                stamp = next_stamp(&mut lease) => self.lease(stamp).await,
+                stamp = next_stamp(&mut lease) => {
+                    alone.set(tokio::time::sleep(patience));
+                    self.lease(stamp).await
+                }
+                () = &mut alone => Err(End::new(
+                    Reason::NoLeader,
+                    "this coordinator hears of no leader; try another one",
+                )),
                 message = up.message() => self.take(message, &mut rate),
                 () = registered.over.cancelled() => Err(End {
                     code: "REPLACED",

@@ -219,6 +219,7 @@ mod tests {
                 level: 1,
                 epoch: 0,
                 next_node: 4,
+                former: Table::new(),
                 members: Table::unit(3, member),
                 ca: CaRecord {
                     certificate: String::new(),

@@ -8,6 +8,7 @@ use tonic::Request;
 
 use super::*;
 use crate::api::gate::RELAYED_FOR;
+use crate::replica::View;
 
 impl World {
     /// A certificate that the cluster's CA signed for any identity.
@@ -48,6 +49,39 @@ impl World {
         enroll::request_enrolment(&server, request)
             .await
             .map_err(|error| error.code)
+    }
+
+    /// A second coordinator that has joined, and votes; it counts agents as lost after 2 s.
+    async fn second(&self) -> Node {
+        let free = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            Some(listener.local_addr().unwrap())
+        };
+        let join = JoinRequest {
+            dir: self.dir.path().join("b"),
+            name: Name::new("b").unwrap(),
+            token: self.token("coordinator", &[], "").await,
+            server: self.node.listen().enroll.to_string(),
+            places: Places {
+                control: free(),
+                peer: free(),
+                http: free(),
+                enroll: free(),
+                ..Places::default()
+            },
+        };
+        setup::join(&join, &Clock::system()).await.unwrap();
+        let file = join.dir.join(FILE_NAME);
+        let config = std::fs::read_to_string(&file).unwrap();
+        let hasty = config.replace("lost_after = \"30s\"", "lost_after = \"2s\"");
+        assert_ne!(hasty, config);
+        std::fs::write(&file, hasty).unwrap();
+        let second = start(&join.dir).await;
+        // One that still catches up has no vote and cannot take over.
+        let mut raft = self.node.context().status.clone();
+        let votes = raft.wait_for(|raft| raft.membership.voters.contains(&2));
+        drop(tokio::time::timeout(DEADLINE, votes).await.unwrap());
+        second
     }
 
     async fn remove_agent(&self, name: &str) {
@@ -327,25 +361,7 @@ async fn a_relayed_watch_ends_with_the_lead() {
     let world = World::new().await;
     world.objects().await;
     world.release("1.0.0", b"one").await;
-    let free = || {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        Some(listener.local_addr().unwrap())
-    };
-    let join = JoinRequest {
-        dir: world.dir.path().join("b"),
-        name: Name::new("b").unwrap(),
-        token: world.token("coordinator", &[], "").await,
-        server: world.node.listen().enroll.to_string(),
-        places: Places {
-            control: free(),
-            peer: free(),
-            http: free(),
-            enroll: free(),
-            ..Places::default()
-        },
-    };
-    setup::join(&join, &Clock::system()).await.unwrap();
-    let second = start(&join.dir).await;
+    let second = world.second().await;
     let token = world.token("agent", &[("role", "web")], "").await;
     let (_, tls) = world.enroll(&token, "host-1").await.unwrap();
     let session = tokio::spawn(agent(world.channel(&tls)));
@@ -369,10 +385,6 @@ async fn a_relayed_watch_ends_with_the_lead() {
         .unwrap()
         .into_inner();
     assert!(watch.message().await.unwrap().is_some());
-    // One that still catches up has no vote and cannot take over.
-    let mut raft = world.node.context().status.clone();
-    let votes = raft.wait_for(|raft| raft.membership.voters.contains(&2));
-    drop(tokio::time::timeout(DEADLINE, votes).await.unwrap());
     let moved = world.node.context().transfer(None, DEADLINE).await.unwrap();
     assert!(moved);
     let ends = |mut watch: tonic::Streaming<pb::Deployment>| async move {
@@ -396,6 +408,51 @@ async fn a_relayed_watch_ends_with_the_lead() {
     assert_eq!(end.as_deref(), Some("NO_LEADER"));
     second.shutdown().await;
     world.node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_is_taken_out_hears_of_it() {
+    let world = World::new().await;
+    let second = world.second().await;
+    let still_in = tokio::time::timeout(Duration::ZERO, second.removed()).await;
+    assert!(still_in.is_err());
+    ClusterClient::new(world.people())
+        .remove_member(pb::RemoveMemberRequest {
+            request_id: id(),
+            node_id: 2,
+        })
+        .await
+        .unwrap();
+    tokio::time::timeout(DEADLINE, second.removed())
+        .await
+        .unwrap();
+    second.shutdown().await;
+    world.node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_sent_away_from_a_coordinator_that_is_cut_off() {
+    let world = World::new().await;
+    let second = world.second().await;
+    let token = world.token("agent", &[("role", "web")], "").await;
+    let (_, tls) = world.enroll(&token, "host-1").await.unwrap();
+    let address = second.listen().control.to_string();
+    let channel = || tls.channel(&address, Expected::AnyCoordinator).unwrap();
+    let session = tokio::spawn(agent(channel()));
+    let mut views = second.context().query.views();
+    let told = |view: &Arc<View>| {
+        let agent = view.state.agents.get(&Name::new("host-1").unwrap());
+        agent.is_some_and(|agent| agent.version == "test")
+    };
+    drop(
+        tokio::time::timeout(DEADLINE, views.wait_for(told))
+            .await
+            .unwrap(),
+    );
+    world.node.kill().await;
+    let end = tokio::time::timeout(DEADLINE, session).await.unwrap();
+    assert_eq!(end.unwrap(), "NO_LEADER");
+    second.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

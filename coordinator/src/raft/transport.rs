@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tidegate_coordinator_core::state::{Cluster, Member};
 use tidegate_proto::peer::v1::peer_client::PeerClient;
 use tidegate_proto::peer::v1::{
     AskRequest, Envelope, RaftBatch, RaftMessage, SnapshotHead, SnapshotPart, raft_message,
@@ -28,7 +29,7 @@ use crate::ca::Validity;
 use crate::clock::Clock;
 use crate::replica::Views;
 use crate::storage::data_dir::{Identity, Peer};
-use crate::storage::log::Mark;
+use crate::storage::log::{Mark, Membership};
 use crate::storage::snapshot::{SnapshotStore, file_name};
 use crate::tls::{Expected, Tls, TlsMaterial};
 
@@ -85,7 +86,7 @@ impl Directory {
     pub fn peer(&self, node_id: u64) -> Option<Peer> {
         let view = self.views.borrow();
         let known = match &view.state.cluster {
-            Some(cluster) => cluster.members.get(&node_id).map(|member| Peer {
+            Some(cluster) => spoken_to(cluster, &view.membership, node_id).map(|member| Peer {
                 node_id,
                 name: member.name.to_string(),
                 address: member.addresses.peer.clone(),
@@ -144,9 +145,7 @@ impl Directory {
         let view = self.views.borrow();
         let (known, was_removed) = match &view.state.cluster {
             Some(cluster) => (
-                cluster
-                    .members
-                    .get(&node_id)
+                spoken_to(cluster, &view.membership, node_id)
                     .map(|m| (m.name.to_string(), m.joined_at)),
                 node_id < cluster.next_node,
             ),
@@ -614,6 +613,18 @@ impl PeerWorker {
     }
 }
 
+/// A member, or one that was taken out and that Raft's membership still has: a majority of the
+/// old membership has to agree to the new one, and that one may be needed for it.
+fn spoken_to<'a>(
+    cluster: &'a Cluster,
+    membership: &Membership,
+    node_id: u64,
+) -> Option<&'a Member> {
+    let former = || cluster.former.get(&node_id);
+    let member = cluster.members.get(&node_id);
+    member.or_else(|| former().filter(|_| membership.contains(node_id)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -641,6 +652,7 @@ mod tests {
             level: 1,
             epoch: 0,
             next_node: 4,
+            former: Table::new(),
             members: Table::unit(3, member),
             ca: CaRecord {
                 certificate: String::new(),
@@ -658,6 +670,7 @@ mod tests {
             state,
             index: 1,
             term: 1,
+            membership: Membership::default(),
         };
         let identity = Identity {
             cluster_id: String::new(),

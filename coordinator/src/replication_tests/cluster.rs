@@ -74,6 +74,7 @@ pub(super) fn change(state: &mut State, command: &Command) {
                 epoch: 1,
                 next_node: 1,
                 members: Default::default(),
+                former: Default::default(),
                 ca: init.ca.clone(),
             });
             member(state, 1, &init.addresses);

@@ -51,6 +51,7 @@ pub(super) fn init(tx: &mut Tx<'_>, command: &InitCluster) -> Outcome {
         epoch: 0,
         next_node: 2,
         members: Table::unit(1, first),
+        former: Table::new(),
         ca: command.ca.clone(),
     });
     let meta = tx.new_meta(std::collections::BTreeMap::new());
@@ -124,10 +125,11 @@ pub(super) fn remove_member(tx: &mut Tx<'_>, node: NodeId) -> Outcome {
             format!("node {node} is the cluster's last coordinator"),
         ));
     }
-    let name = cluster
-        .members
-        .remove(&node)
-        .map_or_else(String::new, |member| member.name.to_string());
+    let mut name = String::new();
+    if let Some(member) = cluster.members.remove(&node) {
+        name = member.name.to_string();
+        cluster.former.insert(node, member);
+    }
     let message = format!("coordinator {name} (node {node}) left the cluster");
     tx.note("member_removed", "member", node, message);
     Ok(Reply::Done)

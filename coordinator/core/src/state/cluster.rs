@@ -29,6 +29,9 @@ pub struct Cluster {
     pub next_node: NodeId,
     /// By node id.
     pub members: Table<NodeId, Member>,
+    /// Those that were taken out, by node id. Raft speaks with one until its own membership has
+    /// followed: without its acknowledgement that might never come about.
+    pub former: Table<NodeId, Member>,
     /// The certificate authority.
     pub ca: CaRecord,
 }
