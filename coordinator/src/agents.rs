@@ -2,7 +2,7 @@
 //!
 //! [`session`] runs one session; [`forward`] passes what the agents report on to the leader. This
 //! file holds the table of sessions (the newest of an agent wins), the asks that wait for their
-//! answer, the limits of [`admission`] and the lease that sessions stamp.
+//! answer, the limits of `admission` and the lease that sessions stamp.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
