@@ -29,6 +29,7 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::asset::ReleaseStore;
 use crate::config::{Config, Layout};
 use crate::enroll::{JoinOptions, join};
 use crate::identity;
@@ -383,6 +384,8 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         reports: report_receiver,
         wishes,
         instances: watch::channel(Default::default()).1,
+        store: Arc::new(ReleaseStore::open(layout.releases()).unwrap()),
+        listen_address: [127, 0, 0, 1].into(),
     }));
     let up = tokio::time::timeout(LIMIT, ups.recv())
         .await

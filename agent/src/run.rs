@@ -119,11 +119,12 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         dir = %layout.dir.display(),
         "agent started"
     );
+    let listen_address = settings.listen_address;
     let parts = Parts {
         settings,
         executor,
         traffic,
-        store,
+        store: Arc::clone(&store),
         source,
         events,
     };
@@ -145,6 +146,8 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         reports: report_receiver,
         wishes,
         instances: instance_receiver,
+        store,
+        listen_address,
     }));
     reconciler
         .run(event_receiver, wish_receiver, signals.any())

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::agents::session::{self, AgentLinkApi};
-use crate::agents::{Sessions, forward};
+use crate::agents::{Sessions, forward, host_check};
 use crate::api::agents::AgentsApi;
 use crate::api::approvals::ApprovalsApi;
 use crate::api::authz::Door;
@@ -154,6 +154,7 @@ impl Node {
         let asks = &replication.asks;
         asks.register(forward::TOPIC, leader::take_batch(context.clone()));
         asks.register(blob_sync::TOPIC, blob_sync::tell_sizes(context.clone()));
+        asks.register(host_check::TOPIC, host_check::answer_here(context.clone()));
         asks.register(enroll::KEY_TOPIC, enroll::give_key(context.clone()));
         late.set(context.clone(), relayed_routes(&context));
 

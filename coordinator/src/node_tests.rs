@@ -303,7 +303,7 @@ async fn answer(channel: Channel, ask: link::Ask) {
             text: "it works".to_owned(),
             ..link::LogLine::default()
         }],
-        error: String::new(),
+        ..link::AnswerChunk::default()
     };
     AgentLinkClient::new(channel)
         .answer(tokio_stream::iter([chunk]))

@@ -93,6 +93,11 @@ impl ReleaseStore {
         self.path(digest).is_dir()
     }
 
+    /// Bytes left for releases.
+    pub fn room(&self) -> u64 {
+        free_bytes(&self.releases, self.quota)
+    }
+
     /// Removes the release of a digest; nothing there is no error.
     ///
     /// # Errors

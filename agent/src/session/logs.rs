@@ -2,17 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_agent_core::place::InstanceKey;
 use tidegate_proto::agent::v1 as wire;
-use tidegate_proto::agent::v1::agent_link_client::AgentLinkClient;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tracing::debug;
 
 use crate::executor::instance_dir;
 use crate::executor::output::{self, Stream};
@@ -26,49 +22,11 @@ const MAX_LINES: usize = 500;
 /// Most bytes that are read of one file at one look.
 const MAX_READ: u64 = 256 << 10;
 
-/// Answers an ask on a stream of its own, until everything is told or nobody listens.
-pub async fn answer(
-    ask: wire::Ask,
-    instances: PathBuf,
-    known: watch::Receiver<Arc<Vec<InstanceKey>>>,
-    channel: Channel,
-) {
-    let (chunks, outgoing) = mpsc::channel(16);
-    let id = ask.id.clone();
-    let teller = tokio::spawn(async move {
-        let first = wire::AnswerChunk {
-            ask_id: ask.id,
-            ..wire::AnswerChunk::default()
-        };
-        if chunks.send(first).await.is_err() {
-            return;
-        }
-        match ask.kind {
-            Some(wire::ask::Kind::Logs(logs)) => {
-                tell(&logs, &instances, &known, &chunks).await;
-            }
-            None => {
-                let error = "this agent does not know that kind of ask".to_owned();
-                let chunk = wire::AnswerChunk {
-                    error,
-                    ..wire::AnswerChunk::default()
-                };
-                chunks.send(chunk).await.ok();
-            }
-        }
-    });
-    let mut client = AgentLinkClient::new(channel);
-    if let Err(status) = client.answer(ReceiverStream::new(outgoing)).await {
-        debug!(ask = id, %status, "the answer was not heard to its end");
-    }
-    teller.abort();
-}
-
 /// Positions in the files that are told.
 type Positions = BTreeMap<(InstanceKey, &'static str), u64>;
 
 /// Tells the lines into a channel; returns when all is told or nobody listens.
-async fn tell(
+pub async fn tell(
     ask: &wire::LogsAsk,
     instances: &Path,
     known: &watch::Receiver<Arc<Vec<InstanceKey>>>,

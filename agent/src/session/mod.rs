@@ -8,9 +8,11 @@
 //! assignment means is the reconcile loop's business.
 
 pub mod convert;
+mod host;
 pub mod logs;
 mod refusal;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,6 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
+use crate::asset::ReleaseStore;
 use crate::config::{Layout, check_address};
 use crate::tls::{Material, Tls};
 use crate::{files, identity, jitter};
@@ -125,6 +128,10 @@ pub struct SessionParts {
     pub wishes: mpsc::Sender<Wish>,
     /// The instances that the agent knows, for asks for logs.
     pub instances: watch::Receiver<Arc<Vec<InstanceKey>>>,
+    /// Releases on disk, for asks about the host.
+    pub store: Arc<ReleaseStore>,
+    /// Where the proxy listens, for asks about the host.
+    pub listen_address: IpAddr,
 }
 
 /// Keeps a session up until the wishes' receiver is gone.
@@ -291,15 +298,16 @@ async fn take(
         Some(wire::down::Kind::Lease(lease)) => debug!(term = lease.term, "contact"),
         Some(wire::down::Kind::Ask(ask)) => match Arc::clone(asks).try_acquire_owned() {
             Ok(slot) => {
-                let answer = logs::answer(
-                    ask,
-                    parts.layout.instances(),
-                    parts.instances.clone(),
-                    channel.clone(),
-                );
+                let told = Told {
+                    instances: parts.layout.instances(),
+                    known: parts.instances.clone(),
+                    store: Arc::clone(&parts.store),
+                    listen_address: parts.listen_address,
+                };
+                let channel = channel.clone();
                 tokio::spawn(async move {
                     let _slot = slot;
-                    answer.await;
+                    answer(ask, told, channel).await;
                 });
             }
             Err(_) => warn!("too many asks at once; one is not answered"),
@@ -311,6 +319,48 @@ async fn take(
         None => debug!("a message of an unknown kind is ignored"),
     }
     Ok(None)
+}
+
+/// What asks are answered from.
+struct Told {
+    instances: PathBuf,
+    known: watch::Receiver<Arc<Vec<InstanceKey>>>,
+    store: Arc<ReleaseStore>,
+    listen_address: IpAddr,
+}
+
+/// Answers an ask on a stream of its own, until everything is told or nobody listens.
+async fn answer(ask: wire::Ask, told: Told, channel: Channel) {
+    let (chunks, outgoing) = mpsc::channel(16);
+    let id = ask.id.clone();
+    let teller = tokio::spawn(async move {
+        let first = wire::AnswerChunk {
+            ask_id: ask.id,
+            ..wire::AnswerChunk::default()
+        };
+        if chunks.send(first).await.is_err() {
+            return;
+        }
+        let only = match ask.kind {
+            Some(wire::ask::Kind::Logs(logs)) => {
+                return logs::tell(&logs, &told.instances, &told.known, &chunks).await;
+            }
+            Some(wire::ask::Kind::Host(host)) => wire::AnswerChunk {
+                host: Some(host::look(&host, &told.store, told.listen_address)),
+                ..wire::AnswerChunk::default()
+            },
+            None => wire::AnswerChunk {
+                error: "this agent does not know that kind of ask".to_owned(),
+                ..wire::AnswerChunk::default()
+            },
+        };
+        chunks.send(only).await.ok();
+    });
+    let mut client = AgentLinkClient::new(channel);
+    if let Err(status) = client.answer(ReceiverStream::new(outgoing)).await {
+        debug!(ask = id, %status, "the answer was not heard to its end");
+    }
+    teller.abort();
 }
 
 fn keep(parts: &SessionParts, list: Coordinators) {

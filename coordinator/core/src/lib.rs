@@ -18,6 +18,7 @@ mod fixture;
 pub mod observed;
 pub mod plan;
 pub mod policy;
+pub mod preflight;
 pub mod rejection;
 pub mod state;
 pub mod strategy;

@@ -141,7 +141,7 @@ impl AgentLink for AgentLinkApi {
                 ));
             }
             let part = if chunk.error.is_empty() {
-                Ok(chunk.lines)
+                Ok(chunk)
             } else {
                 Err(status::refusal(
                     Reason::NotFound,

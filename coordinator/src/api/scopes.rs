@@ -8,12 +8,12 @@ use tidegate_coordinator_core::command::{Command, RollbackScope, ScopeName, Stop
 use tidegate_coordinator_core::desired::scope_items;
 use tidegate_coordinator_core::observed::place_in;
 use tidegate_coordinator_core::state::Scope;
-use tidegate_proto::agent::v1::LogsAsk;
+use tidegate_proto::agent::v1::{AnswerChunk, LogsAsk, ask};
 use tidegate_proto::control::v1::scopes_client::ScopesClient;
 use tidegate_proto::control::v1::scopes_server::Scopes;
 use tidegate_proto::control::v1::{
-    Deployment, Leftover, LogLine, LogsRequest, RollbackScopeRequest, ScopeAgent, ScopeRequest,
-    ScopeVerbRequest, ScopeView, StopScopeRequest,
+    CheckScopeRequest, CheckScopeResponse, Deployment, Leftover, LogLine, LogsRequest,
+    RollbackScopeRequest, ScopeAgent, ScopeRequest, ScopeVerbRequest, ScopeView, StopScopeRequest,
 };
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name};
@@ -25,6 +25,7 @@ use super::authn::Caller;
 use super::convert::deployment::Picture;
 use super::relay::{self, ask_leader};
 use super::{Context, caller, convert, deployments, request_key, status};
+use crate::agents::host_check;
 
 /// Ended deployments on the screen of a scope.
 const RECENT: usize = 10;
@@ -222,6 +223,34 @@ impl Scopes for ScopesApi {
         self.verb(&caller, &message.request_id, command).await
     }
 
+    async fn check(
+        &self,
+        request: Request<CheckScopeRequest>,
+    ) -> Result<Response<CheckScopeResponse>, Status> {
+        let caller = caller(&request)?;
+        let message = request.into_inner();
+        if let Some(answer) = ask_leader!(self.0, caller, ScopesClient, check, message.clone()) {
+            return Ok(answer);
+        }
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let wanted = host_check::Wanted {
+            scope: convert::name("name", &message.name)?,
+            version: given(&message.version)
+                .map(|text| convert::version("version", &text))
+                .transpose()?,
+            strategy: given(&message.strategy)
+                .map(|text| convert::name("strategy", &text))
+                .transpose()?,
+        };
+        let (version, findings) = host_check::check(&self.0, &wanted).await?;
+        Ok(Response::new(CheckScopeResponse {
+            version: version
+                .map(|version| version.to_string())
+                .unwrap_or_default(),
+            findings: findings.into_iter().map(convert::finding).collect(),
+        }))
+    }
+
     async fn logs(
         &self,
         request: Request<LogsRequest>,
@@ -325,7 +354,7 @@ impl ScopesApi {
             if !concerned(&agent) {
                 continue;
             }
-            match self.0.sessions.ask_logs(&agent, ask.clone()) {
+            match self.0.sessions.ask(&agent, ask::Kind::Logs(ask.clone())) {
                 Ok(answers) => {
                     asked = true;
                     tokio::spawn(pass_on_own(agent, answers, lines.clone()));
@@ -374,7 +403,7 @@ impl ScopesApi {
 
 async fn pass_on_own(
     agent: Name,
-    mut answers: mpsc::Receiver<Result<Vec<tidegate_proto::agent::v1::LogLine>, Status>>,
+    mut answers: mpsc::Receiver<Result<AnswerChunk, Status>>,
     lines: mpsc::Sender<Result<LogLine, Status>>,
 ) {
     while let Some(answer) = answers.recv().await {
@@ -385,7 +414,7 @@ async fn pass_on_own(
                 return;
             }
         };
-        for line in chunk {
+        for line in chunk.lines {
             let line = LogLine {
                 agent: agent.to_string(),
                 deployment: line.deployment,

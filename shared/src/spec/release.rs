@@ -164,6 +164,15 @@ impl ReleaseSpec {
         errors
     }
 
+    /// The asset that a scope takes: the one that it names, or the only one.
+    pub fn asset_for(&self, named: Option<&Name>) -> Option<&AssetSpec> {
+        match named {
+            Some(name) => self.assets.iter().find(|asset| asset.name == *name),
+            None if self.assets.len() == 1 => self.assets.first(),
+            None => None,
+        }
+    }
+
     /// Digest over the canonical JSON: what an approval is bound to.
     pub fn digest(&self) -> Digest {
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())

@@ -279,11 +279,7 @@ fn origin(
 /// The asset that the scope names, or the release's only one.
 fn asset_for(wanted: &Wanted, spec: &ScopeSpec, release: &Release) -> Result<AssetSpec, Rejection> {
     let assets = &release.spec.assets;
-    let found = match &spec.asset {
-        Some(name) => assets.iter().find(|asset| asset.name == *name),
-        None if assets.len() == 1 => assets.first(),
-        None => None,
-    };
+    let found = release.spec.asset_for(spec.asset.as_ref());
     found.cloned().ok_or_else(|| {
         let names: Vec<&str> = assets.iter().map(|asset| asset.name.as_str()).collect();
         let takes = match &spec.asset {

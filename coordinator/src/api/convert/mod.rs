@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use tidegate_coordinator_core::command::{OnConflict, TokenKind, Verb};
+use tidegate_coordinator_core::preflight::{Finding, Severity};
 use tidegate_coordinator_core::state::{Addresses, Meta, Object, Release, Scope, Token};
 use tidegate_coordinator_core::{Event, State};
 use tidegate_proto::control::v1 as pb;
@@ -391,6 +392,22 @@ pub fn event(found: &Event) -> pb::Event {
         previous_hash: found.previous_hash.to_string(),
         hash: found.hash.to_string(),
         details: json(found),
+    }
+}
+
+/// A finding of a look at a scope.
+#[must_use]
+pub fn finding(found: Finding) -> pb::CheckFinding {
+    let severity = match found.severity {
+        Severity::Good => pb::check_finding::Severity::Good,
+        Severity::Warning => pb::check_finding::Severity::Warning,
+        Severity::Error => pb::check_finding::Severity::Error,
+    };
+    pb::CheckFinding {
+        severity: severity.into(),
+        subject: found.subject,
+        message: found.message,
+        hint: found.hint,
     }
 }
 

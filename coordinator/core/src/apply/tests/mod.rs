@@ -3,6 +3,7 @@
 mod clock;
 mod deployments;
 mod objects;
+mod preflight;
 mod random;
 mod requests;
 mod returns;
