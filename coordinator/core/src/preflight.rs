@@ -5,8 +5,6 @@
 //! (who holds a port, how much room is left) is asked by the shell and judged here. Decides nothing
 //! and promises nothing: all of it may change before a deployment is made.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
@@ -133,17 +131,14 @@ pub fn preflight(
     let mut findings = Vec::new();
     match &version {
         Some(version) => findings.extend(rehearse(state, scope, name, version, strategy)),
-        None => findings.push(
-            Finding::new(
-                Severity::Error,
-                "release",
-                format!(
-                    "application \"{}\" has no release that is ready",
-                    scope.spec.application
-                ),
-            )
-            .hint("publish one with `tidegate release create`"),
-        ),
+        None => {
+            let application = &scope.spec.application;
+            let line = format!("application \"{application}\" has no release that is ready");
+            findings.push(
+                Finding::new(Severity::Error, "release", line)
+                    .hint("publish one with `tidegate release create`"),
+            );
+        }
     }
     let asset = version
         .as_ref()
@@ -163,28 +158,16 @@ pub fn preflight(
             );
             continue;
         }
-        findings.extend(platform(
-            agent,
-            known.facts.get("os"),
-            known.facts.get("arch"),
-            asset,
-        ));
+        let facts = &known.facts;
+        findings.extend(platform(agent, facts.get("os"), facts.get("arch"), asset));
         let rival = rival(state, name, &scope.spec, agent);
+        let has_rival = rival.is_some();
+        findings.extend(rival);
         let is_served = !scope_items(state, name, agent).0.is_empty();
-        if let Some((rival, port)) = &rival {
-            findings.push(
-                Finding::new(
-                    Severity::Error,
-                    agent,
-                    format!("port {port} is scope \"{rival}\"'s there"),
-                )
-                .hint("give the scopes different ports, or agents of their own"),
-            );
-        }
         questions.push(HostQuestion {
             agent: agent.clone(),
             port: match scope.spec.port {
-                Port::Number(port) if rival.is_none() && !is_served => Some(port),
+                Port::Number(port) if !has_rival && !is_served => Some(port),
                 Port::Number(_) | Port::None => None,
             },
             asset: asset.map(question_of),
@@ -382,18 +365,19 @@ fn platform(
 }
 
 /// Another scope that listens, or will, on the same port of the agent.
-fn rival(state: &State, name: &Name, spec: &ScopeSpec, agent: &Name) -> Option<(Name, u16)> {
+fn rival(state: &State, name: &Name, spec: &ScopeSpec, agent: &Name) -> Option<Finding> {
     let Port::Number(port) = spec.port else {
         return None;
     };
-    let mut served = BTreeSet::new();
-    for (other, scope) in &state.scopes {
-        if other != name
+    let mut others = state.scopes.iter().filter(|(other, scope)| {
+        *other != name
             && scope.spec.port == spec.port
             && !scope_items(state, other, agent).0.is_empty()
-        {
-            served.insert(other.clone());
-        }
-    }
-    served.into_iter().next().map(|other| (other, port))
+    });
+    let (other, _) = others.next()?;
+    let line = format!("port {port} is scope \"{other}\"'s there");
+    Some(
+        Finding::new(Severity::Error, agent, line)
+            .hint("give the scopes different ports, or agents of their own"),
+    )
 }
