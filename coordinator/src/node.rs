@@ -139,6 +139,7 @@ impl Node {
             clock,
             proposer: replication.proposer.clone(),
             query: replication.query.clone(),
+            history: replication.history.clone(),
             entries: replication.entries.clone(),
             status: replication.status.clone(),
             peers: replication.peers.clone(),

@@ -649,6 +649,8 @@ impl Driver {
                 cluster_id: self.parts.start.cluster_id.clone(),
                 mark,
                 membership: membership.clone(),
+                // The file that arrived says it; it was looked at then.
+                history: None,
             },
             length: length_of(snapshot),
         };

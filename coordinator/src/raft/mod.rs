@@ -18,6 +18,7 @@ use crate::storage::snapshot::SnapshotFile;
 
 pub mod driver;
 pub mod membership;
+mod peer_history;
 pub mod peer_service;
 pub mod snapshot;
 pub mod transport;

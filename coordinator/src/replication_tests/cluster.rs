@@ -40,7 +40,7 @@ pub(super) fn apply(state: &mut State, _index: u64, entry: &Entry) -> Vec<Applie
             if let Some(known) = state.requests.get(&item.request) {
                 return Applied {
                     outcome: known.outcome.clone(),
-                    events: Vec::new(),
+                    ..Applied::default()
                 };
             }
             state.last_revision += 1;
@@ -58,7 +58,7 @@ pub(super) fn apply(state: &mut State, _index: u64, entry: &Entry) -> Vec<Applie
             state.requests.insert(item.request, remembered);
             Applied {
                 outcome,
-                events: Vec::new(),
+                ..Applied::default()
             }
         })
         .collect()

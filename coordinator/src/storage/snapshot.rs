@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tidegate_coordinator_core::Extent;
 
 use super::codec::{self, CodecError};
 use super::disk::{Disk, DiskFile};
@@ -34,6 +35,9 @@ pub struct SnapshotHead {
     pub mark: Mark,
     /// Who replicated the log at that entry.
     pub membership: Membership,
+    /// What the history has to hold beside the state; none: nothing has left it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<Extent>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -180,6 +184,7 @@ impl SnapshotStore {
         &self,
         mark: Mark,
         membership: &Membership,
+        history: Option<Extent>,
         write_state: impl FnOnce(&mut dyn Write) -> Result<(), CodecError>,
     ) -> Result<SnapshotFile, SnapshotError> {
         let name = file_name(mark);
@@ -188,6 +193,7 @@ impl SnapshotStore {
             cluster_id: self.cluster_id.to_string(),
             mark,
             membership: membership.clone(),
+            history,
         };
         let mut file = self
             .disk
@@ -395,19 +401,16 @@ impl IncomingSnapshot {
         Ok(())
     }
 
-    /// Checks the whole file against what was announced and puts it in its place.
+    /// Checks the whole file against what was announced.
     ///
     /// # Errors
     /// [`SnapshotError::Damaged`] or [`SnapshotError::Foreign`]; the file is then removed.
-    pub fn finish(self, mark: Mark, length: u64) -> Result<SnapshotFile, SnapshotError> {
-        let result = self.check(mark, length);
-        match result {
-            Ok(mut found) => {
-                let name = file_name(mark);
-                self.store.publish(self.file.as_ref(), &self.name, &name)?;
-                found.name = name;
-                Ok(found)
-            }
+    pub fn finish(self, mark: Mark, length: u64) -> Result<CheckedSnapshot, SnapshotError> {
+        match self.check(mark, length) {
+            Ok(found) => Ok(CheckedSnapshot {
+                incoming: self,
+                found,
+            }),
             Err(error) => {
                 self.store.disk.remove(&self.name).ok();
                 Err(error)
@@ -432,6 +435,37 @@ impl IncomingSnapshot {
                 ),
             });
         }
+        Ok(found)
+    }
+}
+
+/// A snapshot that arrived whole and is not in its place yet.
+pub struct CheckedSnapshot {
+    incoming: IncomingSnapshot,
+    found: SnapshotFile,
+}
+
+impl CheckedSnapshot {
+    /// What its head says.
+    #[must_use]
+    pub fn head(&self) -> &SnapshotHead {
+        &self.found.head
+    }
+
+    /// Puts it in its place: from then on the node may start from it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn publish(self) -> Result<SnapshotFile, SnapshotError> {
+        let CheckedSnapshot {
+            incoming,
+            mut found,
+        } = self;
+        let name = file_name(found.head.mark);
+        incoming
+            .store
+            .publish(incoming.file.as_ref(), &incoming.name, &name)?;
+        found.name = name;
         Ok(found)
     }
 }
