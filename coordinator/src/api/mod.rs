@@ -30,8 +30,8 @@ use crate::raft::transport::PeerClients;
 use crate::raft::{RaftStatus, Role};
 use crate::replica::{AppliedEntries, View};
 use crate::storage::blobs::Blobs;
-use crate::storage::history::HistoryStore;
 use crate::storage::data_dir::Identity;
+use crate::storage::history::HistoryStore;
 
 pub mod agents;
 pub mod approvals;

@@ -152,11 +152,7 @@ pub async fn find(
 ///
 /// # Errors
 /// `ARCHIVED` for one that has left the state; else as [`find`].
-pub async fn live(
-    context: &Context,
-    view: &Arc<View>,
-    text: &str,
-) -> Result<DeploymentId, Status> {
+pub async fn live(context: &Context, view: &Arc<View>, text: &str) -> Result<DeploymentId, Status> {
     let (state, id) = find(context, view, text).await?;
     if view.state.deployments.contains_key(&id) {
         return Ok(id);

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::{Command, MemberId};
-use tidegate_coordinator_core::{Actor, Applied, Entry, Item, Outcome, Rejection, RequestKey, State};
+use tidegate_coordinator_core::{
+    Actor, Applied, Entry, Item, Outcome, Rejection, RequestKey, State,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

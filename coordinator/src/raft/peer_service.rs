@@ -13,8 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_proto::peer::v1::peer_server::Peer as PeerApi;
 use tidegate_proto::peer::v1::{
-    AskReply, AskRequest, Envelope, ExchangeEnd, HistoryRequest, ProposeReply, ProposeRequest, RaftBatch,
-    RaftMessage, SnapshotPart, SnapshotReceipt, raft_message, snapshot_part,
+    AskReply, AskRequest, Envelope, ExchangeEnd, HistoryRequest, ProposeReply, ProposeRequest,
+    RaftBatch, RaftMessage, SnapshotPart, SnapshotReceipt, raft_message, snapshot_part,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -335,8 +335,14 @@ impl PeerService {
             .map_err(|e| failed(&e))?;
         // A node may start from a snapshot in its place, so what has left the state comes first.
         if let Some(extent) = checked.head().history {
-            peer_history::fetch(&self.clients, &self.history, peer.node_id, extent, mark.index)
-                .await?;
+            peer_history::fetch(
+                &self.clients,
+                &self.history,
+                peer.node_id,
+                extent,
+                mark.index,
+            )
+            .await?;
         }
         let file = tokio::task::spawn_blocking(move || checked.publish())
             .await

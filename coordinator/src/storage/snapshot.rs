@@ -640,7 +640,7 @@ mod tests {
             ..Membership::default()
         };
         store
-            .write(Mark { index, term: 2 }, &membership, |out| {
+            .write(Mark { index, term: 2 }, &membership, None, |out| {
                 out.write_all(state)
                     .map_err(|e| CodecError::Encode(e.to_string()))
             })
@@ -724,8 +724,10 @@ mod tests {
             transfer(false, Mark { index: 10, term: 2 }),
             Err(SnapshotError::Foreign { .. })
         ));
+        let checked = transfer(false, mark).unwrap();
+        assert_eq!(checked.head(), &file.head);
         assert!(to.usable(|_| ()).unwrap().is_empty());
-        assert_eq!(transfer(false, mark).unwrap(), file);
+        assert_eq!(checked.publish().unwrap(), file);
         assert_eq!(to.usable(|_| ()).unwrap(), [file]);
     }
 
@@ -747,10 +749,15 @@ mod tests {
             let store = store(&disk);
             write(&store, 1, b"old");
             disk.fail_after(disk.draw(8));
-            let result = store.write(Mark { index: 2, term: 2 }, &Membership::default(), |out| {
-                out.write_all(b"new")
-                    .map_err(|e| CodecError::Encode(e.to_string()))
-            });
+            let result = store.write(
+                Mark { index: 2, term: 2 },
+                &Membership::default(),
+                None,
+                |out| {
+                    out.write_all(b"new")
+                        .map_err(|e| CodecError::Encode(e.to_string()))
+                },
+            );
             disk.crash();
             store.remove_leftovers().unwrap();
             let usable = store.usable(|e| panic!("seed {seed}: {e}")).unwrap();

@@ -193,12 +193,7 @@ impl<'a> Tx<'a> {
     }
 
     /// The state as it is now, and the events of the command in their places.
-    pub(super) fn commit(
-        mut self,
-        before: &State,
-        ordinal: u32,
-        command: &Command,
-    ) -> Committed {
+    pub(super) fn commit(mut self, before: &State, ordinal: u32, command: &Command) -> Committed {
         self.raise_generations(before);
         for scope in &self.scopes {
             let rows = archive::leave(&mut self.state, self.index, scope);

@@ -227,7 +227,10 @@ impl HistoryStore {
         // Held all along: there is one writer, and the next row must follow the last one.
         let mut tail = lock(&self.inner.tail);
         let before = *tail;
-        let mut rows = rows.into_iter().filter(|row| !before.holds(*row)).peekable();
+        let mut rows = rows
+            .into_iter()
+            .filter(|row| !before.holds(*row))
+            .peekable();
         if rows.peek().is_none() {
             return Ok(());
         }
@@ -401,11 +404,7 @@ fn read_about(path: &Path, database: &Database, cluster_id: &str) -> Result<Tail
 }
 
 /// The tail with one more row, which must be the next.
-fn follow(
-    tail: Tail,
-    row: ArchivedRow<'_>,
-    is_foreign: bool,
-) -> Result<Tail, HistoryError> {
+fn follow(tail: Tail, row: ArchivedRow<'_>, is_foreign: bool) -> Result<Tail, HistoryError> {
     match row {
         ArchivedRow::Event(event) => {
             let name = format!("event {}.{}", event.index, event.ordinal);

@@ -29,7 +29,9 @@ pub struct Filter {
 impl Filter {
     fn fits(&self, past: &Past) -> bool {
         let origin = &past.deployment.origin;
-        self.scope.as_ref().is_none_or(|scope| *scope == origin.scope)
+        self.scope
+            .as_ref()
+            .is_none_or(|scope| *scope == origin.scope)
             && self
                 .application
                 .as_ref()

@@ -182,15 +182,17 @@ fn rows_written_again_change_nothing_and_a_gap_is_refused() {
     assert_eq!(store.tail(), before);
     store.write(borrowed(&all[3..])).unwrap();
     assert_eq!(store.events(None, ALL, 100).unwrap().len(), 12);
-    let found = store.deployments(&Filter::default(), None, ALL, 100).unwrap();
+    let found = store
+        .deployments(&Filter::default(), None, ALL, 100)
+        .unwrap();
     assert_eq!(numbers(&found), [6, 5, 4, 3, 2, 1]);
 
     let more = rows(9);
     let skipped = store.write(borrowed(&more[19..]));
     assert!(matches!(skipped, Err(HistoryError::Gap(_))), "{skipped:?}");
-    let without_deployment = more[18..].iter().filter(|row| {
-        !matches!(row, Archived::Deployment(past) if past.number == 7)
-    });
+    let without_deployment = more[18..]
+        .iter()
+        .filter(|row| !matches!(row, Archived::Deployment(past) if past.number == 7));
     let skipped = store.write(without_deployment.map(Archived::row));
     assert!(matches!(skipped, Err(HistoryError::Gap(_))), "{skipped:?}");
     // Nothing of a refused batch stays.
@@ -234,7 +236,10 @@ fn questions_are_answered_page_by_page_up_to_an_entry() {
     assert_eq!(store.deployment(past(10).deployment.id).unwrap(), None);
     let about = store.events_of(id, None, ALL, 10).unwrap();
     assert_eq!(about.len(), 2);
-    assert_eq!(store.events_of(id, Some((40, 0)), ALL, 10).unwrap(), about[1..]);
+    assert_eq!(
+        store.events_of(id, Some((40, 0)), ALL, 10).unwrap(),
+        about[1..]
+    );
     let behind = store.events(Some((80, 1)), ALL, 10).unwrap();
     assert_eq!(behind.len(), 2);
     assert!(store.events(Some((80, 1)), 80, 10).unwrap().is_empty());
@@ -272,23 +277,38 @@ fn a_missing_incomplete_or_foreign_history_is_told_and_never_taken_for_an_empty_
     store.close();
     assert!(matches!(store.sync(), Err(HistoryError::Closed)));
     let behind = world.open_needing(Some((extent(3), 30))).err().unwrap();
-    assert!(behind.to_string().contains("2 of 3 ended deployments"), "{behind}");
+    assert!(
+        behind.to_string().contains("2 of 3 ended deployments"),
+        "{behind}"
+    );
     let forked = Extent {
         last_hash: Some(Digest::of(b"another past")),
         ..extent(2)
     };
     let forked = world.open_needing(Some((forked, 20))).err().unwrap();
-    assert!(matches!(forked, HistoryError::Incomplete { .. }), "{forked}");
+    assert!(
+        matches!(forked, HistoryError::Incomplete { .. }),
+        "{forked}"
+    );
 
     let path = world.folder.path().join("history.redb");
     let foreign = HistoryStore::open(&path, "01OTHER", None).err().unwrap();
-    assert!(foreign.to_string().contains("belongs to cluster 01CLUSTER"), "{foreign}");
+    assert!(
+        foreign.to_string().contains("belongs to cluster 01CLUSTER"),
+        "{foreign}"
+    );
 
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 3]).unwrap();
-    assert!(world.open_needing(Some((extent(2), 20))).is_err(), "a torn file");
+    assert!(
+        world.open_needing(Some((extent(2), 20))).is_err(),
+        "a torn file"
+    );
     std::fs::write(&path, b"").unwrap();
-    assert!(world.open_needing(Some((extent(2), 20))).is_err(), "an empty file");
+    assert!(
+        world.open_needing(Some((extent(2), 20))).is_err(),
+        "an empty file"
+    );
 }
 
 #[test]
@@ -318,8 +338,12 @@ fn a_member_gets_just_what_it_lacks_and_refuses_what_was_changed() {
     taker.check(extent(15), 150).unwrap();
     assert!(taker.check(extent(16), 160).is_err());
     assert_eq!(
-        taker.deployments(&Filter::default(), None, ALL, 100).unwrap(),
-        giver.deployments(&Filter::default(), None, 150, 100).unwrap()
+        taker
+            .deployments(&Filter::default(), None, ALL, 100)
+            .unwrap(),
+        giver
+            .deployments(&Filter::default(), None, 150, 100)
+            .unwrap()
     );
     assert_eq!(
         taker.events(None, ALL, 100).unwrap(),

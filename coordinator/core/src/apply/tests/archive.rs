@@ -122,14 +122,27 @@ fn a_cluster_made_at_the_level_keeps_no_past_from_its_first_entry_on() {
 fn the_newest_few_stay_and_the_oldest_leave_first() {
     let mut found = Archiving::new();
     let ids: Vec<_> = (0..6).map(|_| found.end_one("web")).collect();
-    let gone: Vec<_> = found.history.deployments.iter().map(|p| p.deployment.id).collect();
+    let gone: Vec<_> = found
+        .history
+        .deployments
+        .iter()
+        .map(|p| p.deployment.id)
+        .collect();
     assert_eq!(gone, ids[..6 - NEWEST_ENDED]);
     assert_eq!(
-        found.history.deployments.iter().map(|p| p.number).collect::<Vec<_>>(),
+        found
+            .history
+            .deployments
+            .iter()
+            .map(|p| p.number)
+            .collect::<Vec<_>>(),
         [1, 2, 3]
     );
     // One of the newest can be tried again, one that has left cannot.
-    let refused = found.world.run(verb_command(ids[0], Verb::Retry)).unwrap_err();
+    let refused = found
+        .world
+        .run(verb_command(ids[0], Verb::Retry))
+        .unwrap_err();
     assert_eq!(refused.reason, Reason::NotFound);
     found.run(verb_command(ids[5], Verb::Retry));
 }
@@ -146,7 +159,10 @@ fn what_a_return_and_a_start_take_stays_however_much_ends_after_it() {
     for _ in 0..6 {
         found.end_one("web");
     }
-    assert!(kept.iter().all(|id| found.world.state.deployments.contains_key(id)));
+    assert!(
+        kept.iter()
+            .all(|id| found.world.state.deployments.contains_key(id))
+    );
     let back = Command::RollbackScope(crate::command::RollbackScope {
         name: name("web"),
         version: None,
@@ -249,7 +265,10 @@ fn assert_nothing_lost(whole: &State, lean: &State, history: &History) {
         assert_eq!(whole.history.get(&key), Some(&past.deployment.id));
     }
     assert_eq!(all, whole.deployments);
-    assert_eq!(history.events, whole.events.values().cloned().collect::<Vec<_>>());
+    assert_eq!(
+        history.events,
+        whole.events.values().cloned().collect::<Vec<_>>()
+    );
     assert_eq!(without_past(whole), without_past(lean));
     let counts = Archive {
         events: history.events.len() as u64,
