@@ -31,7 +31,7 @@ pub const FILE_NAME: &str = "coordinator.toml";
 const ENVIRONMENT: &str = "TIDEGATE_COORDINATOR_";
 
 /// Every key, with what it takes.
-const KEYS: [(&str, &str); 20] = [
+const KEYS: [(&str, &str); 21] = [
     ("name", "this node's name, as in its certificate"),
     (
         "data_dir",
