@@ -29,7 +29,7 @@ fn past(number: u64) -> Past {
     let at = Timestamp::from_millis(1_700_000_000_000 + number);
     let id = DeploymentId::derived(at, scope.as_str(), number, 0);
     let scope_spec: ScopeSpec = serde_json::from_str(
-        r#"{"application": "shop", "environment": "prod", "agents": "role=web"}"#,
+        r#"{"application": "shop", "environment": "prod", "agents": "role=web", "port": 8080}"#,
     )
     .unwrap();
     let deployment = Deployment {
