@@ -657,7 +657,8 @@ impl Driver {
         batch.restart = Some(mark);
         self.membership = membership;
         self.raw.mut_store().restart(file.clone());
-        self.parts.committed.send(Committed::Install(file)).ok();
+        let install = Committed::Install(Box::new(file));
+        self.parts.committed.send(install).ok();
     }
 
     fn hand_over(&mut self, committed: Vec<Entry>) {
