@@ -31,7 +31,7 @@ pub const FILE_NAME: &str = "coordinator.toml";
 const ENVIRONMENT: &str = "TIDEGATE_COORDINATOR_";
 
 /// Every key, with what it takes.
-const KEYS: [(&str, &str); 20] = [
+const KEYS: [(&str, &str); 21] = [
     ("name", "this node's name, as in its certificate"),
     (
         "data_dir",
@@ -49,6 +49,7 @@ const KEYS: [(&str, &str); 20] = [
     ("certificate_life.user", "10s to 366d"),
     ("certificate_life.coordinator", "10s to 366d"),
     ("raft.tick", "5ms to 1s"),
+    ("raft.snapshot_entries", "10 to 10000000"),
     ("agents.lost_after", "1s to 1h"),
     ("agents.sessions_per_second", "1 to 100000"),
     ("blobs.max_bytes", "1 to 4294967296"),
@@ -116,6 +117,8 @@ pub struct Config {
     pub certificate_life: CertificateLife,
     /// Length of a Raft tick.
     pub tick: Span,
+    /// Entries of the log after which a snapshot is written.
+    pub snapshot_entries: u64,
     /// How long an agent's contact lasts after a lease.
     pub lost_after: Span,
     /// New agent sessions that are admitted per second.
@@ -238,6 +241,7 @@ impl Config {
             advertise,
             certificate_life: CertificateLife::default(),
             tick: Span::from_millis(50),
+            snapshot_entries: 10_000,
             lost_after: Span::from_secs(30),
             sessions_per_second: 300,
             max_blob_bytes: 4 << 30,
@@ -475,6 +479,12 @@ impl Values {
                 coordinator: life_of("certificate_life.coordinator", life.coordinator)?,
             },
             tick: self.span("raft.tick", defaults.tick, 5, 1_000)?,
+            snapshot_entries: self.number(
+                "raft.snapshot_entries",
+                defaults.snapshot_entries,
+                10,
+                10_000_000,
+            )?,
             lost_after: self.span("agents.lost_after", defaults.lost_after, 1_000, DAY / 24)?,
             sessions_per_second: u32::try_from(sessions).unwrap_or(u32::MAX),
             max_blob_bytes: self.number("blobs.max_bytes", defaults.max_blob_bytes, 1, 4 << 30)?,

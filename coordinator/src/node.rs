@@ -123,9 +123,12 @@ impl Node {
             config.advertise.peer.clone(),
             tidegate_coordinator_core::apply,
         );
+        let usual = RaftSettings::default();
         parts.raft = RaftSettings {
             tick: config.tick.to_std(),
-            ..RaftSettings::default()
+            snapshot_entries: config.snapshot_entries,
+            keep_entries: usual.keep_entries.min(config.snapshot_entries),
+            ..usual
         };
         parts.services = late.routes();
         parts.clock = clock.clone();
@@ -139,6 +142,7 @@ impl Node {
             clock,
             proposer: replication.proposer.clone(),
             query: replication.query.clone(),
+            history: replication.history.clone(),
             entries: replication.entries.clone(),
             status: replication.status.clone(),
             peers: replication.peers.clone(),

@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 
 pub mod apply;
+pub mod archive;
 pub mod command;
 pub mod deployment;
 pub mod desired;
@@ -27,6 +28,7 @@ pub mod telemetry;
 pub mod testing;
 
 pub use apply::apply;
+pub use archive::{Archived, ArchivedRow, Extent, Past};
 pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestKey};
 pub use desired::desired;
 pub use event::Event;

@@ -31,6 +31,7 @@ use crate::raft::{RaftStatus, Role};
 use crate::replica::{AppliedEntries, View};
 use crate::storage::blobs::Blobs;
 use crate::storage::data_dir::Identity;
+use crate::storage::history::HistoryStore;
 
 pub mod agents;
 pub mod approvals;
@@ -42,6 +43,7 @@ pub mod deployments;
 pub mod gate;
 pub mod objects;
 pub mod paging;
+pub mod past;
 pub mod relay;
 pub mod releases;
 pub mod scopes;
@@ -66,6 +68,8 @@ pub struct Context {
     pub proposer: Proposer,
     /// The way to read.
     pub query: Query,
+    /// What has left the state; see [`past`].
+    pub history: HistoryStore,
     /// Applied entries as they come.
     pub entries: AppliedEntries,
     /// How replication stands.

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status};
 use super::authn::Caller;
 use super::convert::deployment::Picture;
 use super::relay::{self, ask_leader};
-use super::{Context, caller, convert, deployments, request_key, status};
+use super::{Context, caller, convert, deployments, past, request_key, status};
 use crate::agents::host_check;
 
 /// Ended deployments on the screen of a scope.
@@ -131,10 +131,12 @@ fn scope_agent(picture: &Picture<'_>, scope: &Scope, agent: &Name) -> ScopeAgent
 impl ScopesApi {
     async fn present(&self, name: &Name) -> Result<Response<ScopeView>, Status> {
         let view = self.0.read().await?;
-        let scope = find(&view.state, name)?;
+        find(&view.state, name)?;
+        let state = past::with_newest(&self.0, &view, name.clone(), None, RECENT).await?;
+        let scope = find(&state, name)?;
         Ok(Response::new(self.0.live.picture(
             &self.0,
-            &view.state,
+            &state,
             |picture| scope_view(&picture, name, scope),
         )))
     }
@@ -264,9 +266,13 @@ impl Scopes for ScopesApi {
             ));
         }
         let view = self.0.read().await?;
-        let (scope, deployment) = logs_of(&view.state, &message)?;
+        let state = match message.deployment.as_str() {
+            "" => view.state.clone(),
+            text => past::find(&self.0, &view, text).await?.0,
+        };
+        let (scope, deployment) = logs_of(&state, &message)?;
         let (sender, receiver) = mpsc::channel(64);
-        let mut asked = self.ask_own(&view.state, &scope, deployment, &message, &sender);
+        let mut asked = self.ask_own(&state, &scope, deployment, &message, &sender);
         if !caller.relayed {
             for node in self.0.peers.directory().others() {
                 asked |= self.ask_other(node, &caller, &message, &sender).await;

@@ -8,6 +8,7 @@
 mod advance;
 mod agent;
 mod approval;
+mod archive;
 mod binding;
 mod cluster;
 mod create;
@@ -58,7 +59,7 @@ fn apply_item(state: &mut State, index: u64, position: u32, ordinal: u32, item: 
         Recall::Known(outcome) => {
             return Applied {
                 outcome,
-                events: Vec::new(),
+                ..Applied::default()
             };
         }
         Recall::Refused(rejection) => {
@@ -69,11 +70,13 @@ fn apply_item(state: &mut State, index: u64, position: u32, ordinal: u32, item: 
     let mut tx = Tx::new(state, index, position, &item.actor);
     let applied = match run(&mut tx, &item.command) {
         Ok(reply) => {
-            let (after, events) = tx.commit(state, ordinal, &item.command);
-            *state = after;
+            let done = tx.commit(state, ordinal, &item.command);
+            *state = done.state;
             Applied {
                 outcome: Ok(reply),
-                events,
+                events: done.events,
+                archived: done.archived,
+                events_leave: state.archive.is_some(),
             }
         }
         Err(rejection) => refuse(state, index, ordinal, item, rejection),
@@ -100,6 +103,8 @@ fn refuse(
     Applied {
         outcome: Err(rejection),
         events,
+        archived: Vec::new(),
+        events_leave: state.archive.is_some(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tests of `apply`: through commands alone, as the log would carry them.
 
+mod archive;
 mod clock;
 mod deployments;
 mod objects;
