@@ -17,6 +17,7 @@ pub mod probe;
 pub mod proxy;
 pub mod reconcile;
 pub mod run;
+pub mod service;
 pub mod session;
 pub mod telemetry;
 pub mod tls;

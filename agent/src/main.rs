@@ -15,8 +15,10 @@ use tidegate_agent::enroll::{self, JoinOptions};
 use tidegate_agent::error::AgentError;
 use tidegate_agent::proxy::{self, ProxyArgs};
 use tidegate_agent::run;
+use tidegate_agent::service::{Reload, SetFilter};
 use tidegate_shared::error::Reason;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::Handle;
 
 /// Where the agent lives unless told otherwise.
 const DEFAULT_DIR: &str = "/var/lib/tidegate-agent";
@@ -54,7 +56,7 @@ enum Command {
 ///
 /// Every key of agent.toml can be replaced by an environment variable: TIDEGATE_AGENT_NAME,
 /// _COORDINATORS and _HTTP (lists with commas), _LISTEN_ADDRESS, _INSTANCE_ADDRESS, _PORT_RANGE,
-/// _LOG (as `info,tidegate_agent=debug`), _LOG_FORMAT (`text` or `json`).
+/// _EXECUTOR (`auto`, `process` or `systemd`), _PROXY_UNIT, _LOG (as `info,tidegate_agent=debug`), _LOG_FORMAT (`text` or `json`).
 #[derive(Args)]
 struct RunArguments {
     /// The configuration; its folder is the agent's folder
@@ -139,30 +141,53 @@ fn runtime() -> Result<tokio::runtime::Runtime, AgentError> {
         })
 }
 
-fn init_log(filter: &str, json: bool) {
+/// Starts the log; the answer changes its filter.
+fn init_log(filter: &str, json: bool) -> SetFilter {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(std::io::stderr);
-    let set = if json {
-        builder.json().try_init()
+    let (set, change): (_, SetFilter) = if json {
+        let builder = builder.json().with_filter_reloading();
+        let handle = builder.reload_handle();
+        (
+            builder.try_init(),
+            Box::new(move |filter| set_filter(&handle, filter)),
+        )
     } else {
-        builder.try_init()
+        let builder = builder.with_filter_reloading();
+        let handle = builder.reload_handle();
+        (
+            builder.try_init(),
+            Box::new(move |filter| set_filter(&handle, filter)),
+        )
     };
     if let Err(error) = set {
         eprintln!("warning: nothing will be logged: {error}");
     }
+    change
+}
+
+fn set_filter<S>(handle: &Handle<EnvFilter, S>, filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    handle.reload(filter).map_err(|error| error.to_string())
 }
 
 fn run_agent(arguments: &RunArguments) -> Result<(), AgentError> {
-    let settings: Settings = Config::load(&arguments.config, |name| std::env::var(name).ok())?;
-    init_log(&settings.log, settings.log_json);
-    runtime()?.block_on(run::run(settings, arguments.stop_everything_on_exit))
+    let config = arguments.config.clone();
+    let read = move || Config::load(&config, |name| std::env::var(name).ok());
+    let settings: Settings = read()?;
+    let reload = Reload {
+        set_filter: init_log(&settings.log, settings.log_json),
+        read: Box::new(read),
+    };
+    let stop_everything = arguments.stop_everything_on_exit;
+    runtime()?.block_on(run::run(settings, stop_everything, reload))
 }
 
 fn join(arguments: JoinArguments) -> Result<(), AgentError> {
-    init_log("warn", false);
+    drop(init_log("warn", false));
     let options = JoinOptions {
         token: arguments.token,
         servers: arguments.server,
@@ -183,7 +208,7 @@ fn join(arguments: JoinArguments) -> Result<(), AgentError> {
 }
 
 fn stop_all(arguments: StopArguments) -> Result<(), AgentError> {
-    init_log("warn", false);
+    drop(init_log("warn", false));
     let layout = Layout { dir: arguments.dir };
     let stopped = runtime()?.block_on(run::stop_all(&layout))?;
     println!("stopped {stopped} instances, and the proxy if it ran");

@@ -21,6 +21,7 @@ use crate::executor::Executor as _;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::ledger::{self, Found, Ledger};
 use crate::reconcile::{Outlets, Parts, Reconciler, find_process};
+use crate::service::{self, Attended, Reload};
 use crate::session::{self, Coordinators, SessionParts};
 use crate::tls::Tls;
 use crate::traffic::proxy::ProxyTraffic;
@@ -74,7 +75,11 @@ impl FolderLock {
 ///
 /// # Errors
 /// What keeps it from starting.
-pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentError> {
+pub async fn run(
+    settings: Settings,
+    stop_everything: bool,
+    reload: Reload,
+) -> Result<(), AgentError> {
     let layout = settings.layout.clone();
     let lock = FolderLock::take(&layout)?;
     let material = identity::load(&layout.identity())?;
@@ -88,6 +93,7 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
     let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
     let signals = Signals::new().map_err(folder_error)?;
+    let hang_up = signal(SignalKind::hangup()).map_err(folder_error)?;
 
     let configured = Coordinators {
         control: settings.coordinators.clone(),
@@ -119,6 +125,14 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         dir = %layout.dir.display(),
         "agent started"
     );
+    let connected = watch::Sender::new(None);
+    let attended = Attended {
+        settings: settings.clone(),
+        reports: report_receiver.clone(),
+        connected: connected.subscribe(),
+        coordinators: coordinators.clone(),
+        material: material_sender.clone(),
+    };
     let parts = Parts {
         settings,
         executor,
@@ -145,10 +159,14 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         reports: report_receiver,
         assignments: wishes,
         instances: instance_receiver,
+        connected,
     }));
+    let attending = service::attend(attended, reload, hang_up);
     reconciler
         .run(event_receiver, wish_receiver, signals.any())
         .await;
+    service::stopping();
+    drop(attending);
     session.abort();
     drop(reconciler);
     if stop_everything {

@@ -10,11 +10,13 @@ use tidegate_coordinator::clock::Clock;
 use tidegate_coordinator::config::{Config, FILE_NAME, LogFormat};
 use tidegate_coordinator::node::Node;
 use tidegate_coordinator::raft::end_process;
+use tidegate_coordinator::service::{self, Reload, SetFilter};
 use tidegate_coordinator::setup::{self, AdminRequest, Init, JoinRequest, Places, SetupError};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload::Handle;
 
 /// A Tidegate coordinator.
 #[derive(Parser)]
@@ -240,11 +242,18 @@ fn run(args: RunArgs) -> Result<(), SetupError> {
         (None, Some(dir)) => dir.join(FILE_NAME),
         (None, None) => PathBuf::from(FILE_NAME),
     };
-    let environment = std::env::vars_os()
-        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-    let config = Config::load(&file, environment)?;
-    start_log(&config);
-    runtime()?.block_on(serve(config))
+    let read = move || {
+        let environment = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        Config::load(&file, environment)
+    };
+    let config = read()?;
+    let reload = Reload {
+        set_filter: start_log(&config),
+        config: config.clone(),
+        read: Box::new(read),
+    };
+    runtime()?.block_on(serve(config, reload))
 }
 
 fn admin(args: AdminArgs) -> Result<(), SetupError> {
@@ -262,29 +271,47 @@ fn admin(args: AdminArgs) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn start_log(config: &Config) {
+/// Starts the log; the answer changes its filter.
+fn start_log(config: &Config) -> SetFilter {
     let filter = EnvFilter::new(&config.log_filter);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match config.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => {
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |filter| set_filter(&handle, filter))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |filter| set_filter(&handle, filter))
+        }
     }
+}
+
+fn set_filter<S>(handle: &Handle<EnvFilter, S>, filter: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
+    handle.reload(filter).map_err(|error| error.to_string())
 }
 
 /// Why a node stops that nobody told to.
 const REMOVED: &str = "removal from the cluster";
 
-async fn serve(config: Config) -> Result<(), SetupError> {
+async fn serve(config: Config, reload: Reload) -> Result<(), SetupError> {
     let handler = |kind: SignalKind| {
         signal(kind)
             .map_err(|error| SetupError::new(Reason::Internal, format!("no signals: {error}")))
     };
     let mut terminated = handler(SignalKind::terminate())?;
     let mut interrupted = handler(SignalKind::interrupt())?;
+    let hang_up = handler(SignalKind::hangup())?;
     let node = Node::start(config, Clock::system(), end_process()).await?;
+    service::attend(&node, reload, hang_up);
     let listen = node.listen();
     let starting = tokio::select! {
         () = node.ready() => None,
@@ -317,6 +344,7 @@ async fn serve(config: Config) -> Result<(), SetupError> {
         ));
     }
     tracing::info!(cause = stopped_by, "stopping");
+    service::stopping(stopped_by);
     node.shutdown().await;
     Ok(())
 }
