@@ -157,7 +157,7 @@ pub async fn run(
         start: reconciler.start(),
         generation: generation_receiver,
         reports: report_receiver,
-        assignments: wishes,
+        wishes,
         instances: instance_receiver,
         connected,
     }));
