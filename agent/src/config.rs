@@ -129,7 +129,10 @@ impl Settings {
     pub fn differences_for_restart(&self, fresh: &Self) -> Vec<&'static str> {
         let changed = [
             ("name", self.name != fresh.name),
-            ("listen_address", self.listen_address != fresh.listen_address),
+            (
+                "listen_address",
+                self.listen_address != fresh.listen_address,
+            ),
             (
                 "instance_address",
                 self.instance_address != fresh.instance_address,
@@ -383,7 +386,10 @@ impl Config {
             }
         };
         let proxy_unit = Some(self.proxy_unit.clone()).filter(|unit| !unit.is_empty());
-        if proxy_unit.as_ref().is_some_and(|unit| !unit.ends_with(".service")) {
+        if proxy_unit
+            .as_ref()
+            .is_some_and(|unit| !unit.ends_with(".service"))
+        {
             let message = format!(
                 "\"{}\" is not a service of systemd, such as tidegate-proxy.service",
                 self.proxy_unit

@@ -19,6 +19,7 @@ pub mod reconcile;
 pub mod run;
 pub mod service;
 pub mod session;
+pub mod systemd;
 pub mod telemetry;
 pub mod tls;
 pub mod traffic;

@@ -148,7 +148,9 @@ async fn feed_watchdog(mut reports: watch::Receiver<Option<Arc<Report>>>, period
             }
             Ok(Err(_)) => return,
             Err(_) if is_fed => {
-                error!("the agent's loop does not turn; without a turn the watchdog ends this process");
+                error!(
+                    "the agent's loop does not turn; without a turn the watchdog ends this process"
+                );
                 is_fed = false;
             }
             Err(_) => {}

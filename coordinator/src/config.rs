@@ -281,7 +281,10 @@ impl Config {
             ("certificate_life", format!("{life:?}")),
             ("raft.tick", tick.to_string()),
             ("agents.lost_after", lost_after.to_string()),
-            ("agents.sessions_per_second", sessions_per_second.to_string()),
+            (
+                "agents.sessions_per_second",
+                sessions_per_second.to_string(),
+            ),
             ("blobs.max_bytes", max_blob_bytes.to_string()),
             ("log.format", format!("{log_format:?}")),
             ("log.filter", log_filter.clone()),

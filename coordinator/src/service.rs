@@ -60,11 +60,7 @@ pub fn attend(node: &Node, reload: Reload, hang_up: Signal) {
         context.clone(),
     ));
     if let Some(period) = sd_notify::watchdog_enabled() {
-        tokio::spawn(feed_watchdog(
-            node.pulse().clone(),
-            period,
-            context.clone(),
-        ));
+        tokio::spawn(feed_watchdog(node.pulse().clone(), period, context.clone()));
     }
 }
 
@@ -219,7 +215,8 @@ mod tests {
             certificates.fetch_add(1, Ordering::Relaxed);
             Ok(())
         };
-        *text.lock().unwrap() = format!("{TEXT}[log]\nfilter = \"debug\"\n[raft]\ntick = \"20ms\"\n");
+        *text.lock().unwrap() =
+            format!("{TEXT}[log]\nfilter = \"debug\"\n[raft]\ntick = \"20ms\"\n");
         reload_now(&mut reload, &read_certificate);
         assert_eq!(*filter.lock().unwrap(), "debug");
         assert_eq!(certificates.load(Ordering::Relaxed), 1);
@@ -228,7 +225,11 @@ mod tests {
 
         *text.lock().unwrap() = "name = ".to_owned();
         reload_now(&mut reload, &read_certificate);
-        assert_eq!(certificates.load(Ordering::Relaxed), 1, "a wrong file changes nothing");
+        assert_eq!(
+            certificates.load(Ordering::Relaxed),
+            1,
+            "a wrong file changes nothing"
+        );
         assert_eq!(reload.config.log_filter, "debug");
     }
 

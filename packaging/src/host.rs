@@ -3,7 +3,9 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -212,9 +214,11 @@ impl Host {
             },
         };
         let error = |error: &io::Error| failed(&path, "cannot be made ready", error);
+        // Without root, files cannot be given away: whoever works in --root owns them all.
+        let may_give = rustix::process::geteuid().is_root();
         let right = fs::symlink_metadata(&path).is_ok_and(|held| {
             held.is_dir()
-                && (held.uid(), held.gid()) == owner
+                && (!may_give || (held.uid(), held.gid()) == owner)
                 && held.permissions().mode() & 0o7777 == 0o700
         });
         if right {
@@ -236,8 +240,9 @@ impl Host {
             Ok(()) | Err(_) => {}
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(|e| error(&e))?;
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::lchown(&path, Some(owner.0), Some(owner.1)).map_err(|e| error(&e))?;
+        if may_give {
+            std::os::unix::fs::lchown(&path, Some(owner.0), Some(owner.1))
+                .map_err(|e| error(&e))?;
         }
         Ok(())
     }
@@ -249,7 +254,8 @@ impl Host {
         }
         done.push(format!("{} is removed with everything in it", folder.path));
         if !self.dry_run {
-            fs::remove_dir_all(&path).map_err(|error| failed(&path, "cannot be removed", &error))?;
+            fs::remove_dir_all(&path)
+                .map_err(|error| failed(&path, "cannot be removed", &error))?;
         }
         Ok(())
     }

@@ -98,6 +98,15 @@ pub fn uninstall(plan: &Plan, options: &Options, purge: bool) -> Result<Done, In
     Ok(done)
 }
 
+/// Stops the unit that starts at boot, before what it looks after is stopped.
+///
+/// # Errors
+/// Not root, or systemd refuses.
+pub fn stop(plan: &Plan, options: &Options) -> Result<(), InstallError> {
+    let host = host::Host::new(options)?;
+    host.manager(&["stop", plan.main_unit()], &mut Done::new())
+}
+
 /// The text of a unit as it is in `packaging/systemd`, with the program's path put in.
 fn with_program(text: &str, plan: &Plan, program: &Path) -> String {
     let shipped = format!("/usr/bin/{}", plan.name);

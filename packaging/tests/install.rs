@@ -46,13 +46,20 @@ fn a_host_gets_users_folders_units_and_is_left_clean() {
     let folder = std::fs::metadata(root.join("var/lib/tidegate-agent/proxy")).expect("made");
     assert_eq!(folder.permissions().mode() & 0o7777, 0o700);
     let line = read(root, "etc/passwd");
-    let line = line.lines().find(|line| line.starts_with("tidegate-proxy:"));
-    let uid = line.and_then(|line| line.split(':').nth(2)).expect("a user");
+    let line = line
+        .lines()
+        .find(|line| line.starts_with("tidegate-proxy:"));
+    let uid = line
+        .and_then(|line| line.split(':').nth(2))
+        .expect("a user");
     if folder.uid() != rustix_uid() {
         assert_eq!(folder.uid().to_string(), uid);
     }
     let link = root.join("etc/systemd/system/multi-user.target.wants/tidegate-agent.service");
-    assert!(std::fs::symlink_metadata(&link).is_ok(), "it starts at boot");
+    assert!(
+        std::fs::symlink_metadata(&link).is_ok(),
+        "it starts at boot"
+    );
 
     let again = install(&agent(), &options).expect("repeated");
     for line in &again {
@@ -85,7 +92,11 @@ fn what_a_person_changed_is_kept_and_an_older_text_is_replaced() {
     install(&coordinator(), &options).expect("installed");
     let unit = "etc/systemd/system/tidegate-coordinator.service";
     let environment = "etc/default/tidegate-coordinator";
-    std::fs::write(root.join(environment), "TIDEGATE_COORDINATOR_LOG_FILTER=debug\n").unwrap();
+    std::fs::write(
+        root.join(environment),
+        "TIDEGATE_COORDINATOR_LOG_FILTER=debug\n",
+    )
+    .unwrap();
 
     // Another place of the program stands for another version: nobody changed the file.
     options.program = PathBuf::from("/usr/bin/tidegate-coordinator");
@@ -94,7 +105,9 @@ fn what_a_person_changed_is_kept_and_an_older_text_is_replaced() {
 
     let changed = format!("{}# mine\n", read(root, unit));
     std::fs::write(root.join(unit), &changed).unwrap();
-    let done = install(&coordinator(), &options).expect("repeated").join("\n");
+    let done = install(&coordinator(), &options)
+        .expect("repeated")
+        .join("\n");
     assert!(done.contains("tidegate-coordinator.service is kept as it was changed; --force"));
     assert_eq!(read(root, unit), changed);
     assert_eq!(
@@ -130,7 +143,10 @@ fn a_dry_run_and_refusals_change_nothing() {
     options.dry_run = false;
     options.root = Some(root.path().join("nowhere"));
     let error = install(&agent(), &options).expect_err("no such root");
-    assert!(error.to_string().contains("nowhere is not a folder"), "{error}");
+    assert!(
+        error.to_string().contains("nowhere is not a folder"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -146,5 +162,8 @@ fn units_of_a_package_are_the_packages() {
     assert!(done.contains("tidegate-agent.service is there from a package"));
     assert!(!root.path().join(UNIT).exists());
     let error = uninstall(&agent(), &options, false).expect_err("the package manager's");
-    assert!(error.to_string().contains("apt remove tidegate-agent"), "{error}");
+    assert!(
+        error.to_string().contains("apt remove tidegate-agent"),
+        "{error}"
+    );
 }

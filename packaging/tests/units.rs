@@ -44,7 +44,10 @@ fn units_expose_little() {
             .split_ascii_whitespace()
             .find_map(|word| word.parse::<f64>().ok())
             .unwrap_or_else(|| panic!("{name}: no number in {line}"));
-        assert!(level <= limit, "{name}: exposure {level} above {limit}\n{text}");
+        assert!(
+            level <= limit,
+            "{name}: exposure {level} above {limit}\n{text}"
+        );
     }
 }
 
@@ -66,6 +69,9 @@ fn systemd_reads_the_units_without_a_complaint() {
         let output = analyze(&["verify", "--man=no", "--recursive-errors=no"], &file);
         let said = String::from_utf8_lossy(&output.stderr);
         let about: Vec<&str> = said.lines().filter(|line| line.contains(name)).collect();
-        assert!(output.status.success() && about.is_empty(), "{name}: {said}");
+        assert!(
+            output.status.success() && about.is_empty(),
+            "{name}: {said}"
+        );
     }
 }

@@ -41,8 +41,8 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use control::Server;
-use sd_notify::NotifyState;
 use engine::Engine;
+use sd_notify::NotifyState;
 use store::{FolderLock, LogFile, TableFile};
 
 #[cfg(any(test, feature = "testing"))]

@@ -151,7 +151,9 @@ pub async fn run(mut parts: SessionParts) {
         pick = pick.wrapping_add(1);
         let began = tokio::time::Instant::now();
         let ended = session(&mut parts, &address).await;
-        parts.connected.send_if_modified(|held| held.take().is_some());
+        parts
+            .connected
+            .send_if_modified(|held| held.take().is_some());
         if began.elapsed() >= GOOD_SESSION {
             attempts.was_good();
         }
