@@ -146,6 +146,7 @@ pub async fn run(
     };
     let mut reconciler = Reconciler::new(parts, outlets, ledger, complaint);
     reconciler.resume().await;
+    let pulse = reconciler.pulse();
     let session = tokio::spawn(session::run(SessionParts {
         tls,
         material: material_sender,
@@ -159,7 +160,7 @@ pub async fn run(
         instances: instance_receiver,
         connected,
     }));
-    let attending = service::attend(attended, reload, hang_up);
+    let attending = service::attend(attended, pulse, reload, hang_up);
     reconciler
         .run(event_receiver, wish_receiver, signals.any())
         .await;

@@ -3,7 +3,7 @@
 //! Everything that is told goes to the socket that the service manager names in its environment;
 //! without one, nothing is told and nothing changes. READY comes when the ledger is open and the
 //! session has begun to try: an agent without coordinators is at work, it keeps applications up.
-//! The watchdog is fed while the reconcile loop makes its reports. [`crate::run`] starts it; the
+//! The watchdog is fed while the reconcile loop answers. [`crate::run`] starts it; the
 //! proxy tells its own READY through [`tell`].
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tidegate_shared::assignment::Report;
 use tokio::signal::unix::Signal;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use crate::config::Settings;
@@ -46,7 +46,7 @@ pub struct Reload {
 pub struct Attended {
     /// The configuration of the start.
     pub settings: Settings,
-    /// The latest report; a new one comes at least every ten seconds.
+    /// The latest report.
     pub reports: watch::Receiver<Option<Arc<Report>>>,
     /// The coordinator of the session that is up.
     pub connected: watch::Receiver<Option<String>>,
@@ -71,17 +71,23 @@ pub fn stopping() {
     ]);
 }
 
-/// Serves the service manager: ready, status, watchdog, reloads. Dropping the answer ends it.
-pub fn attend(attended: Attended, reload: Reload, hang_up: Signal) -> tokio::task::JoinSet<()> {
+/// Serves the service manager: ready, status, watchdog, reloads. `pulse` asks the loop whether it
+/// turns. Dropping the answer ends it all.
+pub fn attend(
+    attended: Attended,
+    pulse: mpsc::Sender<oneshot::Sender<()>>,
+    reload: Reload,
+    hang_up: Signal,
+) -> tokio::task::JoinSet<()> {
     tell(&[
         NotifyState::Ready,
         NotifyState::Status("looking for a coordinator"),
     ]);
     let mut tasks = tokio::task::JoinSet::new();
     let (reports, connected) = (attended.reports.clone(), attended.connected.clone());
-    tasks.spawn(tell_status(reports.clone(), connected));
+    tasks.spawn(tell_status(reports, connected));
     if let Some(period) = sd_notify::watchdog_enabled() {
-        tasks.spawn(feed_watchdog(reports, period));
+        tasks.spawn(feed_watchdog(pulse, period));
     }
     tasks.spawn(take_reloads(attended, reload, hang_up));
     tasks
@@ -136,27 +142,25 @@ fn describe(connected: Option<&str>, report: Option<&Report>) -> String {
     line
 }
 
-/// Pings while the loop makes reports: one look in a third of the period, so that a single slow
-/// turn is no reason for the manager to end the process.
-async fn feed_watchdog(mut reports: watch::Receiver<Option<Arc<Report>>>, period: Duration) {
+/// Pings while the loop answers: three questions fit into one period, so that a single slow turn is
+/// no reason for the manager to end the process.
+async fn feed_watchdog(pulse: mpsc::Sender<oneshot::Sender<()>>, period: Duration) {
+    let step = period / 3;
     let mut is_fed = true;
     loop {
-        match tokio::time::timeout(period / 3, reports.changed()).await {
-            Ok(Ok(())) => {
-                tell(&[NotifyState::Watchdog]);
-                is_fed = true;
-            }
-            Ok(Err(_)) => return,
-            Err(_) if is_fed => {
-                error!(
-                    "the agent's loop does not turn; without a turn the watchdog ends this process"
-                );
-                is_fed = false;
-            }
-            Err(_) => {}
+        let beat = tokio::time::timeout(step, async {
+            let (sender, receiver) = oneshot::channel();
+            pulse.send(sender).await.ok();
+            receiver.await.is_ok()
+        });
+        let beats = matches!(beat.await, Ok(true));
+        if beats {
+            tell(&[NotifyState::Watchdog]);
+        } else if is_fed {
+            error!("the agent's loop does not turn; without a turn the watchdog ends this process");
         }
-        // Reports may come in quick succession; the manager needs no more than this.
-        tokio::time::sleep(period / 6).await;
+        is_fed = beats;
+        tokio::time::sleep(step).await;
     }
 }
 

@@ -344,13 +344,18 @@ async fn logs(root: &Path) {
     let launch = bench.launch(shell(script));
     bench.start(launch.clone()).await;
     let deadline = std::time::Instant::now() + LIMIT;
-    let mut lines = Vec::new();
-    while lines.len() < 2 && std::time::Instant::now() < deadline {
-        lines = journal::tail(&launch.instance, 2).await;
+    let lines = loop {
+        let lines = journal::tail(&launch.instance, 2).await;
+        let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+        if texts == ["one", "two"] {
+            break lines;
+        }
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the journal has {texts:?}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
-    assert_eq!(texts, ["one", "two"]);
+    };
     let Some(mut follow) = journal::Follow::begin(Some(&lines[1].cursor)) else {
         panic!("no journal");
     };
