@@ -31,6 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::{Config, Layout};
 use crate::enroll::{JoinOptions, join};
+use crate::executor::{Capabilities, OutputPlace};
 use crate::identity;
 use crate::session::{self, Coordinators, SessionParts, Wish};
 use crate::tls::{Tls, provider};
@@ -383,6 +384,11 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         reports: report_receiver,
         wishes,
         instances: watch::channel(Default::default()).1,
+        executor: Capabilities {
+            name: "process",
+            survives_agent: true,
+            output: OutputPlace::Files,
+        },
         connected: watch::Sender::new(None),
     }));
     let up = tokio::time::timeout(LIMIT, ups.recv())

@@ -158,6 +158,7 @@ pub async fn run(
         reports: report_receiver,
         wishes,
         instances: instance_receiver,
+        executor: capabilities,
         connected,
     }));
     let attending = service::attend(attended, pulse, reload, hang_up);

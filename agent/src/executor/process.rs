@@ -23,7 +23,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::{Capabilities, Events, Executor, Launch, Running, Task, instance_dir, output, procfs};
+use super::{
+    Capabilities, Events, Executor, Launch, OutputPlace, Running, Task, instance_dir, output,
+    procfs,
+};
 use crate::files;
 use crate::ledger::ProcessId;
 
@@ -278,6 +281,7 @@ impl Executor for ProcessExecutor {
         Capabilities {
             name: "process",
             survives_agent: true,
+            output: OutputPlace::Files,
         }
     }
 

@@ -23,7 +23,9 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::process::{Refusal, end_group, wait_for_stranger};
-use super::{Capabilities, Events, Executor, Launch, Running, Task, instance_dir, procfs};
+use super::{
+    Capabilities, Events, Executor, Launch, OutputPlace, Running, Task, instance_dir, procfs,
+};
 use crate::files;
 use crate::ledger::ProcessId;
 use crate::systemd::{Active, BusError, Manager, UnitState};
@@ -97,6 +99,7 @@ impl Executor for SystemdExecutor {
         Capabilities {
             name: "systemd",
             survives_agent: true,
+            output: OutputPlace::Journal,
         }
     }
 

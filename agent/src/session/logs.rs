@@ -1,6 +1,7 @@
-//! Answers to asks for logs: the last lines of instances' output, and what follows.
+//! Answers to asks for logs: the last lines of instances' output, and what follows, from files or
+//! from the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::debug;
 
-use crate::executor::instance_dir;
 use crate::executor::output::{self, Stream};
+use crate::executor::systemd::{journal, unit_name};
+use crate::executor::{OutputPlace, instance_dir};
 
 /// Between two looks at files that are followed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -26,10 +28,19 @@ const MAX_LINES: usize = 500;
 /// Most bytes that are read of one file at one look.
 const MAX_READ: u64 = 256 << 10;
 
+/// Where instances' output is.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Files or journal.
+    pub place: OutputPlace,
+    /// The folder with the files.
+    pub instances: PathBuf,
+}
+
 /// Answers an ask on a stream of its own, until everything is told or nobody listens.
 pub async fn answer(
     ask: wire::Ask,
-    instances: PathBuf,
+    output: Output,
     known: watch::Receiver<Arc<Vec<InstanceKey>>>,
     channel: Channel,
 ) {
@@ -44,9 +55,10 @@ pub async fn answer(
             return;
         }
         match ask.kind {
-            Some(wire::ask::Kind::Logs(logs)) => {
-                tell(&logs, &instances, &known, &chunks).await;
-            }
+            Some(wire::ask::Kind::Logs(logs)) => match output.place {
+                OutputPlace::Files => tell(&logs, &output.instances, &known, &chunks).await,
+                OutputPlace::Journal => tell_journal(&logs, &known, &chunks).await,
+            },
             None => {
                 let error = "this agent does not know that kind of ask".to_owned();
                 let chunk = wire::AnswerChunk {
@@ -78,11 +90,7 @@ async fn tell(
     let mut first = true;
     loop {
         let keys = Arc::clone(&known.borrow());
-        let wanted = keys.iter().filter(|key| {
-            key.place.scope.as_str() == ask.scope
-                && (ask.deployment.is_empty() || key.place.deployment.to_string() == ask.deployment)
-        });
-        for key in wanted {
+        for key in keys.iter().filter(|key| is_wanted(ask, key)) {
             for stream in Stream::ALL {
                 let path = stream.path(&instance_dir(instances, key));
                 let slot = (key.clone(), stream.as_str());
@@ -99,7 +107,7 @@ async fn tell(
                         output::tail(&path, lines.min(MAX_TAIL))
                     }
                 };
-                if !send_lines(chunks, key, stream, texts).await {
+                if !send_lines(chunks, key, stream.as_str(), texts).await {
                     return;
                 }
             }
@@ -115,10 +123,67 @@ async fn tell(
     }
 }
 
+fn is_wanted(ask: &wire::LogsAsk, key: &InstanceKey) -> bool {
+    key.place.scope.as_str() == ask.scope
+        && (ask.deployment.is_empty() || key.place.deployment.to_string() == ask.deployment)
+}
+
+/// As [`tell`], of what instances printed into the journal. It follows from a point before the last
+/// lines, so that nothing falls between, and leaves out what was told with those.
+async fn tell_journal(
+    ask: &wire::LogsAsk,
+    known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
+    chunks: &mpsc::Sender<wire::AnswerChunk>,
+) {
+    let point = journal::end().await;
+    let mut told = BTreeSet::new();
+    let keys = Arc::clone(&known.borrow());
+    for key in keys.iter().filter(|key| is_wanted(ask, key)) {
+        let lines = journal::tail(key, (ask.tail_lines as usize).min(MAX_TAIL)).await;
+        let (cursors, texts): (Vec<_>, Vec<_>) = lines
+            .into_iter()
+            .map(|line| (line.cursor, line.text))
+            .unzip();
+        told.extend(cursors);
+        if !send_lines(chunks, key, journal::STREAM, texts).await {
+            return;
+        }
+    }
+    if !ask.follow {
+        return;
+    }
+    let Some(mut follow) = journal::Follow::begin(point.as_deref()) else {
+        let chunk = wire::AnswerChunk {
+            error: "the journal of this host cannot be read".to_owned(),
+            ..wire::AnswerChunk::default()
+        };
+        chunks.send(chunk).await.ok();
+        return;
+    };
+    loop {
+        let line = tokio::select! {
+            () = chunks.closed() => return,
+            line = follow.next() => line,
+        };
+        let Some(line) = line else { return };
+        let keys = Arc::clone(&known.borrow());
+        let of = |key: &&InstanceKey| is_wanted(ask, key) && unit_name(key) == line.unit;
+        let Some(key) = keys.iter().find(of) else {
+            continue;
+        };
+        if told.remove(&line.cursor) {
+            continue;
+        }
+        if !send_lines(chunks, key, journal::STREAM, vec![line.text]).await {
+            return;
+        }
+    }
+}
+
 async fn send_lines(
     chunks: &mpsc::Sender<wire::AnswerChunk>,
     key: &InstanceKey,
-    stream: Stream,
+    stream: &str,
     texts: Vec<String>,
 ) -> bool {
     for part in texts.chunks(MAX_LINES) {
@@ -126,7 +191,7 @@ async fn send_lines(
             scope: key.place.scope.to_string(),
             deployment: key.place.deployment.to_string(),
             instance: key.id(),
-            stream: stream.as_str().to_owned(),
+            stream: stream.to_owned(),
             text: text.clone(),
         });
         let chunk = wire::AnswerChunk {

@@ -27,8 +27,10 @@ use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
 use crate::config::{Layout, check_address};
+use crate::executor::Capabilities;
 use crate::tls::{Material, Tls};
 use crate::{files, identity, jitter};
+use logs::Output;
 use refusal::{Attempts, End};
 
 /// Largest message from a coordinator: 16 MiB.
@@ -133,6 +135,8 @@ pub struct SessionParts {
     pub wishes: mpsc::Sender<Wish>,
     /// The instances that the agent knows, for asks for logs.
     pub instances: watch::Receiver<Arc<Vec<InstanceKey>>>,
+    /// What runs the instances.
+    pub executor: Capabilities,
     /// Told the coordinator of the session that is up, and nothing while there is none.
     pub connected: watch::Sender<Option<String>>,
 }
@@ -274,7 +278,9 @@ async fn send(up: &mpsc::Sender<wire::Up>, kind: wire::up::Kind) -> Result<(), S
 fn hello(parts: &SessionParts) -> wire::Hello {
     wire::Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec!["logs".to_owned(), "process".to_owned(), "proxy".to_owned()],
+        features: ["logs", parts.executor.name, "proxy"]
+            .map(str::to_owned)
+            .to_vec(),
         facts: parts.facts.clone().into_iter().collect(),
         start: parts.start,
         generation: Some(convert::generation(*parts.generation.borrow())),
@@ -307,7 +313,10 @@ async fn take(
             Ok(slot) => {
                 let answer = logs::answer(
                     ask,
-                    parts.layout.instances(),
+                    Output {
+                        place: parts.executor.output,
+                        instances: parts.layout.instances(),
+                    },
                     parts.instances.clone(),
                     channel.clone(),
                 );

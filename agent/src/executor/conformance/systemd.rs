@@ -282,7 +282,7 @@ async fn what_it_sees(root: &Path) {
 async fn variables(root: &Path) {
     let mut bench = bench(root, GRACE);
     let value = "a \"b\" 'c' \\ $HOME `d` %n\nsecond line";
-    let mut run = shell("printf '%s' \"$VALUE\" | od -An -tx1 | tr -d ' \\n'; exit 1");
+    let mut run = shell("printf '%s' \"$VALUE\" | od -An -tx1 | tr -d ' \\n'; echo; exit 1");
     run.args.push("${NOT_OURS} $PORT".to_owned());
     run.env.insert("VALUE".into(), value.into());
     let launch = bench.launch(run);
@@ -303,10 +303,8 @@ async fn watchdog(root: &Path) {
 
 /// The agent ended between a start and its note of it, and the wish has moved on since.
 async fn left_over(root: &Path) {
-    let mut first = bench(root, GRACE);
-    let launch = first.launch(shell("exec sleep 600"));
-    let pid = first.start(launch.clone()).await;
-    drop(first);
+    let launch = bench(root, GRACE).launch(shell("exec sleep 600"));
+    let pid = start_and_die(root, launch.clone()).await;
     let mut second = bench(root, GRACE);
     let mut again = launch.clone();
     again.incarnation = 2;

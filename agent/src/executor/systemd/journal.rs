@@ -68,6 +68,17 @@ pub async fn tail(key: &InstanceKey, lines: usize) -> Vec<Line> {
     text.lines().filter_map(parse).collect()
 }
 
+/// Where the journal ends now.
+pub async fn end() -> Option<String> {
+    let text = read(&["--output=json", "--lines=1"]).await?;
+    text.lines().find_map(cursor_of)
+}
+
+fn cursor_of(line: &str) -> Option<String> {
+    let entry: Entry = serde_json::from_str(line).ok()?;
+    Some(entry.cursor)
+}
+
 /// Lines of all instances of the host as they come.
 pub struct Follow {
     /// Ends journalctl with this value.

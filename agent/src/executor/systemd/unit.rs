@@ -156,8 +156,8 @@ fn prepare(launch: &Launch, dir: &Path, environment: &Path) -> io::Result<()> {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o777))?;
     let mut variables = launch.environment(dir);
     if !launch.run.env.contains_key("HOME") {
-        // The agent's own, which the unit may not enter; systemd sets one.
-        variables.remove("HOME");
+        // Not the agent's own, which the unit may not enter.
+        variables.insert("HOME".to_owned(), dir.display().to_string());
     }
     let lines: String = variables
         .iter()
