@@ -27,6 +27,9 @@ const NO_UNIT: [&str; 2] = [
     "org.freedesktop.systemd1.UnitNotFound",
 ];
 
+/// The name of the error that means "there is such a unit".
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
+
 /// How long the manager may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 
@@ -39,6 +42,9 @@ pub enum BusError {
     /// No such unit.
     #[error("systemd has no unit {0}")]
     NoUnit(String),
+    /// There is such a unit already.
+    #[error("systemd has such a unit already: {0}")]
+    Exists(String),
     /// It said no.
     #[error("systemd refuses: {0}")]
     Refused(String),
@@ -235,6 +241,8 @@ impl Manager {
                 let words = words.unwrap_or_else(|| name.to_string());
                 if NO_UNIT.contains(&name.as_str()) {
                     Err(BusError::NoUnit(words))
+                } else if name.as_str() == UNIT_EXISTS {
+                    Err(BusError::Exists(words))
                 } else {
                     Err(BusError::Refused(words))
                 }

@@ -34,6 +34,8 @@ use crate::systemd::{Active, BusError, Manager, UnitState};
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 /// For a unit that is to be up, apart from what it may take to tell that it is ready.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long the manager may take to forget a unit that has ended.
+const FORGET_LIMIT: Duration = Duration::from_secs(5);
 /// How long the manager may take for a stop, beyond the time of grace.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -216,15 +218,19 @@ impl Inner {
         let unit = unit_name(&launch.instance);
         let program = unit::program(launch, &dir)?;
         self.clear(&unit, launch).await?;
-        let properties = unit::properties(launch, &dir, &self.dir, &program, self.grace)?;
         let refused = |error: BusError| Refusal {
             permanent: false,
             message: format!("{unit} cannot be started: {error}"),
         };
-        self.manager
-            .start_transient(&unit, properties)
-            .await
-            .map_err(refused)?;
+        let deadline = Instant::now() + FORGET_LIMIT;
+        loop {
+            let properties = unit::properties(launch, &dir, &self.dir, &program, self.grace)?;
+            match self.manager.start_transient(&unit, properties).await {
+                // What was there is ended and let go of; the manager forgets it in its own time.
+                Err(BusError::Exists(_)) if Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                started => break started.map_err(refused)?,
+            }
+        }
         let state = self.wait_until_up(&unit).await.map_err(refused)?;
         if !state.was_up {
             let words = journal::of_manager(&unit, &state.invocation).await;

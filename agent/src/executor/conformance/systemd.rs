@@ -11,7 +11,7 @@ use tidegate_shared::spec::RunSpec;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::systemd::{SystemdExecutor, journal, unit_name};
-use super::super::{Executor as _, Launch, Task, procfs};
+use super::super::{Executor as _, Launch, Running, Task, procfs};
 use super::{LIMIT, launch, next, suite};
 use crate::systemd::{Active, Manager};
 
@@ -239,19 +239,36 @@ async fn refusals(root: &Path) {
     }
 }
 
+/// Starts an instance as an agent that ends right after it, with its connection to the manager.
+#[allow(clippy::expect_used, reason = "a helper of tests")]
+async fn start_and_die(root: &Path, launch: Launch) -> u32 {
+    let root = root.to_path_buf();
+    let agent = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let pid = runtime.block_on(async { bench(&root, GRACE).start(launch).await });
+        runtime.shutdown_timeout(LIMIT);
+        pid
+    });
+    agent.await.expect("an agent")
+}
+
+#[allow(clippy::expect_used, reason = "a test")]
 async fn adoption(root: &Path) {
-    let mut first = bench(root, GRACE);
-    let launch = first.launch(shell(
-        "trap 'echo bye; exit 5' TERM; while :; do sleep 0.05; done",
-    ));
-    first.start(launch.clone()).await;
-    let running = first.executor.observe().remove(0);
-    let dir = first.root.join("instances/shop-eu-q69g5fav/0");
-    assert_eq!(
-        procfs::find_marked(&launch.instance.id(), &dir).as_ref(),
-        Some(&running.process)
-    );
-    drop(first);
+    let script = "trap 'echo bye; exit 5' TERM; while :; do sleep 0.05; done";
+    let launch = bench(root, GRACE).launch(shell(script));
+    let pid = start_and_die(root, launch.clone()).await;
+    let dir = root.join("instances/shop-eu-q69g5fav/0");
+    let process = procfs::find_marked(&launch.instance.id(), &dir);
+    assert_eq!(process.as_ref().map(|process| process.pid), Some(pid));
+    let running = Running {
+        instance: launch.instance.clone(),
+        incarnation: launch.incarnation,
+        process: process.expect("it runs"),
+    };
     let mut second = bench(root, GRACE);
     second.executor.perform(Task::Adopt(running.clone()));
     assert_eq!(second.executor.observe(), [running]);
