@@ -79,6 +79,8 @@ pub struct UnitState {
     pub was_up: bool,
     /// Which run, in hexadecimal digits; empty: none yet.
     pub invocation: String,
+    /// When its main process was started, in microseconds since 1970; 0: not yet.
+    pub started_at: u64,
     /// Its main process; 0: none now.
     pub main_pid: u32,
     /// The main process of the latest run, also after its end; 0: none.
@@ -316,6 +318,7 @@ fn state_of(all: &HashMap<String, OwnedVariant>) -> UnitState {
             .get("InvocationID")
             .map(|value| hexadecimal(value))
             .unwrap_or_default(),
+        started_at: u64::try_from(of_number("ExecMainStartTimestamp")).unwrap_or(0),
         main_pid: pid("MainPID"),
         last_pid: pid("ExecMainPID"),
         code: small("ExecMainCode"),

@@ -369,7 +369,7 @@ impl Inner {
             if has_ended(&state) {
                 // A second look: the manager may have been about to write the result.
                 let how = unit::describe(&state);
-                let words = journal::last_words(&state.invocation).await;
+                let words = journal::last_words(unit, state.started_at).await;
                 self.manager.forget(unit).await;
                 return match words {
                     Some(words) => format!("{how}; its last words:\n{words}"),

@@ -250,6 +250,7 @@ mod tests {
             description: String::new(),
             was_up: true,
             invocation: String::new(),
+            started_at: 0,
             main_pid: 0,
             last_pid: 7,
             code,
