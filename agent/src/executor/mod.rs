@@ -12,6 +12,7 @@ pub mod fake;
 pub mod output;
 pub mod process;
 pub mod procfs;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -47,6 +48,17 @@ pub struct Capabilities {
     pub name: &'static str,
     /// Workloads outlive the agent's process and can be adopted.
     pub survives_agent: bool,
+    /// Where what they print can be read.
+    pub output: OutputPlace,
+}
+
+/// Where what instances print goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputPlace {
+    /// Into files in the instances' folders; see [`output`].
+    Files,
+    /// Into the journal; see [`systemd::journal`].
+    Journal,
 }
 
 /// An instance that runs.

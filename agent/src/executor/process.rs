@@ -23,7 +23,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::{Capabilities, Events, Executor, Launch, Running, Task, instance_dir, output, procfs};
+use super::{
+    Capabilities, Events, Executor, Launch, OutputPlace, Running, Task, instance_dir, output,
+    procfs,
+};
 use crate::files;
 use crate::ledger::ProcessId;
 
@@ -278,6 +281,7 @@ impl Executor for ProcessExecutor {
         Capabilities {
             name: "process",
             survives_agent: true,
+            output: OutputPlace::Files,
         }
     }
 
@@ -306,13 +310,17 @@ enum Watched {
     Stranger,
 }
 
-struct Refusal {
-    permanent: bool,
-    message: String,
+/// Why a start failed; for executors of this host.
+pub(super) struct Refusal {
+    /// Trying again cannot help.
+    pub permanent: bool,
+    /// For people.
+    pub message: String,
 }
 
 impl Refusal {
-    fn of(error: &io::Error, program: &Path, launch: &Launch) -> Self {
+    /// Why a program could not be run, in plain words.
+    pub fn of(error: &io::Error, program: &Path, launch: &Launch) -> Self {
         let name = program.display();
         if !launch.release_dir.is_dir() {
             return Self {
@@ -395,7 +403,7 @@ async fn group_ends(group: u32, limit: Duration) -> bool {
 }
 
 /// Waits for the end of a process that is not a child.
-async fn wait_for_stranger(process: &ProcessId) {
+pub(super) async fn wait_for_stranger(process: &ProcessId) {
     let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
     let fd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     // The number may have been given to another one before the descriptor was opened.

@@ -1,8 +1,9 @@
-//! Answers to asks for logs: the last lines of instances' output, and what follows.
+//! Answers to asks for logs: the last lines of instances' output, and what follows, from files or
+//! from the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use tidegate_agent_core::place::InstanceKey;
 use tidegate_proto::agent::v1 as wire;
 use tokio::sync::{mpsc, watch};
 
-use crate::executor::instance_dir;
 use crate::executor::output::{self, Stream};
+use crate::executor::systemd::{journal, unit_name};
+use crate::executor::{OutputPlace, instance_dir};
 
 /// Between two looks at files that are followed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -22,11 +24,32 @@ const MAX_LINES: usize = 500;
 /// Most bytes that are read of one file at one look.
 const MAX_READ: u64 = 256 << 10;
 
-/// Positions in the files that are told.
-type Positions = BTreeMap<(InstanceKey, &'static str), u64>;
+/// Where instances' output is.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Files or journal.
+    pub place: OutputPlace,
+    /// The folder with the files.
+    pub instances: PathBuf,
+}
 
 /// Tells the lines into a channel; returns when all is told or nobody listens.
 pub async fn tell(
+    ask: &wire::LogsAsk,
+    output: &Output,
+    known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
+    chunks: &mpsc::Sender<wire::AnswerChunk>,
+) {
+    match output.place {
+        OutputPlace::Files => tell_files(ask, &output.instances, known, chunks).await,
+        OutputPlace::Journal => tell_journal(ask, known, chunks).await,
+    }
+}
+
+/// Positions in the files that are told.
+type Positions = BTreeMap<(InstanceKey, &'static str), u64>;
+
+async fn tell_files(
     ask: &wire::LogsAsk,
     instances: &Path,
     known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
@@ -36,11 +59,7 @@ pub async fn tell(
     let mut first = true;
     loop {
         let keys = Arc::clone(&known.borrow());
-        let wanted = keys.iter().filter(|key| {
-            key.place.scope.as_str() == ask.scope
-                && (ask.deployment.is_empty() || key.place.deployment.to_string() == ask.deployment)
-        });
-        for key in wanted {
+        for key in keys.iter().filter(|key| is_wanted(ask, key)) {
             for stream in Stream::ALL {
                 let path = stream.path(&instance_dir(instances, key));
                 let slot = (key.clone(), stream.as_str());
@@ -57,7 +76,7 @@ pub async fn tell(
                         output::tail(&path, lines.min(MAX_TAIL))
                     }
                 };
-                if !send_lines(chunks, key, stream, texts).await {
+                if !send_lines(chunks, key, stream.as_str(), texts).await {
                     return;
                 }
             }
@@ -73,10 +92,67 @@ pub async fn tell(
     }
 }
 
+fn is_wanted(ask: &wire::LogsAsk, key: &InstanceKey) -> bool {
+    key.place.scope.as_str() == ask.scope
+        && (ask.deployment.is_empty() || key.place.deployment.to_string() == ask.deployment)
+}
+
+/// As [`tell`], of what instances printed into the journal. It follows from a point before the last
+/// lines, so that nothing falls between, and leaves out what was told with those.
+async fn tell_journal(
+    ask: &wire::LogsAsk,
+    known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
+    chunks: &mpsc::Sender<wire::AnswerChunk>,
+) {
+    let point = journal::end().await;
+    let mut told = BTreeSet::new();
+    let keys = Arc::clone(&known.borrow());
+    for key in keys.iter().filter(|key| is_wanted(ask, key)) {
+        let lines = journal::tail(key, (ask.tail_lines as usize).min(MAX_TAIL)).await;
+        let (cursors, texts): (Vec<_>, Vec<_>) = lines
+            .into_iter()
+            .map(|line| (line.cursor, line.text))
+            .unzip();
+        told.extend(cursors);
+        if !send_lines(chunks, key, journal::STREAM, texts).await {
+            return;
+        }
+    }
+    if !ask.follow {
+        return;
+    }
+    let Some(mut follow) = journal::Follow::begin(point.as_deref()) else {
+        let chunk = wire::AnswerChunk {
+            error: "the journal of this host cannot be read".to_owned(),
+            ..wire::AnswerChunk::default()
+        };
+        chunks.send(chunk).await.ok();
+        return;
+    };
+    loop {
+        let line = tokio::select! {
+            () = chunks.closed() => return,
+            line = follow.next() => line,
+        };
+        let Some(line) = line else { return };
+        let keys = Arc::clone(&known.borrow());
+        let of = |key: &&InstanceKey| is_wanted(ask, key) && unit_name(key) == line.unit;
+        let Some(key) = keys.iter().find(of) else {
+            continue;
+        };
+        if told.remove(&line.cursor) {
+            continue;
+        }
+        if !send_lines(chunks, key, journal::STREAM, vec![line.text]).await {
+            return;
+        }
+    }
+}
+
 async fn send_lines(
     chunks: &mpsc::Sender<wire::AnswerChunk>,
     key: &InstanceKey,
-    stream: Stream,
+    stream: &str,
     texts: Vec<String>,
 ) -> bool {
     for part in texts.chunks(MAX_LINES) {
@@ -84,7 +160,7 @@ async fn send_lines(
             scope: key.place.scope.to_string(),
             deployment: key.place.deployment.to_string(),
             instance: key.id(),
-            stream: stream.as_str().to_owned(),
+            stream: stream.to_owned(),
             text: text.clone(),
         });
         let chunk = wire::AnswerChunk {

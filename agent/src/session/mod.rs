@@ -30,8 +30,10 @@ use tracing::{debug, error, info, warn};
 
 use crate::asset::ReleaseStore;
 use crate::config::{Layout, check_address};
+use crate::executor::Capabilities;
 use crate::tls::{Material, Tls};
 use crate::{files, identity, jitter};
+use logs::Output;
 use refusal::{Attempts, End};
 
 /// Largest message from a coordinator: 16 MiB.
@@ -64,16 +66,7 @@ impl Coordinators {
         match serde_json::from_slice::<Self>(&bytes) {
             // Both: an operator's edit helps when every address of the kept list is dead.
             Ok(mut kept) => {
-                for (list, more) in [
-                    (&mut kept.control, configured.control),
-                    (&mut kept.http, configured.http),
-                ] {
-                    let fresh: Vec<String> = more
-                        .into_iter()
-                        .filter(|address| !list.contains(address))
-                        .collect();
-                    list.extend(fresh);
-                }
+                kept.add(configured);
                 kept
             }
             Err(error) => {
@@ -81,6 +74,23 @@ impl Coordinators {
                 configured
             }
         }
+    }
+
+    /// Adds those of another list that are not in this one; whether there were any.
+    pub fn add(&mut self, other: Self) -> bool {
+        let mut added = false;
+        for (list, more) in [
+            (&mut self.control, other.control),
+            (&mut self.http, other.http),
+        ] {
+            for address in more {
+                if !list.contains(&address) {
+                    list.push(address);
+                    added = true;
+                }
+            }
+        }
+        added
     }
 
     fn received(from: wire::Coordinators) -> Result<Self, String> {
@@ -132,6 +142,10 @@ pub struct SessionParts {
     pub store: Arc<ReleaseStore>,
     /// Where the proxy listens, for asks about the host.
     pub listen_address: IpAddr,
+    /// What runs the instances.
+    pub executor: Capabilities,
+    /// Told the coordinator of the session that is up, and nothing while there is none.
+    pub connected: watch::Sender<Option<String>>,
 }
 
 /// Keeps a session up until the wishes' receiver is gone.
@@ -148,6 +162,9 @@ pub async fn run(mut parts: SessionParts) {
         pick = pick.wrapping_add(1);
         let began = tokio::time::Instant::now();
         let ended = session(&mut parts, &address).await;
+        parts
+            .connected
+            .send_if_modified(|held| held.take().is_some());
         if began.elapsed() >= GOOD_SESSION {
             attempts.was_good();
         }
@@ -221,6 +238,7 @@ async fn session(parts: &mut SessionParts, address: &str) -> Result<End, End> {
         .map_err(|status| End::of_status(&status))?
         .into_inner();
     info!(coordinator = address, "session up");
+    parts.connected.send_replace(Some(address.to_owned()));
     let mut reports = parts.reports.clone();
     reports.mark_changed();
     let mut renewal = Box::pin(tokio::time::sleep(until_renewal(&parts.tls.material())));
@@ -267,7 +285,9 @@ async fn send(up: &mpsc::Sender<wire::Up>, kind: wire::up::Kind) -> Result<(), S
 fn hello(parts: &SessionParts) -> wire::Hello {
     wire::Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec!["logs".to_owned(), "process".to_owned(), "proxy".to_owned()],
+        features: ["logs", parts.executor.name, "proxy"]
+            .map(str::to_owned)
+            .to_vec(),
         facts: parts.facts.clone().into_iter().collect(),
         start: parts.start,
         generation: Some(convert::generation(*parts.generation.borrow())),
@@ -299,7 +319,10 @@ async fn take(
         Some(wire::down::Kind::Ask(ask)) => match Arc::clone(asks).try_acquire_owned() {
             Ok(slot) => {
                 let told = Told {
-                    instances: parts.layout.instances(),
+                    output: Output {
+                        place: parts.executor.output,
+                        instances: parts.layout.instances(),
+                    },
                     known: parts.instances.clone(),
                     store: Arc::clone(&parts.store),
                     listen_address: parts.listen_address,
@@ -323,7 +346,7 @@ async fn take(
 
 /// What asks are answered from.
 struct Told {
-    instances: PathBuf,
+    output: Output,
     known: watch::Receiver<Arc<Vec<InstanceKey>>>,
     store: Arc<ReleaseStore>,
     listen_address: IpAddr,
@@ -343,7 +366,7 @@ async fn answer(ask: wire::Ask, told: Told, channel: Channel) {
         }
         let only = match ask.kind {
             Some(wire::ask::Kind::Logs(logs)) => {
-                return logs::tell(&logs, &told.instances, &told.known, &chunks).await;
+                return logs::tell(&logs, &told.output, &told.known, &chunks).await;
             }
             Some(wire::ask::Kind::Host(host)) => wire::AnswerChunk {
                 host: Some(host::look(&host, &told.store, told.listen_address)),
