@@ -160,6 +160,8 @@ reasons! {
     Credentials = "1504", "CREDENTIALS", InvalidArgument, "log in again with `tidegate login`";
     /// A program of the package is missing.
     ProgramMissing = "1505", "PROGRAM_MISSING", FailedPrecondition, "build or install all programs side by side";
+    /// The proxy of this host does not answer, or cannot be replaced.
+    ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

@@ -22,7 +22,7 @@ use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
 use tidegate_agent_core::retention::{KeptRelease, expendable};
-use tidegate_shared::assignment::{Assignment, Assignments, Generation, Report};
+use tidegate_shared::assignment::{Assignment, Assignments, Generation, ProxyReport, Report};
 use tidegate_shared::spec::Port;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -34,6 +34,7 @@ use crate::config::Settings;
 use crate::executor::{Events, Executor, Launch, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
 use crate::probe;
+use crate::proxy::table::Held;
 use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
@@ -90,6 +91,7 @@ pub struct Reconciler {
     observed: Observed,
     complaints: BTreeMap<&'static str, String>,
     conflicts: Conflicts,
+    proxy: Option<ProxyReport>,
     routed: Option<(Instant, Routes)>,
     looked: Option<Instant>,
     rotated: Instant,
@@ -134,6 +136,7 @@ impl Reconciler {
             observed: Observed::default(),
             complaints: BTreeMap::new(),
             conflicts: Conflicts::new(),
+            proxy: None,
             routed: None,
             looked: None,
             rotated: Instant::now(),
@@ -448,9 +451,8 @@ impl Reconciler {
         self.looked = Some(Instant::now());
         let traffic = match self.parts.traffic.converge(table).await {
             Ok(held) => {
-                self.complaints.remove("proxy");
                 self.conflicts = conflicts;
-                route::traffic(&held, &self.conflicts)
+                self.hear_proxy(&held)
             }
             Err(error) => {
                 warn!(%error, "the routes were not taken");
@@ -468,10 +470,7 @@ impl Reconciler {
         self.looked = Some(Instant::now());
         let traffic = if self.needs_traffic() {
             match self.parts.traffic.observe().await {
-                Ok(held) => {
-                    self.complaints.remove("proxy");
-                    route::traffic(&held, &self.conflicts)
-                }
+                Ok(held) => self.hear_proxy(&held),
                 Err(error) => {
                     if self.complaints.insert("proxy", error.to_string()).is_none() {
                         warn!(%error, "the data plane does not answer");
@@ -484,6 +483,25 @@ impl Reconciler {
         };
         self.observed
             .apply(Event::Traffic(traffic), self.clock.now());
+    }
+
+    /// What the data plane told of itself and of what it holds.
+    fn hear_proxy(&mut self, held: &Held) -> Traffic {
+        self.complaints.remove("proxy");
+        let stored = held.persist_problem.as_ref().map(|problem| {
+            format!("the proxy cannot store its routes, a restart of it would bring back older ones: {problem}")
+        });
+        for (key, problem) in [
+            ("proxy-table", stored),
+            ("proxy-build", held.replace_problem.clone()),
+        ] {
+            match problem {
+                Some(problem) => drop(self.complaints.insert(key, problem)),
+                None => drop(self.complaints.remove(key)),
+            }
+        }
+        self.proxy = route::proxy(held);
+        route::traffic(held, &self.conflicts)
     }
 
     /// Whether there is anything to route, or a data plane that may hold routes of old.
@@ -688,6 +706,10 @@ impl Reconciler {
         let mut places = report::places(&self.observed, now);
         let mut marks = report::landmarks(self.desired.generation, &places);
         marks.extend(self.complaints.values().cloned());
+        marks.extend(self.proxy.iter().map(|proxy| {
+            let draining = proxy.draining.iter().map(|old| old.pid);
+            format!("proxy {} {:?}", proxy.pid, draining.collect::<Vec<u32>>())
+        }));
         let due = self.reported.as_ref().is_none_or(|(at, told)| {
             now.since(*at) >= report::interval(&self.desired) || *told != marks
         });
@@ -712,6 +734,7 @@ impl Reconciler {
             places,
             host: self.host.read(),
             complaints: self.complaints.values().cloned().collect(),
+            proxy: self.proxy.clone(),
         })));
         self.reported = Some((now, marks));
     }
