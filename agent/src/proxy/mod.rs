@@ -27,6 +27,7 @@ mod handover;
 mod headers;
 mod listener;
 mod routes;
+mod scope;
 mod stats;
 pub mod status;
 mod store;

@@ -5,6 +5,7 @@
 //! a turn never waits for a download or a stop. `kill -9` at any point is safe: what was under way
 //! is found again on disk, among the processes and in the data plane.
 
+mod plane;
 pub mod ports;
 pub mod recover;
 pub mod route;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_agent_core::desired::Desired;
 use tidegate_agent_core::fence::{self, Verdict};
-use tidegate_agent_core::observed::{Event, Observed, Traffic};
+use tidegate_agent_core::observed::{Event, Observed};
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
@@ -34,13 +35,12 @@ use crate::config::Settings;
 use crate::executor::{Events, Executor, Launch, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
 use crate::probe;
-use crate::proxy::table::Held;
 use crate::session::Wish;
 use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
 use ports::Ports;
-use route::{Addresses, Conflicts};
+use route::Conflicts;
 
 /// Turns at one wake-up: each is a route that was acknowledged.
 const MAX_TURNS: usize = 8;
@@ -454,85 +454,6 @@ impl Reconciler {
             Action::Route(_) => {}
         }
         false
-    }
-
-    async fn route(&mut self, routes: Routes) -> bool {
-        let told = self.routed.as_ref();
-        if told.is_some_and(|(at, same)| *same == routes && at.elapsed() < ROUTE_AGAIN) {
-            return false;
-        }
-        let addresses = Addresses {
-            listen: self.parts.settings.listen_address,
-            instance: self.parts.settings.instance_address,
-        };
-        let (table, conflicts) = route::table(&routes, addresses);
-        self.routed = Some((Instant::now(), routes));
-        self.looked = Some(Instant::now());
-        let traffic = match self.parts.traffic.converge(table).await {
-            Ok(held) => {
-                self.conflicts = conflicts;
-                self.hear_proxy(&held)
-            }
-            Err(error) => {
-                warn!(%error, "the routes were not taken");
-                self.complaints.insert("proxy", error.to_string());
-                Traffic::Unknown
-            }
-        };
-        self.observed
-            .apply(Event::Traffic(traffic), self.clock.now());
-        true
-    }
-
-    /// Asks the data plane what it holds.
-    async fn look(&mut self) {
-        self.looked = Some(Instant::now());
-        let traffic = if self.needs_traffic() {
-            match self.parts.traffic.observe().await {
-                Ok(held) => self.hear_proxy(&held),
-                Err(error) => {
-                    if self.complaints.insert("proxy", error.to_string()).is_none() {
-                        warn!(%error, "the data plane does not answer");
-                    }
-                    Traffic::Unknown
-                }
-            }
-        } else {
-            Traffic::Held(BTreeMap::new())
-        };
-        self.observed
-            .apply(Event::Traffic(traffic), self.clock.now());
-    }
-
-    /// What the data plane told of itself and of what it holds.
-    fn hear_proxy(&mut self, held: &Held) -> Traffic {
-        self.complaints.remove("proxy");
-        let stored = held.persist_problem.as_ref().map(|problem| {
-            format!("the proxy cannot store its routes, a restart of it would bring back older ones: {problem}")
-        });
-        for (key, problem) in [
-            ("proxy-table", stored),
-            ("proxy-build", held.replace_problem.clone()),
-        ] {
-            match problem {
-                Some(problem) => drop(self.complaints.insert(key, problem)),
-                None => drop(self.complaints.remove(key)),
-            }
-        }
-        self.proxy = route::proxy(held);
-        route::traffic(held, &self.conflicts)
-    }
-
-    /// Whether there is anything to route, or a data plane that may hold routes of old.
-    fn needs_traffic(&self) -> bool {
-        let wished = self.desired.places.values();
-        let held = self.observed.places.values().map(|place| &place.item);
-        let known = self.ledger.places.iter();
-        wished
-            .chain(held)
-            .chain(known)
-            .any(|item| item.port != Port::None)
-            || self.parts.settings.layout.proxy().exists()
     }
 
     fn busy(&self) -> bool {
