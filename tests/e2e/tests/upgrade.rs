@@ -26,10 +26,10 @@ const ONE: Shape = Shape {
 fn next_proxy(cluster: &Cluster, old: &Found) -> anyhow::Result<Found> {
     poll::until("another proxy", PATIENCE, || {
         let found = cluster.children_of_agent(0);
-        let proxies = found
+        let mut proxies = found
             .iter()
             .filter(|found| found.command.contains(" proxy --dir "));
-        let next = proxies.filter(|found| found.pid != old.pid).next_back();
+        let next = proxies.rfind(|found| found.pid != old.pid);
         next.cloned().with_context(|| format!("{found:#?}"))
     })
 }

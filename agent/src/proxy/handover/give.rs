@@ -9,7 +9,7 @@ use tokio::net::UnixListener;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Channel, FromPredecessor, FromSuccessor, LEVEL_EVERY, Level, SILENCE};
+use super::{Channel, FromPredecessor, FromSuccessor, LEVEL_EVERY, Level, Offer, SILENCE};
 use crate::proxy::engine::Engine;
 use crate::proxy::stats::unix_ms;
 use crate::proxy::store::FolderLock;
@@ -34,14 +34,16 @@ pub(in crate::proxy) async fn give(
     // No table comes in between: the successor begins with the one that is offered.
     let _gate = engine.freeze().await;
     let (sockets, served) = engine.sockets().await;
-    let offer = FromPredecessor::Offer {
+    let offer = Offer {
         process: engine.process().await,
         table: engine.table().await,
         listeners: sockets.iter().map(|(address, _)| *address).collect(),
         served,
         held: engine.observe().await,
     };
-    channel.say(&offer).await?;
+    channel
+        .say(&FromPredecessor::Offer(Box::new(offer)))
+        .await?;
     let mut descriptors = vec![gift.lock.as_fd(), gift.control.as_fd()];
     descriptors.extend(sockets.iter().map(|(_, socket)| socket.as_fd()));
     channel.pass(&descriptors).await?;

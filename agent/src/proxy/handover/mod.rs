@@ -44,23 +44,27 @@ const LEVEL_EVERY: Duration = Duration::from_millis(100);
 #[serde(tag = "say", rename_all = "snake_case")]
 enum FromPredecessor {
     /// Everything that the successor needs; the descriptors follow: lock, control socket, then the
-    /// listeners in this order.
-    Offer {
-        /// Who hands over.
-        process: ProxyProcess,
-        /// The table in force.
-        table: Table,
-        /// The addresses of the listening sockets.
-        listeners: Vec<SocketAddr>,
-        /// Where each scope is served, which is another address than in the table while that cannot be had.
-        served: BTreeMap<String, SocketAddr>,
-        /// What is held and counted, in case nothing is heard after it.
-        held: Held,
-    },
+    /// listeners in the order of the offer.
+    Offer(Box<Offer>),
     /// What is held and counted now.
     Level(Box<Level>),
     /// The predecessor has closed its descriptors.
     Released,
+}
+
+/// What is handed over beside the descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+struct Offer {
+    /// Who hands over.
+    process: ProxyProcess,
+    /// The table in force.
+    table: Table,
+    /// The addresses of the listening sockets.
+    listeners: Vec<SocketAddr>,
+    /// Where each scope is served, which is another address than in the table while that cannot be had.
+    served: BTreeMap<String, SocketAddr>,
+    /// What is held and counted, in case nothing is heard after it.
+    held: Held,
 }
 
 /// What a predecessor holds and has counted.

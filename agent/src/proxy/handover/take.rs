@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, test_kill_process};
 use tracing::{debug, info, warn};
 
-use super::{Channel, FromPredecessor, FromSuccessor, Level, Predecessor, SILENCE};
+use super::{Channel, FromPredecessor, FromSuccessor, Level, Offer, Predecessor, SILENCE};
 use crate::proxy::control::connect;
 use crate::proxy::engine::Engine;
 use crate::proxy::store::FolderLock;
@@ -63,16 +63,16 @@ fn is_end(error: &io::Error) -> bool {
 }
 
 async fn receive(mut channel: Channel) -> io::Result<Estate> {
-    let FromPredecessor::Offer {
+    let FromPredecessor::Offer(offer) = channel.hear(SILENCE).await? else {
+        return Err(io::Error::other("the running proxy offers nothing"));
+    };
+    let Offer {
         process,
         table,
         listeners,
         served,
         held,
-    } = channel.hear(SILENCE).await?
-    else {
-        return Err(io::Error::other("the running proxy offers nothing"));
-    };
+    } = *offer;
     table.validate().map_err(io::Error::other)?;
     let descriptors = channel.take(listeners.len() + 2, SILENCE).await?;
     let mut descriptors = descriptors.into_iter();
@@ -139,7 +139,7 @@ pub(in crate::proxy) async fn settle(estate: Estate, engine: &Engine) -> io::Res
         channel.say(&FromSuccessor::Serving).await?;
         match channel.hear(SILENCE).await? {
             FromPredecessor::Released => Ok(()),
-            FromPredecessor::Offer { .. } | FromPredecessor::Level(_) => {
+            FromPredecessor::Offer(_) | FromPredecessor::Level(_) => {
                 Err(io::Error::other("the predecessor lost the thread"))
             }
         }
@@ -175,7 +175,7 @@ async fn prepare(channel: &mut Channel) -> io::Result<Level> {
     channel.say(&FromSuccessor::Ready).await?;
     match channel.hear(SILENCE).await? {
         FromPredecessor::Level(level) => Ok(*level),
-        FromPredecessor::Offer { .. } | FromPredecessor::Released => {
+        FromPredecessor::Offer(_) | FromPredecessor::Released => {
             Err(io::Error::other("the predecessor lost the thread"))
         }
     }
@@ -211,7 +211,7 @@ pub(in crate::proxy) async fn follow(engine: &Engine, mut channel: Channel) {
         tokio::select! {
             word = channel.hear(Duration::MAX / 4) => match word {
                 Ok(FromPredecessor::Level(level)) => engine.predecessor_says(*level),
-                Ok(FromPredecessor::Offer { .. } | FromPredecessor::Released) => {}
+                Ok(FromPredecessor::Offer(_) | FromPredecessor::Released) => {}
                 Err(error) => {
                     debug!(%error, "the predecessor has ended");
                     engine.predecessor_ended();
