@@ -240,7 +240,7 @@ mod tests {
         };
 
         let (sender, mut chunks) = mpsc::channel(4);
-        tell(&ask, dir.path(), &known, &sender).await;
+        tell_files(&ask, dir.path(), &known, &sender).await;
         drop(sender);
         assert_eq!(lines(&mut chunks, 9).await, ["two", "three"]);
 
@@ -248,7 +248,7 @@ mod tests {
         let (sender, mut chunks) = mpsc::channel(4);
         let instances = dir.path().to_path_buf();
         let teller = tokio::spawn(async move {
-            tell(&ask, &instances, &known, &sender).await;
+            tell_files(&ask, &instances, &known, &sender).await;
         });
         assert_eq!(lines(&mut chunks, 2).await, ["two", "three"]);
         writer.write_all(b"four\nhalf").unwrap();
