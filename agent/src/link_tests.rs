@@ -393,7 +393,10 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(wish.items[0].scope, Name::new("shop-eu").unwrap());
+    assert_eq!(
+        wish.assignments.items[0].scope,
+        Name::new("shop-eu").unwrap()
+    );
     assert_eq!(known.borrow().http, ["127.0.0.1:9"]);
     let kept = Coordinators::load(&layout, Coordinators::default());
     assert_eq!(kept.http, ["127.0.0.1:9"]);

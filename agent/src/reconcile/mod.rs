@@ -22,7 +22,11 @@ use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
 use tidegate_agent_core::retention::{KeptRelease, expendable};
-use tidegate_shared::assignment::{Assignment, Assignments, Generation, Report};
+use tidegate_shared::assignment::{
+    Assignment, Generation, ParameterContent, ParameterWish, Report,
+};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::secret::Secret;
 use tidegate_shared::spec::Port;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -31,9 +35,11 @@ use tracing::{error, info, warn};
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::Source;
 use crate::config::Settings;
-use crate::executor::{Events, Executor, Launch, Task, instance_dir, output, procfs};
+use crate::executor::{Events, Executor, Launch, Parameter, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
 use crate::probe;
+use crate::secrets::SecretStore;
+use crate::session::Wish;
 use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
@@ -62,6 +68,8 @@ pub struct Parts {
     pub traffic: Arc<dyn TrafficProvider>,
     /// Releases on disk.
     pub store: Arc<ReleaseStore>,
+    /// Values of secrets.
+    pub secrets: Arc<SecretStore>,
     /// Where assets come from.
     pub source: Arc<dyn Source>,
     /// For tasks to tell their ends.
@@ -153,6 +161,11 @@ impl Reconciler {
         reconciler
     }
 
+    /// Tells the cluster of something that is wrong with this agent.
+    pub fn complain(&mut self, about: &'static str, line: String) {
+        self.complaints.insert(about, line);
+    }
+
     /// The start counter of this run.
     pub const fn start(&self) -> u64 {
         self.ledger.start
@@ -184,7 +197,7 @@ impl Reconciler {
     pub async fn run(
         &mut self,
         mut events: mpsc::UnboundedReceiver<Event>,
-        mut wishes: mpsc::Receiver<Assignments>,
+        mut wishes: mpsc::Receiver<Wish>,
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
@@ -209,7 +222,14 @@ impl Reconciler {
     }
 
     /// Assignments came: through the fence, into the ledger, then in force.
-    pub async fn accept(&mut self, wish: Assignments) {
+    pub async fn accept(&mut self, wish: Wish) {
+        let Wish {
+            assignments: wish,
+            secrets,
+        } = wish;
+        // Also of assignments that are known: a value that was lost comes back with them.
+        let kept = self.parts.secrets.add(secrets);
+        self.complain_about_secrets(kept);
         match fence::judge(self.ledger.assignments.as_ref(), &wish) {
             Verdict::Accept => {}
             Verdict::Repeated => return,
@@ -255,6 +275,7 @@ impl Reconciler {
         self.outlets.generation.send_replace(wish.generation);
         self.ledger.assignments = Some(wish);
         self.write_ledger();
+        self.forget_secrets();
         if !unknown.is_empty() {
             if first {
                 // What runs already, if the ledger was lost, is taken up with the health it has.
@@ -264,8 +285,42 @@ impl Reconciler {
         }
     }
 
-    fn take(&mut self, event: Event) {
+    /// Drops the secrets that neither the wish nor anything held names.
+    fn forget_secrets(&mut self) {
+        let wished = self.ledger.assignments.iter().flat_map(|wish| &wish.items);
+        let held = self.observed.places.values().map(|place| &place.item);
+        let named: BTreeSet<Digest> = wished
+            .chain(held)
+            .chain(&self.ledger.places)
+            .flat_map(|item| &item.parameters)
+            .filter_map(|parameter| match &parameter.content {
+                ParameterContent::Secret(version) => Some(*version),
+                ParameterContent::Plain(_) => None,
+            })
+            .collect();
+        let kept = self.parts.secrets.retain(&named);
+        self.complain_about_secrets(kept);
+    }
+
+    fn complain_about_secrets(&mut self, kept: std::io::Result<()>) {
+        match kept {
+            Ok(()) => {
+                self.complaints.remove("secrets");
+            }
+            Err(error) => {
+                let line = format!(
+                    "the sealed secrets cannot be written: {error}; after a restart of the agent without a coordinator, instances that need one do not start"
+                );
+                if self.complaints.insert("secrets", line.clone()).is_none() {
+                    error!("{line}");
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, mut event: Event) {
         let now = self.clock.now();
+        self.mask(&mut event);
         match &event {
             Event::Started {
                 instance,
@@ -303,6 +358,31 @@ impl Reconciler {
         self.observed.apply(event, now);
         if prune {
             self.prune();
+        }
+    }
+
+    /// The last words of a process go to the cluster and into its log: not with secrets in them.
+    fn mask(&self, event: &mut Event) {
+        let (instance, text) = match event {
+            Event::StartFailed {
+                instance, message, ..
+            } => (instance, message),
+            Event::Exited { instance, how, .. }
+            | Event::Stopped {
+                instance,
+                how: Some(how),
+                ..
+            } => (instance, how),
+            Event::Started { .. }
+            | Event::Stopped { how: None, .. }
+            | Event::Staged { .. }
+            | Event::StageFailed { .. }
+            | Event::Probed { .. }
+            | Event::Removed { .. }
+            | Event::Traffic(_) => return,
+        };
+        if let Some(launch) = self.launch_of(instance, 0) {
+            *text = launch.mask(text);
         }
     }
 
@@ -423,9 +503,12 @@ impl Reconciler {
             Action::Probe { instance } => self.probe(instance),
             Action::Stop { instance } => {
                 let incarnation = self.incarnation(&instance);
+                let port = self.ledger.instance(&instance).map_or(0, |r| r.port);
+                let launch = self.launch_of(&instance, port).map(Box::new);
                 self.parts.executor.perform(Task::Stop {
                     instance,
                     incarnation,
+                    launch,
                 });
             }
             Action::Remove { place } => self.parts.executor.perform(Task::Remove(place)),
@@ -574,9 +657,24 @@ impl Reconciler {
             process: None,
         });
         self.write_ledger();
-        if let Some(launch) = self.launch_of(&key, port) {
-            self.parts.executor.perform(Task::Start(Box::new(launch)));
+        let Some(launch) = self.launch_of(&key, port) else {
+            return;
+        };
+        if let Some(lacking) = launch.parameters.iter().find(|p| p.value.is_none()) {
+            let message = format!(
+                "the value of the secret {} has not come to this host yet; a coordinator sends it",
+                lacking.variable
+            );
+            let event = Event::StartFailed {
+                instance: key,
+                incarnation,
+                permanent: false,
+                message,
+            };
+            self.parts.events.send(event).ok();
+            return;
         }
+        self.parts.executor.perform(Task::Start(Box::new(launch)));
     }
 
     fn restarts(&self, key: &InstanceKey) -> u32 {
@@ -587,16 +685,44 @@ impl Reconciler {
 
     fn launch_of(&self, key: &InstanceKey, port: u16) -> Option<Launch> {
         let item = &self.observed.places.get(&key.place)?.item;
-        Some(Launch {
+        Some(self.launch_from(item, key, self.incarnation(key), port))
+    }
+
+    fn launch_from(
+        &self,
+        item: &Assignment,
+        key: &InstanceKey,
+        incarnation: u32,
+        port: u16,
+    ) -> Launch {
+        Launch {
             instance: key.clone(),
-            incarnation: self.incarnation(key),
+            incarnation,
             port,
             address: self.parts.settings.instance_address,
             agent: self.parts.settings.name.clone(),
             release: item.release.clone(),
             release_dir: self.parts.store.path(&item.asset.sha256),
             run: item.run.clone(),
-        })
+            parameters: item
+                .parameters
+                .iter()
+                .map(|wish| self.parameter(wish))
+                .collect(),
+        }
+    }
+
+    fn parameter(&self, wish: &ParameterWish) -> Parameter {
+        let (value, secret) = match &wish.content {
+            ParameterContent::Plain(text) => (Some(Secret::new(text.clone())), false),
+            ParameterContent::Secret(version) => (self.parts.secrets.get(version), true),
+        };
+        Parameter {
+            variable: wish.variable.clone(),
+            value,
+            secret,
+            file: wish.file.clone(),
+        }
     }
 
     fn probe(&self, key: InstanceKey) {
@@ -687,7 +813,8 @@ impl Reconciler {
         let now = self.clock.now();
         let mut places = report::places(&self.observed, now);
         let mut marks = report::landmarks(self.desired.generation, &places);
-        marks.extend(self.complaints.values().cloned());
+        let troubles = self.parts.executor.troubles();
+        marks.extend(self.complaints.values().chain(&troubles).cloned());
         let due = self.reported.as_ref().is_none_or(|(at, told)| {
             now.since(*at) >= report::interval(&self.desired) || *told != marks
         });
@@ -711,7 +838,7 @@ impl Reconciler {
             applied: self.desired.generation,
             places,
             host: self.host.read(),
-            complaints: self.complaints.values().cloned().collect(),
+            complaints: self.complaints.values().cloned().chain(troubles).collect(),
         })));
         self.reported = Some((now, marks));
     }

@@ -20,9 +20,12 @@ use super::{Outlets, Parts, Reconciler};
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::tests::{Scripted, scripted};
 use crate::config::{Layout, PortRange, Settings};
+use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::procfs;
 use crate::ledger::{self, Found, Ledger};
+use crate::secrets::SecretStore;
+use crate::session::Wish;
 use crate::traffic::fake::FakeTraffic;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -58,6 +61,7 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
             command: "./shop".into(),
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: Port::Number(8_080),
         health_check: HealthCheck {
             interval: Span::from_millis(100),
@@ -85,7 +89,7 @@ fn wish(index: u64, items: Vec<Assignment>) -> Assignments {
 /// One process of the agent, in a runtime of its own so that it can end at any point.
 struct Agent {
     runtime: Option<Runtime>,
-    wishes: mpsc::Sender<Assignments>,
+    wishes: mpsc::Sender<Wish>,
     reports: watch::Receiver<Option<Arc<Report>>>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -130,12 +134,15 @@ impl Agent {
         let (stop, stopped) = oneshot::channel::<()>();
         let parts = Parts {
             settings,
-            executor: Arc::new(ProcessExecutor::new(
-                layout.instances(),
-                grace,
-                events.clone(),
-            )),
+            executor: {
+                let _inside = runtime.enter();
+                let instances = layout.instances();
+                Arc::new(Prepared::new(instances.clone(), events.clone(), |events| {
+                    ProcessExecutor::new(instances, grace, events)
+                }))
+            },
             traffic: Arc::clone(traffic) as Arc<dyn crate::traffic::TrafficProvider>,
+            secrets: Arc::new(SecretStore::open(dir).0),
             store: Arc::new(ReleaseStore::open(layout.releases()).unwrap()),
             source: Arc::new(source),
             events,
@@ -162,7 +169,7 @@ impl Agent {
     }
 
     fn assign(&self, wish: Assignments) {
-        self.wishes.blocking_send(wish).unwrap();
+        self.wishes.blocking_send(wish.into()).unwrap();
     }
 
     /// The first report that fits.

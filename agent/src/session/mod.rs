@@ -11,6 +11,7 @@ pub mod convert;
 pub mod logs;
 mod refusal;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +21,8 @@ use tidegate_agent_core::place::InstanceKey;
 use tidegate_proto::agent::v1 as wire;
 use tidegate_proto::agent::v1::agent_link_client::AgentLinkClient;
 use tidegate_shared::assignment::{Assignments, Facts, Generation, Report};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::secret::Secret;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -94,6 +97,25 @@ impl Coordinators {
     }
 }
 
+/// Assignments with the values of the secrets that they name.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// The levels.
+    pub assignments: Assignments,
+    /// Values by version. They go into the store of secrets and nowhere else.
+    pub secrets: BTreeMap<Digest, Secret>,
+}
+
+impl From<Assignments> for Wish {
+    fn from(assignments: Assignments) -> Self {
+        let secrets = BTreeMap::new();
+        Self {
+            assignments,
+            secrets,
+        }
+    }
+}
+
 /// What the session needs of the rest of the agent.
 pub struct SessionParts {
     /// Its certificate.
@@ -113,7 +135,7 @@ pub struct SessionParts {
     /// The latest report.
     pub reports: watch::Receiver<Option<Arc<Report>>>,
     /// Assignments go here.
-    pub assignments: mpsc::Sender<Assignments>,
+    pub assignments: mpsc::Sender<Wish>,
     /// The instances that the agent knows, for asks for logs.
     pub instances: watch::Receiver<Arc<Vec<InstanceKey>>>,
 }
@@ -240,7 +262,9 @@ async fn send(up: &mpsc::Sender<wire::Up>, kind: wire::up::Kind) -> Result<(), S
 fn hello(parts: &SessionParts) -> wire::Hello {
     wire::Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec!["logs".to_owned(), "process".to_owned(), "proxy".to_owned()],
+        features: ["hooks", "logs", "parameters", "process", "proxy"]
+            .map(str::to_owned)
+            .to_vec(),
         facts: parts.facts.clone().into_iter().collect(),
         start: parts.start,
         generation: Some(convert::generation(*parts.generation.borrow())),
@@ -257,7 +281,8 @@ async fn take(
     match message.kind {
         Some(wire::down::Kind::Assignments(wish)) => match convert::assignments(wish) {
             Ok(wish) => {
-                debug!(generation = ?wish.generation, items = wish.items.len(), "assignments");
+                let told = &wish.assignments;
+                debug!(generation = ?told.generation, items = told.items.len(), "assignments");
                 if parts.assignments.send(wish).await.is_err() {
                     return Ok(Some("the agent stops".to_owned().into()));
                 }

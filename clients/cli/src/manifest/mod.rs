@@ -5,6 +5,7 @@
 
 mod documents;
 mod locate;
+pub mod run;
 pub mod value;
 
 use std::path::{Path, PathBuf};
