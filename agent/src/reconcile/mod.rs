@@ -5,6 +5,7 @@
 //! a turn never waits for a download or a stop. `kill -9` at any point is safe: what was under way
 //! is found again on disk, among the processes and in the data plane.
 
+mod launch;
 pub mod ports;
 pub mod recover;
 pub mod route;
@@ -22,11 +23,7 @@ use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
 use tidegate_agent_core::retention::{KeptRelease, expendable};
-use tidegate_shared::assignment::{
-    Assignment, Generation, ParameterContent, ParameterWish, Report,
-};
-use tidegate_shared::digest::Digest;
-use tidegate_shared::secret::Secret;
+use tidegate_shared::assignment::{Assignment, Assignments, Generation, Report};
 use tidegate_shared::spec::Port;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -35,11 +32,10 @@ use tracing::{error, info, warn};
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::Source;
 use crate::config::Settings;
-use crate::executor::{Events, Executor, Launch, Parameter, Task, instance_dir, output, procfs};
+use crate::executor::{Events, Executor, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
-use crate::probe;
 use crate::secrets::SecretStore;
-use crate::session::Wish;
+use crate::session::{Secrets, Wish};
 use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
@@ -181,6 +177,7 @@ impl Reconciler {
         self.write_ledger();
         if let Some(held) = self.ledger.assignments.clone() {
             match Desired::new(&held, &self.ledger.latched) {
+                Ok(_) if self.ledger.removed => self.desired = Desired::nothing(held.generation),
                 Ok(desired) => self.desired = desired,
                 Err(error) => error!(%error, "the ledger's assignments are not followed"),
             }
@@ -213,8 +210,11 @@ impl Reconciler {
                     }
                 }
                 wish = wishes.recv() => {
-                    let Some(wish) = wish else { return };
-                    self.accept(wish).await;
+                    match wish {
+                        Some(Wish::Assignments(wish, secrets)) => self.accept(wish, secrets).await,
+                        Some(Wish::Removed) => self.leave(),
+                        None => return,
+                    }
                 }
                 () = tokio::time::sleep(wake) => {}
             }
@@ -222,16 +222,14 @@ impl Reconciler {
     }
 
     /// Assignments came: through the fence, into the ledger, then in force.
-    pub async fn accept(&mut self, wish: Wish) {
-        let Wish {
-            assignments: wish,
-            secrets,
-        } = wish;
+    pub async fn accept(&mut self, wish: Assignments, secrets: Secrets) {
         // Also of assignments that are known: a value that was lost comes back with them.
         let kept = self.parts.secrets.add(secrets);
         self.complain_about_secrets(kept);
         match fence::judge(self.ledger.assignments.as_ref(), &wish) {
             Verdict::Accept => {}
+            // What was wished before the removal is wished again.
+            Verdict::Repeated if self.ledger.removed => {}
             Verdict::Repeated => return,
             Verdict::Older { held } => {
                 let came = wish.generation;
@@ -264,6 +262,7 @@ impl Reconciler {
         );
         self.complaints.remove("assignments");
         self.complaints.remove("generation");
+        self.ledger.removed = false;
         let unknown: BTreeMap<PlaceKey, Assignment> = desired
             .places
             .iter()
@@ -285,37 +284,15 @@ impl Reconciler {
         }
     }
 
-    /// Drops the secrets that neither the wish nor anything held names.
-    fn forget_secrets(&mut self) {
-        let wished = self.ledger.assignments.iter().flat_map(|wish| &wish.items);
-        let held = self.observed.places.values().map(|place| &place.item);
-        let named: BTreeSet<Digest> = wished
-            .chain(held)
-            .chain(&self.ledger.places)
-            .flat_map(|item| &item.parameters)
-            .filter_map(|parameter| match &parameter.content {
-                ParameterContent::Secret(version) => Some(*version),
-                ParameterContent::Plain(_) => None,
-            })
-            .collect();
-        let kept = self.parts.secrets.retain(&named);
-        self.complain_about_secrets(kept);
-    }
-
-    fn complain_about_secrets(&mut self, kept: std::io::Result<()>) {
-        match kept {
-            Ok(()) => {
-                self.complaints.remove("secrets");
-            }
-            Err(error) => {
-                let line = format!(
-                    "the sealed secrets cannot be written: {error}; after a restart of the agent without a coordinator, instances that need one do not start"
-                );
-                if self.complaints.insert("secrets", line.clone()).is_none() {
-                    error!("{line}");
-                }
-            }
+    /// The cluster took this agent out: everything drains and goes, in the usual order. What was
+    /// wished stays in the ledger for the fence, should the agent be let in again.
+    fn leave(&mut self) {
+        if self.ledger.removed {
+            return;
         }
+        self.ledger.removed = true;
+        self.write_ledger();
+        self.desired = Desired::nothing(self.desired.generation);
     }
 
     fn take(&mut self, mut event: Event) {
@@ -358,31 +335,7 @@ impl Reconciler {
         self.observed.apply(event, now);
         if prune {
             self.prune();
-        }
-    }
-
-    /// The last words of a process go to the cluster and into its log: not with secrets in them.
-    fn mask(&self, event: &mut Event) {
-        let (instance, text) = match event {
-            Event::StartFailed {
-                instance, message, ..
-            } => (instance, message),
-            Event::Exited { instance, how, .. }
-            | Event::Stopped {
-                instance,
-                how: Some(how),
-                ..
-            } => (instance, how),
-            Event::Started { .. }
-            | Event::Stopped { how: None, .. }
-            | Event::Staged { .. }
-            | Event::StageFailed { .. }
-            | Event::Probed { .. }
-            | Event::Removed { .. }
-            | Event::Traffic(_) => return,
-        };
-        if let Some(launch) = self.launch_of(instance, 0) {
-            *text = launch.mask(text);
+            self.forget_secrets();
         }
     }
 
@@ -615,137 +568,6 @@ impl Reconciler {
                     kind: error.kind,
                     message: error.message,
                 },
-            };
-            events.send(event).ok();
-        });
-    }
-
-    /// Starts a process, after the ledger knows that it is about to.
-    fn launch(&mut self, key: InstanceKey) {
-        let incarnation = self.incarnation(&key);
-        let kept = self.ledger.instance(&key).map_or(0, |record| record.port);
-        let needs_port = self
-            .observed
-            .places
-            .get(&key.place)
-            .is_some_and(|place| place.item.port != Port::None);
-        let port = if needs_port {
-            let others = self.ledger.instances.iter().filter(|r| r.instance != key);
-            let taken: BTreeSet<u16> = others.map(|record| record.port).collect();
-            match self.ports.pick(kept, &taken) {
-                Ok(port) => port,
-                Err(message) => {
-                    let event = Event::StartFailed {
-                        instance: key,
-                        incarnation,
-                        permanent: false,
-                        message,
-                    };
-                    self.parts.events.send(event).ok();
-                    return;
-                }
-            }
-        } else {
-            0
-        };
-        let restarts = self.restarts(&key);
-        self.ledger.set_instance(InstanceRecord {
-            instance: key.clone(),
-            port,
-            incarnation,
-            restarts,
-            process: None,
-        });
-        self.write_ledger();
-        let Some(launch) = self.launch_of(&key, port) else {
-            return;
-        };
-        if let Some(lacking) = launch.parameters.iter().find(|p| p.value.is_none()) {
-            let message = format!(
-                "the value of the secret {} has not come to this host yet; a coordinator sends it",
-                lacking.variable
-            );
-            let event = Event::StartFailed {
-                instance: key,
-                incarnation,
-                permanent: false,
-                message,
-            };
-            self.parts.events.send(event).ok();
-            return;
-        }
-        self.parts.executor.perform(Task::Start(Box::new(launch)));
-    }
-
-    fn restarts(&self, key: &InstanceKey) -> u32 {
-        let place = self.observed.places.get(&key.place);
-        let instance = place.and_then(|place| place.instances.get(&key.ordinal));
-        instance.map_or(0, |instance| instance.restarts)
-    }
-
-    fn launch_of(&self, key: &InstanceKey, port: u16) -> Option<Launch> {
-        let item = &self.observed.places.get(&key.place)?.item;
-        Some(self.launch_from(item, key, self.incarnation(key), port))
-    }
-
-    fn launch_from(
-        &self,
-        item: &Assignment,
-        key: &InstanceKey,
-        incarnation: u32,
-        port: u16,
-    ) -> Launch {
-        Launch {
-            instance: key.clone(),
-            incarnation,
-            port,
-            address: self.parts.settings.instance_address,
-            agent: self.parts.settings.name.clone(),
-            release: item.release.clone(),
-            release_dir: self.parts.store.path(&item.asset.sha256),
-            run: item.run.clone(),
-            parameters: item
-                .parameters
-                .iter()
-                .map(|wish| self.parameter(wish))
-                .collect(),
-        }
-    }
-
-    fn parameter(&self, wish: &ParameterWish) -> Parameter {
-        let (value, secret) = match &wish.content {
-            ParameterContent::Plain(text) => (Some(Secret::new(text.clone())), false),
-            ParameterContent::Secret(version) => (self.parts.secrets.get(version), true),
-        };
-        Parameter {
-            variable: wish.variable.clone(),
-            value,
-            secret,
-            file: wish.file.clone(),
-        }
-    }
-
-    fn probe(&self, key: InstanceKey) {
-        let Some(place) = self.observed.places.get(&key.place) else {
-            return;
-        };
-        let port = place
-            .instances
-            .get(&key.ordinal)
-            .map_or(0, |instance| instance.port);
-        let Some(launch) = self.launch_of(&key, port) else {
-            return;
-        };
-        let check = place.item.health_check.clone();
-        let address = (self.parts.settings.instance_address, port).into();
-        let dir = instance_dir(&self.parts.settings.layout.instances(), &key);
-        let events = self.parts.events.clone();
-        tokio::spawn(async move {
-            let sample = probe::sample(&check, address, &launch, &dir).await;
-            let event = Event::Probed {
-                instance: key,
-                incarnation: launch.incarnation,
-                sample,
             };
             events.send(event).ok();
         });

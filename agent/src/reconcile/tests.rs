@@ -25,7 +25,7 @@ use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::procfs;
 use crate::ledger::{self, Found, Ledger};
 use crate::secrets::SecretStore;
-use crate::session::Wish;
+use crate::session::{Secrets, Wish};
 use crate::traffic::fake::FakeTraffic;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -169,7 +169,8 @@ impl Agent {
     }
 
     fn assign(&self, wish: Assignments) {
-        self.wishes.blocking_send(wish.into()).unwrap();
+        let wish = Wish::Assignments(wish, Secrets::new());
+        self.wishes.blocking_send(wish).unwrap();
     }
 
     /// The first report that fits.
@@ -274,6 +275,40 @@ fn a_version_comes_serves_and_gives_way_to_the_next() {
             .count(),
         0
     );
+    agent.kill();
+}
+
+#[test]
+fn a_removed_agent_drains_even_over_a_restart_and_returns_when_it_is_let_in_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let _cleanup = Cleanup(dir.path().to_path_buf());
+    let traffic = Arc::new(FakeTraffic::default());
+    let held = wish(1, vec![item(0, WishedState::Running, 10_000)]);
+    let mut agent = Agent::start(dir.path(), &traffic, source());
+    agent.assign(held.clone());
+    let report = agent.until("serving", |report| serves(report, 0));
+    let before = pid(&report, 0);
+    agent.wishes.blocking_send(Wish::Removed).unwrap();
+    agent.until("nothing is left", |report| report.places.is_empty());
+    assert!(procfs::identify(before).is_none());
+    let asked = "127.0.0.1:8080".parse().unwrap();
+    assert_eq!(traffic.request(asked, 200, 1), None);
+    // The very wish of before is in force again.
+    agent.assign(held);
+    let report = agent.until("serving again", |report| serves(report, 0));
+    let again = pid(&report, 0);
+    agent.kill();
+
+    // Killed before it could drain: the next start does it.
+    let path = layout(dir.path()).ledger();
+    let Found::Good(mut ledger) = ledger::read(&path, 1).unwrap() else {
+        panic!("no ledger");
+    };
+    ledger.removed = true;
+    ledger.write(&path).unwrap();
+    let mut agent = Agent::start(dir.path(), &traffic, source());
+    agent.until("nothing is left", |report| report.places.is_empty());
+    assert!(procfs::identify(again).is_none());
     agent.kill();
 }
 

@@ -3,14 +3,11 @@
 //! Everything that comes in is checked here: a message that is not sound as a whole is refused as a
 //! whole, with the field that is wrong.
 
-use std::collections::BTreeMap;
-
 use tidegate_proto::agent::v1 as wire;
 use tidegate_shared::assignment::{
     AssetWish, Assignment, Assignments, Counters, Generation, Guard, InstanceState,
     ObservedInstance, ObservedPlace, ParameterContent, ParameterWish, Report, Role, WishedState,
 };
-use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::secret::Secret;
 use tidegate_shared::spec::{
@@ -21,7 +18,7 @@ use tidegate_shared::time::Span;
 use tidegate_shared::verdict::histogram::Histogram;
 use tidegate_shared::weight::Weight;
 
-use super::Wish;
+use super::Secrets;
 
 /// Most items in one message of assignments.
 pub const MAX_ITEMS: usize = 1_024;
@@ -52,26 +49,19 @@ fn wrong(field: impl Into<String>, message: impl ToString) -> Malformed {
 ///
 /// # Errors
 /// The first field that is wrong.
-pub fn assignments(mut from: wire::Assignments) -> Result<Wish, Malformed> {
-    let mut secrets = BTreeMap::new();
+pub fn assignments(mut from: wire::Assignments) -> Result<(Assignments, Secrets), Malformed> {
+    let mut secrets = Secrets::new();
     for (position, item) in from.items.iter_mut().enumerate() {
         for parameter in &mut item.parameters {
             take_secret(parameter, &mut secrets)
                 .map_err(|e| wrong(format!("items[{position}].{}", e.field), e.message))?;
         }
     }
-    let assignments = levels(from)?;
-    Ok(Wish {
-        assignments,
-        secrets,
-    })
+    Ok((levels(from)?, secrets))
 }
 
 /// Moves a secret's value out of the message.
-fn take_secret(
-    parameter: &mut wire::Parameter,
-    secrets: &mut BTreeMap<Digest, Secret>,
-) -> Result<(), Malformed> {
+fn take_secret(parameter: &mut wire::Parameter, secrets: &mut Secrets) -> Result<(), Malformed> {
     use wire::parameter::Content;
     let Some(Content::Secret(value)) = &mut parameter.content else {
         return Ok(());
@@ -443,6 +433,7 @@ fn histogram(from: &Histogram) -> wire::Histogram {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use tidegate_shared::digest::Digest;
 
     pub fn good() -> wire::Assignments {
         wire::Assignments {
@@ -508,10 +499,10 @@ pub(crate) mod tests {
         let mut message = good();
         file_of(&mut message);
         assert!(!format!("{message:?}").contains("hush-hush"));
-        let wish = assignments(message).unwrap();
-        assert_eq!(wish.secrets[&Digest::ZERO].expose(), "hush-hush");
-        assert!(!format!("{wish:?}").contains("hush-hush"));
-        let item = &wish.assignments.items[0];
+        let (wish, secrets) = assignments(message).unwrap();
+        assert_eq!(secrets[&Digest::ZERO].expose(), "hush-hush");
+        assert!(!format!("{wish:?} {secrets:?}").contains("hush-hush"));
+        let item = &wish.items[0];
         assert_eq!(
             item.parameters[0].content,
             ParameterContent::Secret(Digest::ZERO)
@@ -520,7 +511,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_sound_message_becomes_the_wish() {
-        let wish = assignments(good()).unwrap().assignments;
+        let (wish, _) = assignments(good()).unwrap();
         assert_eq!(wish.items[0].weight.basis_points(), 500);
         assert_eq!(wish.items[0].port, Port::Number(8_080));
         assert!(wish.items[0].health_check.tcp);
