@@ -17,11 +17,13 @@ use crate::asset::ReleaseStore;
 use crate::asset::fetch::Coordinated;
 use crate::config::{ExecutorChoice, Layout, Settings};
 use crate::error::AgentError;
+use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::systemd::{SystemdExecutor, end_unit};
 use crate::executor::{Events, Executor};
 use crate::ledger::{self, Found, Ledger};
 use crate::reconcile::{Outlets, Parts, Reconciler, find_process};
+use crate::secrets::SecretStore;
 use crate::service::{self, Attended, Reload};
 use crate::session::{self, Coordinators, SessionParts};
 use crate::systemd::Manager;
@@ -93,6 +95,8 @@ pub async fn run(
     };
     let store = Arc::new(ReleaseStore::open(layout.releases()).map_err(folder_error)?);
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
+    let (secrets, lost_secrets) = SecretStore::open(&layout.dir);
+    let secrets = Arc::new(secrets);
     let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
     let signals = Signals::new().map_err(folder_error)?;
     let hang_up = signal(SignalKind::hangup()).map_err(folder_error)?;
@@ -137,6 +141,7 @@ pub async fn run(
         executor,
         traffic,
         store: Arc::clone(&store),
+        secrets,
         source,
         events,
     };
@@ -146,6 +151,10 @@ pub async fn run(
         instances,
     };
     let mut reconciler = Reconciler::new(parts, outlets, ledger, complaint);
+    if let Some(complaint) = lost_secrets {
+        error!("{complaint}");
+        reconciler.complain("secrets", complaint);
+    }
     reconciler.resume().await;
     let pulse = reconciler.pulse();
     let session = tokio::spawn(session::run(SessionParts {
@@ -212,12 +221,17 @@ async fn choose_executor(
             }
         },
     };
-    if usable {
-        return Ok(Arc::new(SystemdExecutor::new(
-            dir, instances, GRACE, events,
-        )));
-    }
-    Ok(Arc::new(ProcessExecutor::new(instances, GRACE, events)))
+    Ok(Arc::new(Prepared::new(
+        layout.instances(),
+        events,
+        |events| -> Arc<dyn Executor> {
+            if usable {
+                Arc::new(SystemdExecutor::new(dir, instances, GRACE, events))
+            } else {
+                Arc::new(ProcessExecutor::new(instances, GRACE, events))
+            }
+        },
+    )))
 }
 
 fn check_identity(settings: &Settings, identity: &crate::tls::SpiffeId) -> Result<(), AgentError> {

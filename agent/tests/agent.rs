@@ -72,6 +72,7 @@ fn item(port: u16) -> Assignment {
             args: vec!["-c".into(), "exec sleep 600".into()],
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: Port::Number(port),
         health_check: HealthCheck {
             interval: Span::from_millis(200),

@@ -28,6 +28,7 @@ pub mod replication;
 #[cfg(test)]
 mod replication_tests;
 pub mod service;
+pub mod secrets;
 pub mod setup;
 pub mod storage;
 pub mod tls;

@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "sha2",
     "thiserror",
     "ulid",
+    "zeroize",
 ];
 
 const PURE_PACKAGES: &[&str] = &[

@@ -8,5 +8,6 @@ mod preflight;
 mod random;
 mod requests;
 mod returns;
+mod secrets;
 mod table;
 mod world;
