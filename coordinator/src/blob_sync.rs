@@ -283,7 +283,9 @@ fn needed(state: &State) -> BTreeSet<Digest> {
         .releases
         .values()
         .filter(|release| release.status != ReleaseStatus::Rejected)
-        .flat_map(|release| release.spec.assets.iter().map(|asset| asset.sha256))
+        .flat_map(|release| &release.spec.assets)
+        .filter(|asset| asset.source.needs_store())
+        .map(|asset| asset.sha256)
         .collect()
 }
 
@@ -338,9 +340,13 @@ async fn finish_building(context: &Arc<Context>, state: &State) {
         if release.status != ReleaseStatus::Building {
             continue;
         }
-        let digests: Vec<Digest> = release.spec.assets.iter().map(|a| a.sha256).collect();
+        let stored = || {
+            let assets = release.spec.assets.iter();
+            assets.filter(|asset| asset.source.needs_store())
+        };
+        let digests: Vec<Digest> = stored().map(|asset| asset.sha256).collect();
         let holders = holders(context, &digests).await;
-        let is_whole = release.spec.assets.iter().all(|asset| {
+        let is_whole = stored().all(|asset| {
             holders.has_majority(&asset.sha256) && holders.size(&asset.sha256) == Some(asset.size)
         });
         let Ok(key) = context.own_request() else {

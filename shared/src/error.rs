@@ -76,6 +76,8 @@ reasons! {
     DigestMismatch = "1004", "DIGEST_MISMATCH", InvalidArgument, "upload the asset again, or correct the sha256";
     /// A feature that this version does not have.
     NotSupported = "1005", "NOT_SUPPORTED", InvalidArgument, "leave it out, or upgrade the cluster";
+    /// An archive has entries that could reach outside its tree, or cannot be read.
+    UnsafeArchive = "1006", "UNSAFE_ARCHIVE", InvalidArgument, "correct the named entry and make a new release";
     /// No such object.
     NotFound = "1101", "NOT_FOUND", NotFound, "list what is there with `tidegate <kind> list`";
     /// The name is taken.

@@ -53,6 +53,7 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
             kind: AssetKind::Binary,
             sha256: Digest::of(&program(n)),
             size: program(n).len() as u64,
+            sources: Vec::new(),
         },
         run: RunSpec {
             command: "./shop".into(),
@@ -105,6 +106,7 @@ impl Agent {
         let runtime = Runtime::new().unwrap();
         let layout = layout(dir);
         let settings = Settings {
+            source_roots: Vec::new(),
             name: name("web-1"),
             layout: layout.clone(),
             coordinators: vec![],

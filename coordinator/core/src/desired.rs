@@ -299,6 +299,7 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
             kind: origin.asset.kind,
             sha256: origin.asset.sha256,
             size: origin.asset.size,
+            sources: origin.asset.source.texts(),
         },
         run,
         port: origin.scope_spec.port,

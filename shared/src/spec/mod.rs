@@ -10,14 +10,16 @@ mod parameter;
 mod policy;
 mod release;
 mod scope;
+mod source;
 mod strategy;
 
 pub use health::{ExecProbe, HealthCheck, HttpProbe, Probe};
 pub use object::{ApplicationSpec, EnvironmentSpec, Kind, Manifest, ObjectSpec, validate_labels};
 pub use parameter::{ParameterSpec, ParameterTarget, check_variable};
 pub use policy::{ApprovalRule, PolicySpec};
-pub use release::{AssetKind, AssetSource, AssetSpec, ReleaseSpec, ReleaseStatus, RunSpec};
+pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
+pub use source::{AssetSource, Place, PlaceKind};
 pub use strategy::{
     Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
     MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, HealthCheck, check_variable};
+use super::{AssetSource, FieldErrors, HealthCheck, check_variable};
 use crate::digest::Digest;
 use crate::id::Name;
 
@@ -85,7 +85,7 @@ fn any() -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AssetKind {
-    /// A tar.gz, unpacked into the release's folder.
+    /// A tar, tar.gz, tar.zst or zip, unpacked into the release's folder.
     Archive,
     /// One executable file.
     Binary,
@@ -99,15 +99,6 @@ impl AssetKind {
             Self::Binary => "binary",
         }
     }
-}
-
-/// Where an asset is fetched from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AssetSource {
-    /// The coordinators' built-in store.
-    #[default]
-    Store,
 }
 
 /// How an asset is run. In `command`, `args` and the values of `env`, `${PORT}`, `${RELEASE_DIR}`,
@@ -192,6 +183,7 @@ impl AssetSpec {
                 self.platform
             ),
         );
+        errors.0.extend(self.source.validate().0);
         errors.require(!self.run.command.is_empty(), "run.command", "is empty");
         for (variable, value) in &self.run.env {
             if let Err(message) = check_variable(variable, value) {

@@ -261,7 +261,7 @@ fn assignment(item: &Assignment) -> pb::Assignment {
             kind: item.asset.kind.as_str().to_owned(),
             sha256: item.asset.sha256.to_string(),
             size: item.asset.size,
-            sources: vec!["store:".to_owned()],
+            sources: sources(&item.asset.sources),
             file_name: item.asset.name.to_string(),
         }),
         run: Some(pb::Run {
@@ -285,6 +285,17 @@ fn assignment(item: &Assignment) -> pb::Assignment {
             rule: guard.rule.clone(),
         }),
     }
+}
+
+fn sources(places: &[String]) -> Vec<String> {
+    let on_the_wire = |place: &String| match place.as_str() {
+        "store" => "store:".to_owned(),
+        address => address.to_owned(),
+    };
+    if places.is_empty() {
+        return vec!["store:".to_owned()];
+    }
+    places.iter().map(on_the_wire).collect()
 }
 
 fn health_check(check: &HealthCheck) -> pb::HealthCheck {
