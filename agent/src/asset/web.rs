@@ -6,6 +6,9 @@
 //! that a file that was replaced meanwhile is fetched anew. At most five redirects are followed.
 //! Proxies are not asked, and no environment variable is read.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -206,33 +209,4 @@ fn resolve(base: &str, location: &str) -> Result<String, String> {
     let path = path.split('?').next().unwrap_or_default();
     let folder = path.rfind('/').map_or("", |slash| &path[..slash]);
     Ok(format!("{scheme}://{authority}{folder}/{location}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn redirects_are_resolved_as_browsers_do() {
-        let base = "https://a.example:8443/x/y?z=1";
-        for (location, address) in [
-            ("http://b.example/c", "http://b.example/c"),
-            ("//b.example/c#d", "https://b.example/c"),
-            ("/c?u=http://d", "https://a.example:8443/c?u=http://d"),
-            ("c", "https://a.example:8443/x/c"),
-        ] {
-            assert_eq!(resolve(base, location).unwrap(), address);
-        }
-        assert_eq!(resolve("http://a", "b").unwrap(), "http://a/b");
-        assert!(resolve(base, "ftp://b/c").unwrap_err().contains("ftp://"));
-    }
-
-    #[test]
-    fn ranges_of_answers_are_read() {
-        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
-        for wrong in ["", "bytes */10", "lines 1-2/3", "bytes 5-9/x"] {
-            assert_eq!(content_range(wrong), None, "{wrong}");
-        }
-    }
 }

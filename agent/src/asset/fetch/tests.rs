@@ -172,7 +172,7 @@ async fn a_place_that_breaks_again_and_again_is_asked_for_the_rest() {
     store.stage(&wish, &source).await.unwrap();
     assert_eq!(
         *source.asked.lock().unwrap(),
-        [(0, 0), (1, 0), (0, 4), (1, 4), (0, 8)]
+        [(0, 0), (1, 4), (0, 4), (1, 8), (0, 8)]
     );
 }
 
