@@ -116,6 +116,8 @@ reasons! {
     NoApprovalPending = "1210", "NO_APPROVAL_PENDING", FailedPrecondition, "list what waits with `tidegate approval list`";
     /// The same person decided already.
     AlreadyDecided = "1211", "ALREADY_DECIDED", FailedPrecondition, "another person has to decide";
+    /// The assets of the release were removed from the store after long disuse.
+    ReleaseCollected = "1213", "RELEASE_COLLECTED", FailedPrecondition, "upload them again with the same `tidegate release create`, then deploy";
     /// No certificate, or none of this cluster.
     Unauthenticated = "1301", "UNAUTHENTICATED", Unauthenticated, "log in with `tidegate login --token …`";
     /// The identity may not do this.
@@ -154,6 +156,8 @@ reasons! {
     TooLarge = "1408", "TOO_LARGE", ResourceExhausted, "send less at once";
     /// No coordinator can be reached.
     Unreachable = "1409", "UNREACHABLE", Unavailable, "check the addresses in the context: `tidegate context list`";
+    /// The disk of a coordinator has no room for an asset.
+    StoreFull = "1410", "STORE_FULL", ResourceExhausted, "free space on the coordinator's disk, or let blobs.keep be shorter; then upload again";
     /// A value of the configuration is wrong.
     Config = "1501", "CONFIG", InvalidArgument, "correct the configuration file or the environment variable";
     /// An address is taken.

@@ -8,6 +8,7 @@
 #![deny(missing_docs)]
 
 pub mod apply;
+pub mod collection;
 pub mod command;
 pub mod deployment;
 pub mod desired;

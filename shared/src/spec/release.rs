@@ -35,6 +35,8 @@ pub enum ReleaseStatus {
     Paused,
     /// Waiting ones are cancelled, running ones roll back, finalized ones are flagged.
     Rejected,
+    /// Out of use for so long that its assets were removed from the store.
+    Collected,
 }
 
 impl ReleaseStatus {
@@ -45,6 +47,7 @@ impl ReleaseStatus {
             Self::Ready => "ready",
             Self::Paused => "paused",
             Self::Rejected => "rejected",
+            Self::Collected => "collected",
         }
     }
 }

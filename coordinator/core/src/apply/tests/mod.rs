@@ -1,6 +1,7 @@
 //! Tests of `apply`: through commands alone, as the log would carry them.
 
 mod clock;
+mod collection;
 mod deployments;
 mod objects;
 mod random;
