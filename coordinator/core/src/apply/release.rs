@@ -104,7 +104,7 @@ fn bring_back(tx: &mut Tx<'_>, command: &CreateRelease) -> Outcome {
 /// Notes which releases are out of use, and lets go of those that have been for long. One that is
 /// in use after all is passed over.
 pub(super) fn review(tx: &mut Tx<'_>, command: &ReviewReleases) -> Outcome {
-    let used = collection::used(tx.state);
+    let used = collection::used(&tx.state);
     let offered = |status| matches!(status, ReleaseStatus::Ready | ReleaseStatus::Paused);
     let mut idle = 0;
     for key in &command.idle {
