@@ -14,7 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::asset::ReleaseStore;
-use crate::asset::fetch::Coordinated;
+use crate::asset::coordinated::Coordinated;
+use crate::asset::places::Places;
+use crate::asset::web::Web;
 use crate::config::{ExecutorChoice, Layout, Settings};
 use crate::error::AgentError;
 use crate::executor::prepared::Prepared;
@@ -108,9 +110,14 @@ pub async fn run(
     let coordinators = watch::Sender::new(Coordinators::load(&layout, configured));
     let (material_sender, material) = watch::channel(material);
     let tls = Tls::new(material);
-    let source = Arc::new(Coordinated {
-        tls: tls.clone(),
-        coordinators: coordinators.subscribe(),
+    let source = Arc::new(Places {
+        store: Coordinated {
+            tls: tls.clone(),
+            coordinators: coordinators.subscribe(),
+        },
+        web: Web {
+            roots: settings.source_roots.clone(),
+        },
     });
     let (events, event_receiver) = mpsc::unbounded_channel();
     let executor = choose_executor(settings.executor, &layout, events.clone()).await?;

@@ -66,6 +66,7 @@ fn item(port: u16) -> Assignment {
             kind: AssetKind::Binary,
             sha256: Digest::ZERO,
             size: 0,
+            sources: Vec::new(),
         },
         run: RunSpec {
             command: "/bin/sh".into(),

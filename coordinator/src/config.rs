@@ -31,7 +31,7 @@ pub const FILE_NAME: &str = "coordinator.toml";
 const ENVIRONMENT: &str = "TIDEGATE_COORDINATOR_";
 
 /// Every key, with what it takes.
-const KEYS: [(&str, &str); 21] = [
+const KEYS: [(&str, &str); 23] = [
     ("name", "this node's name, as in its certificate"),
     (
         "data_dir",
@@ -53,6 +53,8 @@ const KEYS: [(&str, &str); 21] = [
     ("agents.lost_after", "1s to 1h"),
     ("agents.sessions_per_second", "1 to 100000"),
     ("blobs.max_bytes", "1 to 4294967296"),
+    ("blobs.keep", "1s to 3660d"),
+    ("blobs.unclaimed", "1s to 366d"),
     ("log.format", "text or json"),
     (
         "log.filter",
@@ -125,6 +127,10 @@ pub struct Config {
     pub sessions_per_second: u32,
     /// Largest blob that is taken.
     pub max_blob_bytes: u64,
+    /// How long the store keeps the assets of a release that no scope runs or could return to.
+    pub keep_blobs: Span,
+    /// How long the store keeps a blob that no release names.
+    pub keep_unclaimed: Span,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which of them are written.
@@ -245,6 +251,8 @@ impl Config {
             lost_after: Span::from_secs(30),
             sessions_per_second: 300,
             max_blob_bytes: 4 << 30,
+            keep_blobs: Span::from_hours(90 * 24),
+            keep_unclaimed: Span::from_hours(24),
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             shutdown_timeout: Span::from_secs(15),
@@ -533,6 +541,13 @@ impl Values {
             lost_after: self.span("agents.lost_after", defaults.lost_after, 1_000, DAY / 24)?,
             sessions_per_second: u32::try_from(sessions).unwrap_or(u32::MAX),
             max_blob_bytes: self.number("blobs.max_bytes", defaults.max_blob_bytes, 1, 4 << 30)?,
+            keep_blobs: self.span("blobs.keep", defaults.keep_blobs, 1_000, 3_660 * DAY)?,
+            keep_unclaimed: self.span(
+                "blobs.unclaimed",
+                defaults.keep_unclaimed,
+                1_000,
+                366 * DAY,
+            )?,
             log_format: match self.text("log.format") {
                 None | Some("text") => LogFormat::Text,
                 Some("json") => LogFormat::Json,

@@ -41,6 +41,7 @@ use crate::api::releases::ReleasesApi;
 use crate::api::scopes::ScopesApi;
 use crate::api::tokens::TokensApi;
 use crate::api::{Authority, Context};
+use crate::blob_gc;
 use crate::blob_sync::{self, BlobClient};
 use crate::ca::{self, ClusterKey, Subject};
 use crate::clock::Clock;
@@ -172,6 +173,7 @@ impl Node {
         tasks.spawn(forward::run(context.clone(), heard));
         tasks.spawn(forward::stamp_leases(context.clone()));
         tasks.spawn(blob_sync::catch_up(context.clone(), client.clone()));
+        tasks.spawn(blob_gc::run(context.clone()));
         tasks.spawn(announce(context.clone()));
         tasks.spawn(renew(context.clone(), material.clone()));
         tasks.spawn(http::serve(

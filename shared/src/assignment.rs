@@ -111,6 +111,10 @@ pub struct AssetWish {
     pub sha256: Digest,
     /// Bytes.
     pub size: u64,
+    /// Places in the order in which they are tried, the coordinators' store after them; empty: the
+    /// store alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<String>,
 }
 
 /// Which part a version plays in its scope.

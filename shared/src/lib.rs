@@ -5,6 +5,7 @@
 
 #![deny(missing_docs)]
 
+pub mod archive;
 pub mod assignment;
 pub mod decimal;
 pub mod digest;

@@ -56,6 +56,7 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
             kind: AssetKind::Binary,
             sha256: Digest::of(&program(n)),
             size: program(n).len() as u64,
+            sources: Vec::new(),
         },
         run: RunSpec {
             command: "./shop".into(),
@@ -109,6 +110,7 @@ impl Agent {
         let runtime = Runtime::new().unwrap();
         let layout = layout(dir);
         let settings = Settings {
+            source_roots: Vec::new(),
             name: name("web-1"),
             layout: layout.clone(),
             coordinators: vec![],
@@ -140,7 +142,7 @@ impl Agent {
                 let _inside = runtime.enter();
                 let instances = layout.instances();
                 Arc::new(Prepared::new(instances.clone(), events.clone(), |events| {
-                    ProcessExecutor::new(instances, grace, events)
+                    Arc::new(ProcessExecutor::new(instances, grace, events))
                 }))
             },
             traffic: Arc::clone(traffic) as Arc<dyn crate::traffic::TrafficProvider>,

@@ -29,6 +29,10 @@ pub const MAX_INSTANCES: u32 = 100;
 /// Largest asset of the coordinators' store: 4 GiB.
 pub const MAX_ASSET_BYTES: u64 = 4 << 30;
 
+/// Most places of an asset, and bytes of one.
+const MAX_SOURCES: usize = 16;
+const MAX_SOURCE: usize = 2_048;
+
 /// A message that is not sound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
@@ -195,6 +199,24 @@ fn asset(from: wire::Asset) -> Result<AssetWish, Malformed> {
         kind,
         sha256: from.sha256.parse().map_err(|e| wrong("asset.sha256", e))?,
         size: from.size,
+        sources: sources(from.sources)?,
+    })
+}
+
+/// Places that this agent does not know are kept: the fetch names them if no other has the asset.
+fn sources(from: Vec<String>) -> Result<Vec<String>, Malformed> {
+    if from.len() > MAX_SOURCES || from.iter().any(|place| place.len() > MAX_SOURCE) {
+        return Err(wrong("asset.sources", "are too many or too long"));
+    }
+    Ok(match from.as_slice() {
+        [only] if only == "store:" => Vec::new(),
+        places => places
+            .iter()
+            .map(|place| match place.as_str() {
+                "store:" => "store".to_owned(),
+                address => address.to_owned(),
+            })
+            .collect(),
     })
 }
 

@@ -94,6 +94,8 @@ pub enum Command {
     CreateRelease(CreateRelease),
     /// `ready`, `paused`, `rejected`.
     SetReleaseStatus(SetReleaseStatus),
+    /// Which releases are out of use, and which have been for so long that their assets may go.
+    ReviewReleases(ReviewReleases),
     /// One deployment per scope, all or none.
     CreateDeployments(CreateDeployments),
     /// A person's verb on a deployment.
@@ -206,6 +208,16 @@ pub struct SetReleaseStatus {
     pub reason: String,
     /// Refused on mismatch.
     pub expected_revision: Option<u64>,
+}
+
+/// See [`Command::ReviewReleases`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReviewReleases {
+    /// Out of use since now.
+    pub idle: Vec<(Name, Version)>,
+    /// Out of use for long enough: their assets may go.
+    pub collected: Vec<(Name, Version)>,
 }
 
 /// What a new deployment does about another one that is past `PENDING`.

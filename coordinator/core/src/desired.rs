@@ -309,6 +309,7 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
             kind: origin.asset.kind,
             sha256: origin.asset.sha256,
             size: origin.asset.size,
+            sources: origin.asset.source.texts(),
         },
         run,
         parameters,

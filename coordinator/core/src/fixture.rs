@@ -170,6 +170,7 @@ impl World {
             digest: Digest::ZERO,
             status: ReleaseStatus::Ready,
             reason: String::new(),
+            idle_since: None,
         };
         let key = (name("shop"), new.origin.version.clone());
         state.releases.insert(key, release);

@@ -12,6 +12,7 @@ mod policy;
 mod release;
 mod run;
 mod scope;
+mod source;
 mod strategy;
 
 pub use file::{FileMode, FileModeError, FileSpec, OnCollision};
@@ -22,9 +23,10 @@ pub use parameter::{
     check_value, check_variable,
 };
 pub use policy::{ApprovalRule, PolicySpec};
-pub use release::{AssetKind, AssetSource, AssetSpec, ReleaseSpec, ReleaseStatus};
+pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
 pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
+pub use source::{AssetSource, Place, PlaceKind};
 pub use strategy::{
     Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
     MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, RunSpec, check_variable};
+use super::{AssetSource, FieldErrors, RunSpec, check_variable};
 use crate::digest::Digest;
 use crate::id::Name;
 
@@ -35,6 +35,8 @@ pub enum ReleaseStatus {
     Paused,
     /// Waiting ones are cancelled, running ones roll back, finalized ones are flagged.
     Rejected,
+    /// Out of use for so long that its assets were removed from the store.
+    Collected,
 }
 
 impl ReleaseStatus {
@@ -45,6 +47,7 @@ impl ReleaseStatus {
             Self::Ready => "ready",
             Self::Paused => "paused",
             Self::Rejected => "rejected",
+            Self::Collected => "collected",
         }
     }
 }
@@ -85,7 +88,7 @@ fn any() -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AssetKind {
-    /// A tar.gz, unpacked into the release's folder.
+    /// A tar, tar.gz, tar.zst or zip, unpacked into the release's folder.
     Archive,
     /// One executable file.
     Binary,
@@ -99,15 +102,6 @@ impl AssetKind {
             Self::Binary => "binary",
         }
     }
-}
-
-/// Where an asset is fetched from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AssetSource {
-    /// The coordinators' built-in store.
-    #[default]
-    Store,
 }
 
 /// Largest asset that the built-in store takes: 4 GiB.
@@ -182,6 +176,7 @@ impl AssetSpec {
                 self.platform
             ),
         );
+        errors.0.extend(self.source.validate().0);
         errors.nest("run", self.run.validate());
         errors
     }

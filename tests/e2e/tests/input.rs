@@ -533,7 +533,7 @@ fn check_config(
 }
 
 /// Keys of the coordinator, values that they do not take, and what must be told.
-const COORDINATOR: [(&str, &str, &str); 21] = [
+const COORDINATOR: [(&str, &str, &str); 23] = [
     ("name", "Not A Name", "lower-case"),
     ("data_dir", "", "empty"),
     ("listen.control", "here", "IP:PORT"),
@@ -552,6 +552,8 @@ const COORDINATOR: [(&str, &str, &str); 21] = [
     ("agents.lost_after", "2h", "1s to 1h"),
     ("agents.sessions_per_second", "0", "1 to 100000"),
     ("blobs.max_bytes", "-1", "1 to 4294967296"),
+    ("blobs.keep", "0s", "1s to 3660d"),
+    ("blobs.unclaimed", "for ever", "1s to 366d"),
     ("log.format", "xml", "text or json"),
     ("log.filter", "a=b=c", "levels"),
     ("shutdown_timeout", "1h", "1s to 10m"),

@@ -120,6 +120,7 @@ pub(super) fn check_ready(
         ReleaseStatus::Ready => return Ok(()),
         ReleaseStatus::Building | ReleaseStatus::Paused => Reason::ReleaseNotReady,
         ReleaseStatus::Rejected => Reason::ReleaseRejected,
+        ReleaseStatus::Collected => Reason::ReleaseCollected,
     };
     let why = lifecycle::because(&release.reason);
     Err(Rejection::new(
@@ -214,6 +215,14 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
         let message = format!("{} {} takes its place", origin.application, wanted.version);
         lifecycle::take_back(tx, other, EndCause::Superseded, "superseded", message)?;
         scope = tx.state.scope(&wanted.scope)?.clone();
+    }
+    if release.idle_since.is_some() {
+        let key = (origin.application.clone(), origin.version.clone());
+        let in_use = Release {
+            idle_since: None,
+            ..release
+        };
+        tx.state.releases.insert(key, in_use);
     }
     let id = tx.new_deployment_id(&wanted.scope);
     let deployment = record(tx, id, origin, &wanted);

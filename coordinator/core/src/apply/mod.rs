@@ -124,6 +124,7 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::DeleteObject(command) => delete::delete(tx, command),
         Command::CreateRelease(command) => release::create(tx, command),
         Command::SetReleaseStatus(command) => release::set_status(tx, command),
+        Command::ReviewReleases(command) => release::review(tx, command),
         Command::CreateDeployments(command) => create::create(tx, command),
         Command::ActOnDeployment(command) => verb::act(tx, command),
         Command::Decide(command) => approval::decide(tx, command),

@@ -135,4 +135,7 @@ pub struct Release {
     pub status: ReleaseStatus,
     /// Why it was paused or rejected.
     pub reason: String,
+    /// Since when no scope runs it, waits for it or could return to it, as last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Timestamp>,
 }

@@ -291,7 +291,7 @@ fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
             kind: item.asset.kind.as_str().to_owned(),
             sha256: item.asset.sha256.to_string(),
             size: item.asset.size,
-            sources: vec!["store:".to_owned()],
+            sources: sources(&item.asset.sources),
             file_name: item.asset.name.to_string(),
         }),
         run: Some(pb::Run {
@@ -366,6 +366,17 @@ fn limits(limits: &Limits) -> Option<pb::Limits> {
         open_files: limits.open_files.unwrap_or(0),
         processes: limits.processes.unwrap_or(0),
     })
+}
+
+fn sources(places: &[String]) -> Vec<String> {
+    let on_the_wire = |place: &String| match place.as_str() {
+        "store" => "store:".to_owned(),
+        address => address.to_owned(),
+    };
+    if places.is_empty() {
+        return vec!["store:".to_owned()];
+    }
+    places.iter().map(on_the_wire).collect()
 }
 
 fn health_check(check: &HealthCheck) -> pb::HealthCheck {

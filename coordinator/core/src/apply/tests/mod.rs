@@ -2,6 +2,7 @@
 
 mod archive;
 mod clock;
+mod collection;
 mod deployments;
 mod objects;
 mod preflight;
