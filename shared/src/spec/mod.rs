@@ -15,7 +15,12 @@ mod strategy;
 pub use health::{ExecProbe, HealthCheck, HttpProbe, Probe};
 pub use object::{ApplicationSpec, EnvironmentSpec, Kind, Manifest, ObjectSpec, validate_labels};
 pub use parameter::{ParameterSpec, ParameterTarget, check_variable};
-pub use policy::{ApprovalRule, PolicySpec};
+pub use policy::{
+    ApprovalRule, Approver, Approvers, Backoff, ConcurrencyRule, CooldownRule, DependencyRule,
+    DependencyWhere, FirstDeployment, GradualRolloutRule, GradualType, GuardrailRule, Matching,
+    OnEmpty, OnTrue, PolicySpec, ProgressionRule, ReleaseSelectorRule, RetryOn, RetryRule, Role,
+    WindowKind, WindowOutcome, WindowRule,
+};
 pub use release::{AssetKind, AssetSource, AssetSpec, ReleaseSpec, ReleaseStatus, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
 pub use strategy::{
