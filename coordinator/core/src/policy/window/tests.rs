@@ -75,8 +75,8 @@ fn daylight_saving_keeps_the_wall_clock_of_starts_and_elapsed_durations() {
             "Australia/Lord_Howe",
             1,
             "2026-10-03T15:59:00Z",
-            false,
-            "2026-10-03T16:00:00Z",
+            true,
+            "2026-10-03T16:30:00Z",
         ),
         (
             "America/Sao_Paulo",
