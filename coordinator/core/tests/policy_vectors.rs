@@ -1,6 +1,8 @@
 //! Policy arithmetic against the vectors in `tests/vectors/policy-vectors.json`, or in the folder
 //! that `TIDEGATE_VECTORS` names. A field, a kind or a word that is not known here fails the test.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
