@@ -14,7 +14,7 @@ pub struct Zone(Tz);
 
 /// What a wall-clock time is in a zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Instant {
+pub struct Moment {
     /// Seconds since the epoch, UTC.
     pub seconds: i64,
     /// The zone skips that time: the instant reads later on the wall clock.
@@ -46,15 +46,15 @@ impl Zone {
     }
 
     /// The instant of a wall-clock time.
-    pub fn instant(self, local: Local) -> Instant {
+    pub fn instant(self, local: Local) -> Moment {
         if let Some((earliest, _)) = self.offsets(local) {
-            return Instant {
+            return Moment {
                 seconds: local - earliest,
                 shifted: false,
             };
         }
         let before = (1..STEPS).find_map(|step| self.offsets(local - step * STEP));
-        Instant {
+        Moment {
             seconds: local - before.map_or(0, |(_, latest)| latest),
             shifted: true,
         }

@@ -1,3 +1,5 @@
+//! Rollout schedules at their bounds, and against somebody who looks every minute.
+
 use super::*;
 use crate::group::open_time::Stop;
 use crate::policy::window::Window;

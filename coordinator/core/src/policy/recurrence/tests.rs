@@ -1,3 +1,5 @@
+//! Recurrence rules: examples of RFC 5545, and another implementation as an oracle.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Windows over daylight saving, at their edges, and against somebody who looks every minute.
+
 use super::*;
 use proptest::prelude::*;
 
