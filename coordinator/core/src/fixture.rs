@@ -226,8 +226,9 @@ impl World {
         let spec = PolicySpec {
             selector: selector.to_owned(),
             approval: Some(ApprovalRule {
-                required,
+                required: Some(required),
                 expires: Span::from_hours(72),
+                ..ApprovalRule::default()
             }),
             ..PolicySpec::default()
         };

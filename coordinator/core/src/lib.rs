@@ -17,6 +17,7 @@ pub mod event;
 pub mod explain;
 #[cfg(test)]
 mod fixture;
+pub mod group;
 pub mod observed;
 pub mod plan;
 pub mod policy;

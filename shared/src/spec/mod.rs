@@ -22,7 +22,12 @@ pub use parameter::{
     MAX_VALUE_BYTES, OnRollback, ParameterKind, ParameterSpec, ParameterTarget, ValueFrom,
     check_value, check_variable,
 };
-pub use policy::{ApprovalRule, PolicySpec};
+pub use policy::{
+    ApprovalRule, Approver, Approvers, Backoff, ConcurrencyRule, CooldownRule, DependencyRule,
+    DependencyWhere, FirstDeployment, GradualRolloutRule, GradualType, GuardrailRule, Matching,
+    OnEmpty, OnTrue, PolicySpec, ProgressionRule, ReleaseSelectorRule, RetryOn, RetryRule, Role,
+    WindowKind, WindowOutcome, WindowRule,
+};
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
 pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
