@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use tidegate_coordinator_core::command::{Command, DeleteObject, PutObject};
-use tidegate_coordinator_core::{Entry, Item, Reply};
-use tidegate_proto::control::v1::apply_response::Change;
+use tidegate_coordinator_core::{Actor, Entry, Item, Outcome, State};
 use tidegate_proto::control::v1::objects_server::Objects;
 use tidegate_proto::control::v1::{
-    ApplyRequest, ApplyResponse, DeleteObjectRequest, DeleteObjectResponse, GetObjectRequest,
-    ListObjectsRequest, ListObjectsResponse, Object,
+    ApplyManyRequest, ApplyManyResponse, ApplyRequest, ApplyResponse, DeleteObjectRequest,
+    DeleteObjectResponse, GetObjectRequest, ListObjectsRequest, ListObjectsResponse, Object,
 };
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
@@ -17,11 +16,61 @@ use tonic::{Request, Response, Status};
 
 use super::{Context, caller, convert, expected, paging, request_key, status};
 
+/// Most objects of one call.
+const MOST_OBJECTS: usize = 1_000;
+
 /// The service.
 pub struct ObjectsApi(pub Arc<Context>);
 
 fn missing(kind: Kind, name: &Name) -> Status {
     status::refusal(Reason::NotFound, format!("there is no {kind} \"{name}\""))
+}
+
+/// An object as it was asked for.
+struct Wanted {
+    item: Item,
+    kind: Kind,
+    name: Name,
+}
+
+fn wanted(actor: Actor, message: ApplyRequest) -> Result<Wanted, Status> {
+    let kind = convert::kind(&message.kind)?;
+    let name = convert::name("name", &message.name)?;
+    let item = Item {
+        actor,
+        request: request_key(&message.request_id)?,
+        command: Command::PutObject(PutObject {
+            name: name.clone(),
+            labels: convert::labels(message.labels)?,
+            spec: convert::object_spec(kind, &name, &message.spec)?,
+            expected_revision: expected(message.expected_revision),
+            must_not_exist: message.must_not_exist,
+        }),
+    };
+    Ok(Wanted { item, kind, name })
+}
+
+impl ObjectsApi {
+    /// Outcomes of commands, and a state that holds their effects; in a dry run one that is thrown
+    /// away.
+    async fn answers(
+        &self,
+        items: Vec<Item>,
+        dry_run: bool,
+    ) -> Result<(Vec<Outcome>, State), Status> {
+        if !dry_run {
+            let (outcomes, view) = self.0.propose_and_see(items).await?;
+            return Ok((outcomes, view.state.clone()));
+        }
+        // The same function on a copy.
+        let view = self.0.read().await?;
+        let mut state = view.state.clone();
+        let at = state.at.max(self.0.now());
+        let entry = Entry { at, items };
+        let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
+        let outcomes = applied.into_iter().map(|one| one.outcome).collect();
+        Ok((outcomes, state))
+    }
 }
 
 #[tonic::async_trait]
@@ -32,55 +81,45 @@ impl Objects for ObjectsApi {
     ) -> Result<Response<ApplyResponse>, Status> {
         let actor = caller(&request)?.actor();
         let message = request.into_inner();
-        let kind = convert::kind(&message.kind)?;
-        let name = convert::name("name", &message.name)?;
-        let item = Item {
-            actor,
-            request: request_key(&message.request_id)?,
-            command: Command::PutObject(PutObject {
-                name: name.clone(),
-                labels: convert::labels(message.labels)?,
-                spec: convert::object_spec(kind, &name, &message.spec)?,
-                expected_revision: expected(message.expected_revision),
-                must_not_exist: message.must_not_exist,
-            }),
-        };
-        let (reply, state) = if message.dry_run {
-            // The same function on a copy that is thrown away.
-            let view = self.0.read().await?;
-            let mut state = view.state.clone();
-            let entry = Entry {
-                at: state.at.max(self.0.now()),
-                items: vec![item],
-            };
-            let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
-            let outcome = applied
-                .into_iter()
-                .next()
-                .ok_or_else(|| status::internal(&"a command without an outcome"))?
-                .outcome;
-            let reply = outcome.map_err(|rejection| status::from_rejection(&rejection))?;
-            (reply, state)
-        } else {
-            let Item {
-                actor,
-                request,
-                command,
-            } = item;
-            let reply = self.0.propose(actor, request, command).await?;
-            (reply, self.0.read().await?.state.clone())
-        };
-        let change = match reply {
-            Reply::Object { created: true, .. } => Change::Created,
-            Reply::Object { changed: true, .. } => Change::Changed,
-            Reply::Object { .. } | Reply::Done | Reply::Deployments(_) | Reply::Joined { .. } => {
-                Change::Unchanged
-            }
-        };
+        let dry_run = message.dry_run;
+        let Wanted { item, kind, name } = wanted(actor, message)?;
+        let (outcomes, state) = self.answers(vec![item], dry_run).await?;
+        let reply = outcomes
+            .into_iter()
+            .next()
+            .ok_or_else(|| status::internal(&"a command without an outcome"))?
+            .map_err(|rejection| status::from_rejection(&rejection))?;
         Ok(Response::new(ApplyResponse {
             object: convert::object_of(&state, kind, &name),
-            change: change.into(),
+            change: convert::change(&reply).into(),
         }))
+    }
+
+    async fn apply_many(
+        &self,
+        request: Request<ApplyManyRequest>,
+    ) -> Result<Response<ApplyManyResponse>, Status> {
+        let actor = caller(&request)?.actor();
+        let objects = request.into_inner().objects;
+        if objects.is_empty() || objects.len() > MOST_OBJECTS {
+            let count = objects.len();
+            let message = format!("{count} were sent: want 1 to {MOST_OBJECTS}");
+            return Err(status::wrong_field("objects", message));
+        }
+        let dry_run = objects.first().is_some_and(|object| object.dry_run);
+        let mut items = Vec::with_capacity(objects.len());
+        for (position, object) in objects.into_iter().enumerate() {
+            let place = format!("objects[{position}]");
+            if object.dry_run != dry_run {
+                let message = "differs from that of the first object";
+                return Err(status::wrong_field(&format!("{place}.dry_run"), message));
+            }
+            let wanted = wanted(actor.clone(), object);
+            items.push(wanted.map_err(|error| status::within(&place, &error))?.item);
+        }
+        let (outcomes, _) = self.answers(items, dry_run).await?;
+        let results = outcomes.iter().map(convert::apply_result).collect();
+        Ok(Response::new(ApplyManyResponse { results }))
     }
 
     async fn get(&self, request: Request<GetObjectRequest>) -> Result<Response<Object>, Status> {
