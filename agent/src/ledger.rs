@@ -38,6 +38,9 @@ pub struct Ledger {
     pub releases: Vec<KeptRelease>,
     /// Guards that have fired.
     pub latched: LatchedGuards,
+    /// The cluster took this agent out: nothing is wished until it is let in again.
+    #[serde(default)]
+    pub removed: bool,
 }
 
 /// One instance in the ledger.

@@ -32,7 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::config::{Config, Layout};
 use crate::enroll::{JoinOptions, join};
 use crate::identity;
-use crate::session::{self, Coordinators, SessionParts};
+use crate::session::{self, Coordinators, SessionParts, Wish};
 use crate::tls::{Tls, provider};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -381,7 +381,7 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         start: 3,
         generation: watch::channel(Default::default()).1,
         reports: report_receiver,
-        assignments: wishes,
+        wishes,
         instances: watch::channel(Default::default()).1,
     }));
     let up = tokio::time::timeout(LIMIT, ups.recv())
@@ -391,8 +391,10 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
     assert!(matches!(up.kind, Some(wire::up::Kind::Hello(hello)) if hello.start == 3));
     let wish = tokio::time::timeout(LIMIT, wish_receiver.recv())
         .await
-        .unwrap()
         .unwrap();
+    let Some(Wish::Assignments(wish)) = wish else {
+        panic!("{wish:?} are no assignments");
+    };
     assert_eq!(wish.items[0].scope, Name::new("shop-eu").unwrap());
     assert_eq!(known.borrow().http, ["127.0.0.1:9"]);
     let kept = Coordinators::load(&layout, Coordinators::default());

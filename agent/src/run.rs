@@ -143,7 +143,7 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         start: reconciler.start(),
         generation: generation_receiver,
         reports: report_receiver,
-        assignments: wishes,
+        wishes,
         instances: instance_receiver,
     }));
     reconciler

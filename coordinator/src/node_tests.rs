@@ -416,7 +416,7 @@ async fn a_release_is_deployed_by_an_agent_that_joined() {
         .await
         .unwrap();
     let end = tokio::time::timeout(DEADLINE, session).await.unwrap();
-    assert_eq!(end.unwrap(), "REVOKED");
+    assert_eq!(end.unwrap(), "AGENT_REMOVED");
     world.node.shutdown().await;
 }
 

@@ -132,6 +132,8 @@ reasons! {
     BadCsr = "1308", "BAD_CSR", InvalidArgument, "join again with this version's program";
     /// The identity was removed from the cluster.
     Revoked = "1309", "REVOKED", PermissionDenied, "join again with a new token";
+    /// An administrator took the agent out of the cluster.
+    AgentRemoved = "1310", "AGENT_REMOVED", PermissionDenied, "join again with a new token if that was a mistake";
     /// Nobody leads at the moment.
     NoLeader = "1401", "NO_LEADER", Unavailable, "a majority of coordinators must be up; see `tidegate cluster status`";
     /// Too many commands wait.

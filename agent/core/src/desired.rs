@@ -66,6 +66,14 @@ impl Desired {
         })
     }
 
+    /// Nothing is wished any more, as of `generation`: what runs drains and goes.
+    pub fn nothing(generation: Generation) -> Self {
+        Self {
+            generation,
+            ..Self::default()
+        }
+    }
+
     /// The weight wished for a place; nothing for one that is not wished at all.
     pub fn weight(&self, place: &PlaceKey) -> Weight {
         self.places.get(place).map_or(Weight::ZERO, |i| i.weight)

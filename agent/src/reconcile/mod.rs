@@ -34,6 +34,7 @@ use crate::config::Settings;
 use crate::executor::{Events, Executor, Launch, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
 use crate::probe;
+use crate::session::Wish;
 use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
@@ -168,6 +169,7 @@ impl Reconciler {
         self.write_ledger();
         if let Some(held) = self.ledger.assignments.clone() {
             match Desired::new(&held, &self.ledger.latched) {
+                Ok(_) if self.ledger.removed => self.desired = Desired::nothing(held.generation),
                 Ok(desired) => self.desired = desired,
                 Err(error) => error!(%error, "the ledger's assignments are not followed"),
             }
@@ -184,7 +186,7 @@ impl Reconciler {
     pub async fn run(
         &mut self,
         mut events: mpsc::UnboundedReceiver<Event>,
-        mut wishes: mpsc::Receiver<Assignments>,
+        mut wishes: mpsc::Receiver<Wish>,
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
@@ -200,8 +202,11 @@ impl Reconciler {
                     }
                 }
                 wish = wishes.recv() => {
-                    let Some(wish) = wish else { return };
-                    self.accept(wish).await;
+                    match wish {
+                        Some(Wish::Assignments(wish)) => self.accept(wish).await,
+                        Some(Wish::Removed) => self.leave(),
+                        None => return,
+                    }
                 }
                 () = tokio::time::sleep(wake) => {}
             }
@@ -212,6 +217,8 @@ impl Reconciler {
     pub async fn accept(&mut self, wish: Assignments) {
         match fence::judge(self.ledger.assignments.as_ref(), &wish) {
             Verdict::Accept => {}
+            // What was wished before the removal is wished again.
+            Verdict::Repeated if self.ledger.removed => {}
             Verdict::Repeated => return,
             Verdict::Older { held } => {
                 let came = wish.generation;
@@ -244,6 +251,7 @@ impl Reconciler {
         );
         self.complaints.remove("assignments");
         self.complaints.remove("generation");
+        self.ledger.removed = false;
         let unknown: BTreeMap<PlaceKey, Assignment> = desired
             .places
             .iter()
@@ -262,6 +270,17 @@ impl Reconciler {
             }
             self.recover(unknown);
         }
+    }
+
+    /// The cluster took this agent out: everything drains and goes, in the usual order. What was
+    /// wished stays in the ledger for the fence, should the agent be let in again.
+    fn leave(&mut self) {
+        if self.ledger.removed {
+            return;
+        }
+        self.ledger.removed = true;
+        self.write_ledger();
+        self.desired = Desired::nothing(self.desired.generation);
     }
 
     fn take(&mut self, event: Event) {

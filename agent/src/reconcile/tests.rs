@@ -23,6 +23,7 @@ use crate::config::{Layout, PortRange, Settings};
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::procfs;
 use crate::ledger::{self, Found, Ledger};
+use crate::session::Wish;
 use crate::traffic::fake::FakeTraffic;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -85,7 +86,7 @@ fn wish(index: u64, items: Vec<Assignment>) -> Assignments {
 /// One process of the agent, in a runtime of its own so that it can end at any point.
 struct Agent {
     runtime: Option<Runtime>,
-    wishes: mpsc::Sender<Assignments>,
+    wishes: mpsc::Sender<Wish>,
     reports: watch::Receiver<Option<Arc<Report>>>,
     stop: Option<oneshot::Sender<()>>,
 }
@@ -162,7 +163,7 @@ impl Agent {
     }
 
     fn assign(&self, wish: Assignments) {
-        self.wishes.blocking_send(wish).unwrap();
+        self.wishes.blocking_send(Wish::Assignments(wish)).unwrap();
     }
 
     /// The first report that fits.
@@ -267,6 +268,40 @@ fn a_version_comes_serves_and_gives_way_to_the_next() {
             .count(),
         0
     );
+    agent.kill();
+}
+
+#[test]
+fn a_removed_agent_drains_even_over_a_restart_and_returns_when_it_is_let_in_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let _cleanup = Cleanup(dir.path().to_path_buf());
+    let traffic = Arc::new(FakeTraffic::default());
+    let held = wish(1, vec![item(0, WishedState::Running, 10_000)]);
+    let mut agent = Agent::start(dir.path(), &traffic, source());
+    agent.assign(held.clone());
+    let report = agent.until("serving", |report| serves(report, 0));
+    let before = pid(&report, 0);
+    agent.wishes.blocking_send(Wish::Removed).unwrap();
+    agent.until("nothing is left", |report| report.places.is_empty());
+    assert!(procfs::identify(before).is_none());
+    let asked = "127.0.0.1:8080".parse().unwrap();
+    assert_eq!(traffic.request(asked, 200, 1), None);
+    // The very wish of before is in force again.
+    agent.assign(held);
+    let report = agent.until("serving again", |report| serves(report, 0));
+    let again = pid(&report, 0);
+    agent.kill();
+
+    // Killed before it could drain: the next start does it.
+    let path = layout(dir.path()).ledger();
+    let Found::Good(mut ledger) = ledger::read(&path, 1).unwrap() else {
+        panic!("no ledger");
+    };
+    ledger.removed = true;
+    ledger.write(&path).unwrap();
+    let mut agent = Agent::start(dir.path(), &traffic, source());
+    agent.until("nothing is left", |report| report.places.is_empty());
+    assert!(procfs::identify(again).is_none());
     agent.kill();
 }
 

@@ -94,6 +94,15 @@ impl Coordinators {
     }
 }
 
+/// What the cluster wishes of this agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// These versions.
+    Assignments(Assignments),
+    /// Nothing any more: it was taken out.
+    Removed,
+}
+
 /// What the session needs of the rest of the agent.
 pub struct SessionParts {
     /// Its certificate.
@@ -112,18 +121,18 @@ pub struct SessionParts {
     pub generation: watch::Receiver<Generation>,
     /// The latest report.
     pub reports: watch::Receiver<Option<Arc<Report>>>,
-    /// Assignments go here.
-    pub assignments: mpsc::Sender<Assignments>,
+    /// What the cluster wishes goes here.
+    pub wishes: mpsc::Sender<Wish>,
     /// The instances that the agent knows, for asks for logs.
     pub instances: watch::Receiver<Arc<Vec<InstanceKey>>>,
 }
 
-/// Keeps a session up until the assignments' receiver is gone.
+/// Keeps a session up until the wishes' receiver is gone.
 pub async fn run(mut parts: SessionParts) {
     let first = parts.coordinators.borrow().control.len() as u64;
     let mut pick = jitter::below(first.max(1)) as usize;
     let mut attempts = Attempts::new();
-    while !parts.assignments.is_closed() {
+    while !parts.wishes.is_closed() {
         let list = parts.coordinators.borrow().control.clone();
         let Some(address) = list.get(pick % list.len().max(1)).cloned() else {
             error!("no coordinator is known; put one into agent.toml, key coordinators");
@@ -148,8 +157,19 @@ pub async fn run(mut parts: SessionParts) {
                     hint,
                     ..
                 } = &refusal;
+                if refusal.is_removal() && parts.wishes.send(Wish::Removed).await.is_err() {
+                    return;
+                }
                 if !attempts.is_news(&refusal) {
                     debug!(coordinator = address, reason, code, "refused again");
+                } else if refusal.is_removal() {
+                    error!(
+                        coordinator = address,
+                        reason,
+                        code,
+                        hint,
+                        "this agent was taken out of the cluster; its applications drain and stop"
+                    );
                 } else if refusal.is_final {
                     error!(
                         coordinator = address,
@@ -258,7 +278,7 @@ async fn take(
         Some(wire::down::Kind::Assignments(wish)) => match convert::assignments(wish) {
             Ok(wish) => {
                 debug!(generation = ?wish.generation, items = wish.items.len(), "assignments");
-                if parts.assignments.send(wish).await.is_err() {
+                if parts.wishes.send(Wish::Assignments(wish)).await.is_err() {
                     return Ok(Some("the agent stops".to_owned().into()));
                 }
             }

@@ -32,6 +32,13 @@ impl std::fmt::Display for Refusal {
     }
 }
 
+impl Refusal {
+    /// The cluster took this agent out. Only a coordinator whose certificate was checked can say so.
+    pub fn is_removal(&self) -> bool {
+        self.code == Reason::AgentRemoved.code()
+    }
+}
+
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
@@ -168,12 +175,14 @@ mod tests {
 
     #[test]
     fn refusals_keep_their_code_and_hint() {
-        let removed = refused(Code::PermissionDenied, Reason::Revoked, "gone");
+        let forgotten = refused(Code::PermissionDenied, Reason::Revoked, "gone");
         assert_eq!(
-            removed.to_string(),
+            forgotten.to_string(),
             "gone [TG-1309]; join again with a new token"
         );
-        assert!(removed.is_final);
+        assert!(forgotten.is_final && !forgotten.is_removal());
+        let removed = refused(Code::PermissionDenied, Reason::AgentRemoved, "out");
+        assert!(removed.is_final && removed.is_removal());
         let unknown = refused(Code::Unauthenticated, Reason::Unauthenticated, "who?");
         assert_eq!(
             unknown.to_string(),
@@ -203,12 +212,12 @@ mod tests {
 
     #[test]
     fn a_removed_agent_is_told_at_the_end_of_its_session() {
-        let End::Refused(removed) = End::of_close("REVOKED", "gone".to_owned()) else {
+        let End::Refused(removed) = End::of_close("AGENT_REMOVED", "gone".to_owned()) else {
             panic!("a removal is a refusal");
         };
         assert_eq!(
             removed,
-            refused(Code::PermissionDenied, Reason::Revoked, "gone")
+            refused(Code::PermissionDenied, Reason::AgentRemoved, "gone")
         );
         for word in ["UNAUTHENTICATED", "SHUTTING_DOWN", "REPLACED", "NEWER"] {
             let end = End::of_close(word, "x".to_owned());

@@ -146,7 +146,9 @@ impl Caller {
     /// Whether the state still knows this identity.
     ///
     /// # Errors
-    /// [`Reason::Revoked`].
+    /// [`Reason::AgentRemoved`] to an agent that was taken out, which drains then; everybody else,
+    /// and an agent that the cluster never knew, hears [`Reason::Revoked`]. The view must be one
+    /// that a read index preceded: an older one may lack somebody who joined meanwhile.
     pub fn check_known(&self, state: &State) -> Result<(), Refused> {
         let (Some(identity), Some(name)) = (&self.identity, &self.name) else {
             return Ok(());
@@ -164,15 +166,24 @@ impl Caller {
         match since {
             Some(since) if self.relayed || self.validity.is_since(since) => Ok(()),
             Some(_) => Err(Refused::new(
-                Reason::Revoked,
+                match self.kind {
+                    Kind::Agent => Reason::AgentRemoved,
+                    Kind::User | Kind::Coordinator | Kind::Anonymous => Reason::Revoked,
+                },
                 format!(
                     "{identity} was removed and joined again: this certificate is of the time before"
                 ),
             )),
-            None => Err(Refused::new(
-                Reason::Revoked,
-                format!("{identity} is not in the cluster any more"),
-            )),
+            None => Err(match (self.kind, state.removed_agents.get(name)) {
+                (Kind::Agent, Some(at)) => Refused::new(
+                    Reason::AgentRemoved,
+                    format!("{identity} was taken out of the cluster at {at}"),
+                ),
+                _ => Refused::new(
+                    Reason::Revoked,
+                    format!("{identity} is not in the cluster any more"),
+                ),
+            }),
         }
     }
 
@@ -254,5 +265,23 @@ mod tests {
         assert_eq!(refused.reason, Reason::Revoked);
         assert!(refused.message.contains("the time before"), "{refused:?}");
         assert!(coordinator("c3", own).check_known(&state).is_err());
+    }
+
+    #[test]
+    fn only_an_agent_that_was_taken_out_is_told_to_drain() {
+        let mut state = state();
+        let identity = SpiffeId::parse("spiffe://td/agent/web-1").unwrap();
+        let validity = Validity {
+            issued_at: JOINED,
+            not_after: JOINED + Span::from_hours(24),
+        };
+        let remote = SocketAddr::from(([127, 0, 0, 1], 1));
+        let agent = Caller::of_identity(&identity, "td", validity, remote).unwrap();
+        let unknown = agent.check_known(&state).unwrap_err();
+        assert_eq!(unknown.reason, Reason::Revoked);
+        let name = Name::new("web-1").unwrap();
+        state.removed_agents.insert(name, JOINED);
+        let removed = agent.check_known(&state).unwrap_err();
+        assert_eq!(removed.reason, Reason::AgentRemoved);
     }
 }

@@ -2,12 +2,13 @@
 //! `shop` with strategies `steps` (three steps that go on by themselves), `by-hand` (steps that
 //! wait for a person) and `at-once`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 use tidegate_harness::cluster::{PATIENCE, control::Found, number, programs, text};
-use tidegate_harness::{Cluster, archive, poll};
+use tidegate_harness::{Client, Cluster, archive, poll};
 
 /// A whole rollout, on a busy machine too.
 pub const ROLLOUT: Duration = Duration::from_secs(90);
@@ -65,7 +66,7 @@ pub fn scope(name: &str, port: u16) -> String {
 ///
 /// # Errors
 /// The cluster's refusal.
-pub fn apply(cluster: &Cluster, manifests: &str) -> anyhow::Result<()> {
+pub fn apply(cluster: &impl Client, manifests: &str) -> anyhow::Result<()> {
     let file = cluster.dir().join("applied.yaml");
     std::fs::write(&file, manifests)?;
     let file = file.display().to_string();
@@ -79,8 +80,16 @@ pub fn apply(cluster: &Cluster, manifests: &str) -> anyhow::Result<()> {
 /// The cluster's refusal.
 pub fn shop(cluster: &Cluster) -> anyhow::Result<u16> {
     let port = cluster.scope_port()?;
-    apply(cluster, &format!("{OBJECTS}{}", scope("shop", port)))?;
+    shop_at(cluster, port)?;
     Ok(port)
+}
+
+/// Makes the shop with its scope `shop` at this port.
+///
+/// # Errors
+/// The cluster's refusal.
+pub fn shop_at(cluster: &impl Client, port: u16) -> anyhow::Result<()> {
+    apply(cluster, &format!("{OBJECTS}{}", scope("shop", port)))
 }
 
 /// The command that runs the shop's releases; it mentions the release's folder.
@@ -88,24 +97,27 @@ pub fn shop(cluster: &Cluster) -> anyhow::Result<u16> {
 /// # Errors
 /// The programs are not built.
 pub fn run_line() -> anyhow::Result<String> {
-    let program = programs()?.join("tidegate");
-    Ok(format!(
+    Ok(run_line_of(&programs()?.join("tidegate")))
+}
+
+fn run_line_of(program: &Path) -> String {
+    format!(
         "{} demo-app --release ${{RELEASE_DIR}}/app.json",
         program.display()
-    ))
+    )
 }
 
 /// Publishes a good release of the shop.
 ///
 /// # Errors
 /// The cluster's refusal.
-pub fn publish(cluster: &Cluster, version: &str) -> anyhow::Result<()> {
+pub fn publish(cluster: &impl Client, version: &str) -> anyhow::Result<()> {
     let told = format!("{{\"version\": \"{version}\", \"error_rate\": 0.0}}");
     publish_files(
         cluster,
         version,
         &[("app.json", &told, false)],
-        &run_line()?,
+        &run_line_of(&cluster.program()?),
     )
 }
 
@@ -114,7 +126,7 @@ pub fn publish(cluster: &Cluster, version: &str) -> anyhow::Result<()> {
 /// # Errors
 /// The cluster's refusal.
 pub fn publish_files(
-    cluster: &Cluster,
+    cluster: &impl Client,
     version: &str,
     files: &[(&str, &str, bool)],
     run: &str,
@@ -134,7 +146,7 @@ pub fn publish_files(
 /// # Errors
 /// The cluster's refusal.
 pub fn begin(
-    cluster: &Cluster,
+    cluster: &impl Client,
     version: &str,
     strategy: &str,
     more: &[&str],
@@ -154,7 +166,7 @@ pub fn begin(
 ///
 /// # Errors
 /// It does not get there.
-pub fn establish(cluster: &Cluster, version: &str) -> anyhow::Result<()> {
+pub fn establish(cluster: &impl Client, version: &str) -> anyhow::Result<()> {
     publish(cluster, version)?;
     let id = begin(cluster, version, "at-once", &[])?;
     ends(cluster, &id, "FINALIZED").map(drop)
@@ -164,7 +176,7 @@ pub fn establish(cluster: &Cluster, version: &str) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Nobody answers, or it is not there.
-pub fn get(cluster: &Cluster, id: &str) -> anyhow::Result<Value> {
+pub fn get(cluster: &impl Client, id: &str) -> anyhow::Result<Value> {
     cluster.tidegate(&["deployment", "get", id])?.json()
 }
 
@@ -172,7 +184,7 @@ pub fn get(cluster: &Cluster, id: &str) -> anyhow::Result<Value> {
 ///
 /// # Errors
 /// Another end, or none in time.
-pub fn ends(cluster: &Cluster, id: &str, wanted: &str) -> anyhow::Result<Value> {
+pub fn ends(cluster: &impl Client, id: &str, wanted: &str) -> anyhow::Result<Value> {
     let ended = poll::until(&format!("{wanted} of {id}"), ROLLOUT, || {
         let found = get(cluster, id)?;
         poll::holds(ENDS.contains(&text(&found, "status")), || found.to_string())?;
@@ -188,7 +200,7 @@ pub fn ends(cluster: &Cluster, id: &str, wanted: &str) -> anyhow::Result<Value> 
 ///
 /// # Errors
 /// Not in time.
-pub fn status(cluster: &Cluster, id: &str, wanted: &str) -> anyhow::Result<Value> {
+pub fn status(cluster: &impl Client, id: &str, wanted: &str) -> anyhow::Result<Value> {
     poll::until(&format!("{wanted} of {id}"), PATIENCE, || {
         let found = get(cluster, id)?;
         poll::holds(text(&found, "status") == wanted, || found.to_string())?;
@@ -200,7 +212,7 @@ pub fn status(cluster: &Cluster, id: &str, wanted: &str) -> anyhow::Result<Value
 ///
 /// # Errors
 /// Not in time.
-pub fn weight(cluster: &Cluster, id: &str, wanted: u64) -> anyhow::Result<Value> {
+pub fn weight(cluster: &impl Client, id: &str, wanted: u64) -> anyhow::Result<Value> {
     poll::until(&format!("weight {wanted} of {id}"), PATIENCE, || {
         let found = get(cluster, id)?;
         let actual = number(&found["traffic"], "actual");
@@ -230,7 +242,7 @@ pub fn proxy(found: &[Found]) -> anyhow::Result<Found> {
 ///
 /// # Errors
 /// It is not.
-pub fn is_there(cluster: &Cluster, kind: &str, name: &str) -> anyhow::Result<()> {
+pub fn is_there(cluster: &impl Client, kind: &str, name: &str) -> anyhow::Result<()> {
     cluster.tidegate(&[kind, "get", name])?.ok()?;
     Ok(())
 }

@@ -305,6 +305,59 @@ fn an_agent_that_is_cut_off_is_lost_and_converges_when_it_returns() {
     });
 }
 
+#[test]
+fn an_agent_that_is_taken_out_drains_and_serves_again_when_it_is_let_in() {
+    let shape = Shape {
+        coordinators: 1,
+        agents: 2,
+    };
+    story(shape, |cluster| {
+        let port = shop(cluster)?;
+        establish(cluster, "1")?;
+        let (stays, goes) = (cluster.proxy(0, port), cluster.proxy(1, port));
+        let load = Load::start(&[stays]);
+        let leaving = Load::start(&[goes]);
+        leaving.wait_for("1", 20, PATIENCE)?;
+        // Whoever still sends requests there meets a closed port, not a failing application.
+        drop(leaving.stop());
+        let instances = cluster.agent_dir(1).join("instances");
+        ensure!(fs::read_dir(&instances)?.count() == 1);
+
+        cluster.tidegate(&["agent", "remove", "a2"])?.ok()?;
+        poll::until("the end of the instance", PATIENCE, || {
+            let left = fs::read_dir(&instances)?.count();
+            poll::holds(left == 0, || format!("{left} places are left"))
+        })?;
+        poll::until("a closed port", PATIENCE, || {
+            let open = std::net::TcpStream::connect(goes).is_ok();
+            poll::holds(!open, || format!("{goes} still listens"))
+        })?;
+        let view = cluster.tidegate(&["scope", "get", "shop"])?.json()?;
+        ensure!(!view.to_string().contains("a2"), "{view}");
+        load.wait_for("1", 20, PATIENCE)?;
+
+        cluster.stop_agent(1)?;
+        let token = cluster.token(&["agent", "--name", "a2"])?;
+        let folder = cluster.agent_dir(1).display().to_string();
+        let server = cluster.listeners(0).enroll;
+        let flags = [
+            "join", "--name", "a2", "--server", &server, "--dir", &folder,
+        ];
+        let environment = [("TIDEGATE_AGENT_TOKEN", token)];
+        let flags = flags.map(str::to_owned);
+        cluster
+            .finish("tidegate-agent", &flags, &environment)?
+            .ok()?;
+        cluster.start_agent(1)?;
+        let back = Load::start(&[goes]);
+        back.wait_for("1", 20, PATIENCE)?;
+        drop(back.stop());
+        let seen = load.stop();
+        ensure!(seen.failures == 0, "{seen:?}");
+        Ok(())
+    });
+}
+
 /// An agent whose folder is a small disk of its own, with everything that it started.
 struct Confined {
     process: Process,

@@ -89,6 +89,38 @@ impl std::fmt::Display for Output {
     }
 }
 
+/// A person who uses a cluster through the command line, wherever it runs.
+pub trait Client {
+    /// Runs `tidegate` with JSON as output.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    fn tidegate(&self, arguments: &[&str]) -> anyhow::Result<Output>;
+
+    /// A folder for files that the person makes.
+    fn dir(&self) -> &Path;
+
+    /// Where `tidegate` lies on the hosts of the agents: releases run it.
+    ///
+    /// # Errors
+    /// It is not built.
+    fn program(&self) -> anyhow::Result<PathBuf>;
+}
+
+impl Client for Cluster {
+    fn tidegate(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        Self::tidegate(self, arguments)
+    }
+
+    fn dir(&self) -> &Path {
+        Self::dir(self)
+    }
+
+    fn program(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.programs.join("tidegate"))
+    }
+}
+
 /// A coordinator of the cluster.
 #[derive(Debug)]
 struct Coordinator {

@@ -8,9 +8,11 @@ pub mod archive;
 pub mod cluster;
 pub mod http;
 pub mod load;
+pub mod nspawn;
 pub mod poll;
 pub mod ports;
 pub mod process;
 
-pub use cluster::{Cluster, Output, Shape};
+pub use cluster::{Client, Cluster, Output, Shape};
+pub use nspawn::Hosts;
 pub use process::Process;

@@ -239,7 +239,7 @@ async fn remove(session: &Session, name: &str) -> Result<()> {
         Ok(answer) => session
             .output
             .emit(&answer, |_| format!(
-                "agent \"{name}\" removed; what it runs goes on until `tidegate-agent stop-all` on its host\n"
+                "agent \"{name}\" removed; it drains what it runs as soon as it hears of it; if it cannot be reached, `tidegate-agent stop-all` on its host ends that\n"
             )),
         Err(failure) => Err(suggest(session, failure, name).await),
     }

@@ -4,6 +4,7 @@ use tidegate_shared::assignment::{Facts, Generation};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::selector::Labels;
+use tidegate_shared::time::Span;
 
 use super::lifecycle;
 use super::token::check_name;
@@ -11,6 +12,9 @@ use super::tx::Tx;
 use crate::command::{Join, Outcome, Reply, UpdateAgent};
 use crate::rejection::Rejection;
 use crate::state::Agent;
+
+/// How long a removal is remembered: longer than any certificate of an agent lives.
+const REMEMBERED: Span = Span::from_hours(90 * 24);
 
 /// Facts beyond these bounds are refused: they are replicated.
 fn check_facts(facts: &Facts) -> Result<(), Rejection> {
@@ -114,6 +118,7 @@ pub(super) fn remove(tx: &mut Tx<'_>, name: &Name) -> Outcome {
         }
     }
     tx.state.agents.remove(name);
+    remember_removal(tx, name);
     for id in &excused {
         lifecycle::drop_settled_leftovers(tx, *id)?;
     }
@@ -127,6 +132,23 @@ pub(super) fn remove(tx: &mut Tx<'_>, name: &Name) -> Outcome {
         ),
     );
     Ok(Reply::Done)
+}
+
+/// An agent that calls in within [`REMEMBERED`] hears that it is out, and drains. Its certificate
+/// ends long before, so nobody waits in vain for an answer that was forgotten.
+fn remember_removal(tx: &mut Tx<'_>, name: &Name) {
+    let now = tx.state.at;
+    let forgotten: Vec<Name> = tx
+        .state
+        .removed_agents
+        .iter()
+        .filter(|(_, at)| now.since(**at) >= REMEMBERED)
+        .map(|(name, _)| name.clone())
+        .collect();
+    for name in forgotten {
+        tx.state.removed_agents.remove(&name);
+    }
+    tx.state.removed_agents.insert(name.clone(), now);
 }
 
 fn excuse(tx: &mut Tx<'_>, id: DeploymentId, name: &Name) -> bool {

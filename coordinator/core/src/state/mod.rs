@@ -57,6 +57,10 @@ pub struct State {
     pub releases: Table<(Name, Version), Release>,
     /// By name.
     pub agents: Table<Name, Agent>,
+    /// When each agent that is out was taken out. Only an agent that stands here is told to drain:
+    /// one that the cluster never knew, or forgot by a restore, goes on serving.
+    #[serde(default)]
+    pub removed_agents: Table<Name, Timestamp>,
     /// By name.
     pub people: Table<Name, Person>,
     /// By id.

@@ -247,5 +247,6 @@ fn generations_rise_for_those_whose_wish_changed() {
     assert_eq!(generation(&world, "a3").index, world.index);
     assert_eq!(world.get(id).participants.len(), 2);
     assert!(world.get(id).lost.is_empty());
+    assert!(world.state.removed_agents.contains_key(&name("a2")));
     assert_eq!(world.get(id).traffic.total, 2);
 }
