@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::driver::RaftHandle;
 use super::transport::Directory;
-use crate::ca::{self, Validity};
+use crate::ca::Validity;
 use crate::clock::Clock;
 use crate::propose::Proposer;
 use crate::storage::data_dir::Peer;
@@ -174,9 +174,8 @@ impl PeerService {
                 if id.kind == "coordinator"
                     && id.trust_domain == self.directory.identity().trust_domain =>
             {
-                let certificate = info.certificate.as_deref();
-                let validity = certificate
-                    .and_then(ca::validity)
+                let validity = info
+                    .validity
                     .ok_or_else(|| Status::unauthenticated("the certificate cannot be read"))?;
                 Ok(Certified {
                     name: id.name.clone(),
