@@ -1,6 +1,11 @@
 //! Every bench still works: the short form runs against the real programs, and what it reports has
 //! its shape. Speeds are not looked at.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails, with the place where"
+)]
+
 use serde_json::Value;
 use tidegate_bench::Effort;
 use tidegate_bench::benches::Bench;
