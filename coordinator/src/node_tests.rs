@@ -36,6 +36,7 @@ use crate::setup::{self, Init, JoinRequest, Places};
 use crate::tls::{Expected, Tls, TlsMaterial};
 
 mod edges;
+mod objects;
 mod past;
 
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -424,6 +424,23 @@ async fn the_real_state_is_the_same_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_was_answered_sees_the_effect_on_the_node_that_was_asked() {
+    let cluster = TestCluster::of(3).await;
+    for id in [cluster.leader().await, cluster.follower().await] {
+        let proposer = cluster.node(id).proposer.clone();
+        for _ in 0..20 {
+            let one = write();
+            let key = one.request;
+            let (outcomes, view) = proposer.propose_and_see(vec![one]).await.unwrap();
+            assert!(outcomes[0].is_ok(), "{outcomes:?}");
+            let view = view.expect("the leader tells where the effect is");
+            assert!(view.state.requests.contains_key(&key), "node {id}");
+        }
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stops_answers_everybody_first() {
     let mut cluster = TestCluster::of(3).await;
     for _ in 0..2 {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
-use tidegate_coordinator_core::{Actor, Item, Reply, RequestKey, State};
+use tidegate_coordinator_core::{Actor, Item, Outcome, Reply, RequestKey, State};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::RequestId;
 use tidegate_shared::time::Timestamp;
@@ -137,6 +137,26 @@ impl Context {
             .await
             .map_err(|error| status::from_propose(&error))?
             .map_err(|rejection| status::from_rejection(&rejection))
+    }
+
+    /// Proposes a caller's commands, all at one instant, and waits for their outcomes and a state
+    /// that holds their effects.
+    ///
+    /// # Errors
+    /// There are no outcomes, or no leader is there to tell the state.
+    pub async fn propose_and_see(
+        &self,
+        items: Vec<Item>,
+    ) -> Result<(Vec<Outcome>, Arc<View>), Status> {
+        let (outcomes, view) = self
+            .proposer
+            .propose_and_see(items)
+            .await
+            .map_err(|error| status::from_propose(&error))?;
+        match view {
+            Some(view) => Ok((outcomes, view)),
+            None => Ok((outcomes, self.read().await?)),
+        }
     }
 
     /// A request key of this node's own.

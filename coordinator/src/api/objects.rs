@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use tidegate_coordinator_core::command::{Command, DeleteObject, PutObject};
-use tidegate_coordinator_core::{Entry, Item, Reply};
-use tidegate_proto::control::v1::apply_response::Change;
+use tidegate_coordinator_core::{Actor, Entry, Item, Outcome, State};
 use tidegate_proto::control::v1::objects_server::Objects;
 use tidegate_proto::control::v1::{
-    ApplyRequest, ApplyResponse, DeleteObjectRequest, DeleteObjectResponse, GetObjectRequest,
-    ListObjectsRequest, ListObjectsResponse, Object, SecretValue,
+    ApplyManyRequest, ApplyManyResponse, ApplyRequest, ApplyResponse, DeleteObjectRequest,
+    DeleteObjectResponse, GetObjectRequest, ListObjectsRequest, ListObjectsResponse, Object,
+    SecretValue,
 };
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
@@ -18,6 +18,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Context, caller, convert, expected, paging, request_key, status};
 use crate::secrets;
+
+/// Most objects of one call.
+const MOST_OBJECTS: usize = 1_000;
 
 /// The service.
 pub struct ObjectsApi(pub Arc<Context>);
@@ -63,14 +66,15 @@ fn missing(kind: Kind, name: &Name) -> Status {
     status::refusal(Reason::NotFound, format!("there is no {kind} \"{name}\""))
 }
 
-#[tonic::async_trait]
-impl Objects for ObjectsApi {
-    async fn apply(
-        &self,
-        request: Request<ApplyRequest>,
-    ) -> Result<Response<ApplyResponse>, Status> {
-        let actor = caller(&request)?.actor();
-        let message = request.into_inner();
+/// An object as it was asked for.
+struct Wanted {
+    item: Item,
+    kind: Kind,
+    name: Name,
+}
+
+impl ObjectsApi {
+    fn wanted(&self, actor: Actor, message: ApplyRequest) -> Result<Wanted, Status> {
         let kind = convert::kind(&message.kind)?;
         let name = convert::name("name", &message.name)?;
         let mut spec = convert::object_spec(kind, &name, &message.spec)?;
@@ -86,42 +90,78 @@ impl Objects for ObjectsApi {
                 must_not_exist: message.must_not_exist,
             }),
         };
-        let (reply, state) = if message.dry_run {
-            // The same function on a copy that is thrown away.
-            let view = self.0.read().await?;
-            let mut state = view.state.clone();
-            let entry = Entry {
-                at: state.at.max(self.0.now()),
-                items: vec![item],
-            };
-            let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
-            let outcome = applied
-                .into_iter()
-                .next()
-                .ok_or_else(|| status::internal(&"a command without an outcome"))?
-                .outcome;
-            let reply = outcome.map_err(|rejection| status::from_rejection(&rejection))?;
-            (reply, state)
-        } else {
-            let Item {
-                actor,
-                request,
-                command,
-            } = item;
-            let reply = self.0.propose(actor, request, command).await?;
-            (reply, self.0.read().await?.state.clone())
-        };
-        let change = match reply {
-            Reply::Object { created: true, .. } => Change::Created,
-            Reply::Object { changed: true, .. } => Change::Changed,
-            Reply::Object { .. } | Reply::Done | Reply::Deployments(_) | Reply::Joined { .. } => {
-                Change::Unchanged
-            }
-        };
+        Ok(Wanted { item, kind, name })
+    }
+
+    /// Outcomes of commands, and a state that holds their effects; in a dry run one that is thrown
+    /// away.
+    async fn answers(
+        &self,
+        items: Vec<Item>,
+        dry_run: bool,
+    ) -> Result<(Vec<Outcome>, State), Status> {
+        if !dry_run {
+            let (outcomes, view) = self.0.propose_and_see(items).await?;
+            return Ok((outcomes, view.state.clone()));
+        }
+        // The same function on a copy.
+        let view = self.0.read().await?;
+        let mut state = view.state.clone();
+        let at = state.at.max(self.0.now());
+        let entry = Entry { at, items };
+        let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
+        let outcomes = applied.into_iter().map(|one| one.outcome).collect();
+        Ok((outcomes, state))
+    }
+}
+
+#[tonic::async_trait]
+impl Objects for ObjectsApi {
+    async fn apply(
+        &self,
+        request: Request<ApplyRequest>,
+    ) -> Result<Response<ApplyResponse>, Status> {
+        let actor = caller(&request)?.actor();
+        let message = request.into_inner();
+        let dry_run = message.dry_run;
+        let Wanted { item, kind, name } = self.wanted(actor, message)?;
+        let (outcomes, state) = self.answers(vec![item], dry_run).await?;
+        let reply = outcomes
+            .into_iter()
+            .next()
+            .ok_or_else(|| status::internal(&"a command without an outcome"))?
+            .map_err(|rejection| status::from_rejection(&rejection))?;
         Ok(Response::new(ApplyResponse {
             object: convert::object_of(&state, kind, &name),
-            change: change.into(),
+            change: convert::change(&reply).into(),
         }))
+    }
+
+    async fn apply_many(
+        &self,
+        request: Request<ApplyManyRequest>,
+    ) -> Result<Response<ApplyManyResponse>, Status> {
+        let actor = caller(&request)?.actor();
+        let objects = request.into_inner().objects;
+        if objects.is_empty() || objects.len() > MOST_OBJECTS {
+            let count = objects.len();
+            let message = format!("{count} were sent: want 1 to {MOST_OBJECTS}");
+            return Err(status::wrong_field("objects", message));
+        }
+        let dry_run = objects.first().is_some_and(|object| object.dry_run);
+        let mut items = Vec::with_capacity(objects.len());
+        for (position, object) in objects.into_iter().enumerate() {
+            let place = format!("objects[{position}]");
+            if object.dry_run != dry_run {
+                let message = "differs from that of the first object";
+                return Err(status::wrong_field(&format!("{place}.dry_run"), message));
+            }
+            let wanted = self.wanted(actor.clone(), object);
+            items.push(wanted.map_err(|error| status::within(&place, &error))?.item);
+        }
+        let (outcomes, _) = self.answers(items, dry_run).await?;
+        let results = outcomes.iter().map(convert::apply_result).collect();
+        Ok(Response::new(ApplyManyResponse { results }))
     }
 
     async fn get(&self, request: Request<GetObjectRequest>) -> Result<Response<Object>, Status> {

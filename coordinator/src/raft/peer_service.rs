@@ -178,9 +178,8 @@ impl PeerService {
                 if id.kind == "coordinator"
                     && id.trust_domain == self.directory.identity().trust_domain =>
             {
-                let certificate = info.certificate.as_deref();
-                let validity = certificate
-                    .and_then(ca::validity)
+                let validity = info
+                    .validity
                     .ok_or_else(|| Status::unauthenticated("the certificate cannot be read"))?;
                 Ok(Certified {
                     name: id.name.clone(),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use tidegate_coordinator_core::command::{OnConflict, TokenKind, Verb};
 use tidegate_coordinator_core::preflight::{Finding, Severity};
 use tidegate_coordinator_core::state::{Addresses, Meta, Object, Release, Scope, Token};
-use tidegate_coordinator_core::{Event, State};
+use tidegate_coordinator_core::{Event, Outcome, Reply, State};
 use tidegate_proto::control::v1 as pb;
 use tidegate_proto::enroll::v1::CoordinatorAddresses;
 use tidegate_shared::error::Reason;
@@ -357,6 +357,50 @@ pub fn names_of(state: &State, kind: Kind) -> Vec<(Name, Labels)> {
             .iter()
             .map(|(name, scope)| (name.clone(), scope.meta.labels.clone()))
             .collect(),
+    }
+}
+
+/// What a command did to its object.
+#[must_use]
+pub const fn change(reply: &Reply) -> pb::apply_response::Change {
+    match reply {
+        Reply::Object { created: true, .. } => pb::apply_response::Change::Created,
+        Reply::Object { changed: true, .. } => pb::apply_response::Change::Changed,
+        Reply::Object { .. } | Reply::Done | Reply::Deployments(_) | Reply::Joined { .. } => {
+            pb::apply_response::Change::Unchanged
+        }
+    }
+}
+
+/// The answer to one of many objects.
+#[must_use]
+pub fn apply_result(outcome: &Outcome) -> pb::ApplyResult {
+    use pb::apply_result::{Applied, Refusal, Result, WrongField};
+    let result = match outcome {
+        Ok(reply) => Result::Applied(Applied {
+            change: change(reply).into(),
+            revision: match reply {
+                Reply::Object { revision, .. } => *revision,
+                Reply::Done | Reply::Deployments(_) | Reply::Joined { .. } => 0,
+            },
+        }),
+        Err(rejection) => Result::Refusal(Refusal {
+            reason: rejection.reason.as_str().to_owned(),
+            code: rejection.reason.code().to_owned(),
+            message: rejection.message.clone(),
+            hint: rejection.reason.hint().to_owned(),
+            fields: rejection
+                .fields
+                .iter()
+                .map(|found| WrongField {
+                    field: found.field.clone(),
+                    message: found.message.clone(),
+                })
+                .collect(),
+        }),
+    };
+    pb::ApplyResult {
+        result: Some(result),
     }
 }
 
