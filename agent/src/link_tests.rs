@@ -383,6 +383,7 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         reports: report_receiver,
         wishes,
         instances: watch::channel(Default::default()).1,
+        connected: watch::Sender::new(None),
     }));
     let up = tokio::time::timeout(LIMIT, ups.recv())
         .await

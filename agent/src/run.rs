@@ -15,13 +15,16 @@ use tracing::{error, info, warn};
 
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::Coordinated;
-use crate::config::{Layout, Settings};
+use crate::config::{ExecutorChoice, Layout, Settings};
 use crate::error::AgentError;
-use crate::executor::Executor as _;
 use crate::executor::process::{ProcessExecutor, end_group};
+use crate::executor::systemd::{SystemdExecutor, end_unit};
+use crate::executor::{Events, Executor};
 use crate::ledger::{self, Found, Ledger};
 use crate::reconcile::{Outlets, Parts, Reconciler, find_process};
+use crate::service::{self, Attended, Reload};
 use crate::session::{self, Coordinators, SessionParts};
+use crate::systemd::Manager;
 use crate::tls::Tls;
 use crate::traffic::proxy::ProxyTraffic;
 use crate::{files, identity, telemetry};
@@ -74,7 +77,11 @@ impl FolderLock {
 ///
 /// # Errors
 /// What keeps it from starting.
-pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentError> {
+pub async fn run(
+    settings: Settings,
+    stop_everything: bool,
+    reload: Reload,
+) -> Result<(), AgentError> {
     let layout = settings.layout.clone();
     let lock = FolderLock::take(&layout)?;
     let material = identity::load(&layout.identity())?;
@@ -88,6 +95,7 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
     let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
     let signals = Signals::new().map_err(folder_error)?;
+    let hang_up = signal(SignalKind::hangup()).map_err(folder_error)?;
 
     let configured = Coordinators {
         control: settings.coordinators.clone(),
@@ -101,11 +109,7 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         coordinators: coordinators.subscribe(),
     });
     let (events, event_receiver) = mpsc::unbounded_channel();
-    let executor = Arc::new(ProcessExecutor::new(
-        layout.instances(),
-        GRACE,
-        events.clone(),
-    ));
+    let executor = choose_executor(settings.executor, &layout, events.clone()).await?;
     let (reports, report_receiver) = watch::channel(None);
     let (generation, generation_receiver) = watch::channel(Default::default());
     let (instances, instance_receiver) = watch::channel(Arc::default());
@@ -119,6 +123,14 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         dir = %layout.dir.display(),
         "agent started"
     );
+    let connected = watch::Sender::new(None);
+    let attended = Attended {
+        settings: settings.clone(),
+        reports: report_receiver.clone(),
+        connected: connected.subscribe(),
+        coordinators: coordinators.clone(),
+        material: material_sender.clone(),
+    };
     let parts = Parts {
         settings,
         executor,
@@ -134,6 +146,7 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     };
     let mut reconciler = Reconciler::new(parts, outlets, ledger, complaint);
     reconciler.resume().await;
+    let pulse = reconciler.pulse();
     let session = tokio::spawn(session::run(SessionParts {
         tls,
         material: material_sender,
@@ -145,10 +158,14 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         reports: report_receiver,
         wishes,
         instances: instance_receiver,
+        connected,
     }));
+    let attending = service::attend(attended, pulse, reload, hang_up);
     reconciler
         .run(event_receiver, wish_receiver, signals.any())
         .await;
+    service::stopping();
+    drop(attending);
     session.abort();
     drop(reconciler);
     if stop_everything {
@@ -161,6 +178,42 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     }
     drop(lock);
     Ok(())
+}
+
+/// What runs instances on this host.
+async fn choose_executor(
+    choice: ExecutorChoice,
+    layout: &Layout,
+    events: Events,
+) -> Result<Arc<dyn Executor>, AgentError> {
+    let (dir, instances) = (layout.dir.clone(), layout.instances());
+    let usable = match choice {
+        ExecutorChoice::Process => false,
+        ExecutorChoice::Systemd if !Manager::runs_host() => {
+            let message = format!(
+                "{}, key executor: systemd does not run this host; want auto or process",
+                layout.config().display()
+            );
+            return Err(AgentError::new(Reason::Config, message));
+        }
+        ExecutorChoice::Systemd => true,
+        ExecutorChoice::Auto => match SystemdExecutor::usable().await {
+            Ok(()) => true,
+            Err(reason) => {
+                info!(
+                    reason,
+                    "instances are run as processes, not as units of systemd"
+                );
+                false
+            }
+        },
+    };
+    if usable {
+        return Ok(Arc::new(SystemdExecutor::new(
+            dir, instances, GRACE, events,
+        )));
+    }
+    Ok(Arc::new(ProcessExecutor::new(instances, GRACE, events)))
 }
 
 fn check_identity(settings: &Settings, identity: &crate::tls::SpiffeId) -> Result<(), AgentError> {
@@ -238,7 +291,15 @@ async fn stop_in(layout: &Layout) -> Result<usize, AgentError> {
     let mut ends = tokio::task::JoinSet::new();
     for record in &ledger.instances {
         if let Some(process) = find_process(&instances, &record.instance, Some(record)) {
-            ends.spawn(async move { end_group(&process, GRACE).await });
+            let key = record.instance.clone();
+            ends.spawn(async move {
+                if Manager::runs_host()
+                    && let Err(error) = end_unit(&key, GRACE).await
+                {
+                    warn!(instance = %key, %error, "its unit is not stopped; its processes are ended");
+                }
+                end_group(&process, GRACE).await;
+            });
         }
     }
     let stopped = ends.len();

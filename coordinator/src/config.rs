@@ -247,6 +247,51 @@ impl Config {
         }
     }
 
+    /// The keys whose values differ, as they are written in the file.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let pairs = self.texts().into_iter().zip(other.texts());
+        pairs
+            .filter(|((_, one), (_, two))| one != two)
+            .map(|((key, _), _)| key)
+            .collect()
+    }
+
+    /// Every key with its value as a text, in a fixed order.
+    fn texts(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            name,
+            data_dir,
+            listen,
+            advertise,
+            certificate_life: life,
+            tick,
+            lost_after,
+            sessions_per_second,
+            max_blob_bytes,
+            log_format,
+            log_filter,
+            shutdown_timeout,
+        } = self;
+        vec![
+            ("name", name.to_string()),
+            ("data_dir", data_dir.display().to_string()),
+            ("listen", format!("{listen:?}")),
+            ("advertise", format!("{advertise:?}")),
+            ("certificate_life", format!("{life:?}")),
+            ("raft.tick", tick.to_string()),
+            ("agents.lost_after", lost_after.to_string()),
+            (
+                "agents.sessions_per_second",
+                sessions_per_second.to_string(),
+            ),
+            ("blobs.max_bytes", max_blob_bytes.to_string()),
+            ("log.format", format!("{log_format:?}")),
+            ("log.filter", log_filter.clone()),
+            ("shutdown_timeout", shutdown_timeout.to_string()),
+        ]
+    }
+
     /// Hosts of the addresses that others reach this node at, each once.
     #[must_use]
     pub fn advertised_hosts(&self) -> Vec<String> {

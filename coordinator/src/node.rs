@@ -49,6 +49,7 @@ use crate::enroll::{self, EnrollApi};
 use crate::http;
 use crate::leader::{self, Live, planner};
 use crate::port_holder;
+use crate::raft::driver::Pulse;
 use crate::raft::{OnFatal, RaftSettings};
 use crate::replica::View;
 use crate::replication::{Replication, ReplicationConfig};
@@ -69,6 +70,8 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 pub struct Node {
     context: Arc<Context>,
     listen: Listen,
+    pulse: Pulse,
+    material: Arc<watch::Sender<Arc<TlsMaterial>>>,
     tasks: TaskTracker,
     replication: tokio::task::JoinHandle<Option<Replication>>,
     end: oneshot::Sender<()>,
@@ -109,6 +112,7 @@ impl Node {
         let key = ClusterKey::read(&config.data_dir.join(KEY_FILE))?;
         let (material, received) =
             watch::channel(Arc::new(setup::read_material(&config.data_dir)?));
+        let material = Arc::new(material);
         let tls = Tls::new(received, &identity.trust_domain);
         tls.server_config(ClientAuth::Required)?;
         let blobs = Blobs::open(&config.data_dir.join("blobs"), config.max_blob_bytes)
@@ -164,7 +168,7 @@ impl Node {
         tasks.spawn(forward::stamp_leases(context.clone()));
         tasks.spawn(blob_sync::catch_up(context.clone(), client.clone()));
         tasks.spawn(announce(context.clone()));
-        tasks.spawn(renew(context.clone(), material));
+        tasks.spawn(renew(context.clone(), material.clone()));
         tasks.spawn(http::serve(
             context.clone(),
             tls.clone(),
@@ -178,10 +182,13 @@ impl Node {
         ));
         tasks.spawn(serve_enroll(context.clone(), tls, listeners.enroll));
         let (end, ended) = oneshot::channel();
+        let pulse = replication.pulse.clone();
         let replication = tokio::spawn(keep(replication, transfer_requests, ended));
         Ok(Self {
             context,
             listen,
+            pulse,
+            material,
             tasks,
             replication,
             end,
@@ -198,6 +205,22 @@ impl Node {
     #[must_use]
     pub const fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// Whether its replication still turns.
+    #[must_use]
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// A way to put the certificate of the data folder into use again, after somebody replaced it.
+    /// Connections from then on use it.
+    pub fn certificate_reader(&self) -> impl Fn() -> Result<(), SetupError> + Send + 'static {
+        let (material, folder) = (self.material.clone(), self.context.config.data_dir.clone());
+        move || {
+            material.send_replace(Arc::new(setup::read_material(&folder)?));
+            Ok(())
+        }
     }
 
     /// Returns once a majority confirms a read: requests are answered from now on.
@@ -462,7 +485,7 @@ async fn announce(context: Arc<Context>) {
 }
 
 /// Renews this node's certificate at two thirds of its life; connections from then on use it.
-async fn renew(context: Arc<Context>, material: watch::Sender<Arc<TlsMaterial>>) {
+async fn renew(context: Arc<Context>, material: Arc<watch::Sender<Arc<TlsMaterial>>>) {
     loop {
         let due = material
             .borrow()

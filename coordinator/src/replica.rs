@@ -101,6 +101,10 @@ impl Replica {
             Committed::Install(file) => self
                 .install(&file)
                 .map_err(|e| format!("{e}; the node cannot go on without it"))?,
+            // Whoever asked may have given up.
+            Committed::Pulse(beat) => {
+                beat.send(()).ok();
+            }
             Committed::TakeSnapshot => {
                 let parts = &mut self.parts;
                 parts

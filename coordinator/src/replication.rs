@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::entropy;
 use crate::propose::{DoorParts, PROPOSE_LIMIT, Proposer};
 use crate::query::Query;
-use crate::raft::driver::{self, DriverParts, RaftHandle};
+use crate::raft::driver::{self, DriverParts, Pulse, RaftHandle};
 use crate::raft::membership::Members;
 use crate::raft::peer_service::{Asks, ClockWatch, PeerService};
 use crate::raft::snapshot::{Snapshotter, StartError, read_state, recover};
@@ -120,6 +120,8 @@ pub struct Replication {
     pub peers: PeerClients,
     /// Who answers what other members ask.
     pub asks: Asks,
+    /// Whether its threads still turn.
+    pub pulse: Pulse,
     raft: RaftHandle,
     stop: CancellationToken,
     killed: Arc<AtomicBool>,
@@ -272,6 +274,7 @@ impl Replication {
             members,
             peers,
             asks,
+            pulse: Pulse::new(raft.clone()),
             raft,
             stop,
             killed,

@@ -162,6 +162,8 @@ reasons! {
     Credentials = "1504", "CREDENTIALS", InvalidArgument, "log in again with `tidegate login`";
     /// A program of the package is missing.
     ProgramMissing = "1505", "PROGRAM_MISSING", FailedPrecondition, "build or install all programs side by side";
+    /// The services could not be installed on a host, or taken off it.
+    HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

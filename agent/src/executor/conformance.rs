@@ -3,6 +3,8 @@
 //! Each task is done twice. `long` is a command that runs until it is told to end, `missing` one
 //! that cannot be started.
 
+pub mod systemd;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;

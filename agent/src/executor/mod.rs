@@ -12,6 +12,7 @@ pub mod fake;
 pub mod output;
 pub mod process;
 pub mod procfs;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

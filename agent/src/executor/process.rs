@@ -306,13 +306,17 @@ enum Watched {
     Stranger,
 }
 
-struct Refusal {
-    permanent: bool,
-    message: String,
+/// Why a start failed; for executors of this host.
+pub(super) struct Refusal {
+    /// Trying again cannot help.
+    pub permanent: bool,
+    /// For people.
+    pub message: String,
 }
 
 impl Refusal {
-    fn of(error: &io::Error, program: &Path, launch: &Launch) -> Self {
+    /// Why a program could not be run, in plain words.
+    pub fn of(error: &io::Error, program: &Path, launch: &Launch) -> Self {
         let name = program.display();
         if !launch.release_dir.is_dir() {
             return Self {
@@ -395,7 +399,7 @@ async fn group_ends(group: u32, limit: Duration) -> bool {
 }
 
 /// Waits for the end of a process that is not a child.
-async fn wait_for_stranger(process: &ProcessId) {
+pub(super) async fn wait_for_stranger(process: &ProcessId) {
     let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
     let fd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     // The number may have been given to another one before the descriptor was opened.

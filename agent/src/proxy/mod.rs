@@ -42,11 +42,14 @@ use tracing_subscriber::EnvFilter;
 
 use control::Server;
 use engine::Engine;
+use sd_notify::NotifyState;
 use store::{FolderLock, LogFile, TableFile};
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use balance::pick;
 pub use store::FolderError;
+
+use crate::service::tell;
 
 /// How long open requests may go on after the proxy was told to end.
 pub const GRACE: Duration = Duration::from_secs(30);
@@ -140,6 +143,7 @@ impl Proxy {
             server.serve(serving, stop_sender).await;
         });
         info!(pid = std::process::id(), dir = %dir.display(), "proxy started");
+        tell(&[NotifyState::Ready]);
         Ok(Self {
             dir,
             lock,

@@ -25,7 +25,7 @@ use tidegate_agent_core::retention::{KeptRelease, expendable};
 use tidegate_shared::assignment::{Assignment, Assignments, Generation, Report};
 use tidegate_shared::spec::Port;
 use tidegate_shared::time::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::asset::ReleaseStore;
@@ -98,6 +98,7 @@ pub struct Reconciler {
     reported: Option<(Timestamp, Vec<String>)>,
     host: HostMeter,
     usage: UsageMeter,
+    pulses: Option<mpsc::Receiver<oneshot::Sender<()>>>,
 }
 
 /// Time that never goes backwards: the wall clock of the start, and what passed since.
@@ -142,6 +143,7 @@ impl Reconciler {
             reported: None,
             host: HostMeter::new(&settings.layout.dir),
             usage: UsageMeter::default(),
+            pulses: None,
             outlets,
             ledger,
             parts,
@@ -152,6 +154,13 @@ impl Reconciler {
         let seconds = reconciler.clock.wall / 1_000;
         reconciler.ledger.start = (reconciler.ledger.start + 1).max(seconds);
         reconciler
+    }
+
+    /// A way to ask whether the loop turns: it answers between two turns, as soon as it can.
+    pub fn pulse(&mut self) -> mpsc::Sender<oneshot::Sender<()>> {
+        let (sender, receiver) = mpsc::channel(1);
+        self.pulses = Some(receiver);
+        sender
     }
 
     /// The start counter of this run.
@@ -190,6 +199,7 @@ impl Reconciler {
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
+        let mut pulses = self.pulses.take();
         loop {
             let wake = self.turn().await;
             tokio::select! {
@@ -207,6 +217,10 @@ impl Reconciler {
                         Some(Wish::Removed) => self.leave(),
                         None => return,
                     }
+                }
+                Some(beat) = next_pulse(&mut pulses) => {
+                    // Whoever asked may have given up.
+                    beat.send(()).ok();
                 }
                 () = tokio::time::sleep(wake) => {}
             }
@@ -746,6 +760,15 @@ impl Reconciler {
                 instance.memory_bytes = usage.memory_bytes;
             }
         }
+    }
+}
+
+async fn next_pulse(
+    pulses: &mut Option<mpsc::Receiver<oneshot::Sender<()>>>,
+) -> Option<oneshot::Sender<()>> {
+    match pulses {
+        Some(pulses) => pulses.recv().await,
+        None => None,
     }
 }
 

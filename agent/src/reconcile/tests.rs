@@ -116,6 +116,8 @@ impl Agent {
                 first: 30_000,
                 last: 39_999,
             },
+            executor: crate::config::ExecutorChoice::Process,
+            proxy_unit: None,
             log: "info".into(),
             log_json: false,
         };

@@ -61,16 +61,7 @@ impl Coordinators {
         match serde_json::from_slice::<Self>(&bytes) {
             // Both: an operator's edit helps when every address of the kept list is dead.
             Ok(mut kept) => {
-                for (list, more) in [
-                    (&mut kept.control, configured.control),
-                    (&mut kept.http, configured.http),
-                ] {
-                    let fresh: Vec<String> = more
-                        .into_iter()
-                        .filter(|address| !list.contains(address))
-                        .collect();
-                    list.extend(fresh);
-                }
+                kept.add(configured);
                 kept
             }
             Err(error) => {
@@ -78,6 +69,23 @@ impl Coordinators {
                 configured
             }
         }
+    }
+
+    /// Adds those of another list that are not in this one; whether there were any.
+    pub fn add(&mut self, other: Self) -> bool {
+        let mut added = false;
+        for (list, more) in [
+            (&mut self.control, other.control),
+            (&mut self.http, other.http),
+        ] {
+            for address in more {
+                if !list.contains(&address) {
+                    list.push(address);
+                    added = true;
+                }
+            }
+        }
+        added
     }
 
     fn received(from: wire::Coordinators) -> Result<Self, String> {
@@ -125,6 +133,8 @@ pub struct SessionParts {
     pub wishes: mpsc::Sender<Wish>,
     /// The instances that the agent knows, for asks for logs.
     pub instances: watch::Receiver<Arc<Vec<InstanceKey>>>,
+    /// Told the coordinator of the session that is up, and nothing while there is none.
+    pub connected: watch::Sender<Option<String>>,
 }
 
 /// Keeps a session up until the wishes' receiver is gone.
@@ -141,6 +151,9 @@ pub async fn run(mut parts: SessionParts) {
         pick = pick.wrapping_add(1);
         let began = tokio::time::Instant::now();
         let ended = session(&mut parts, &address).await;
+        parts
+            .connected
+            .send_if_modified(|held| held.take().is_some());
         if began.elapsed() >= GOOD_SESSION {
             attempts.was_good();
         }
@@ -214,6 +227,7 @@ async fn session(parts: &mut SessionParts, address: &str) -> Result<End, End> {
         .map_err(|status| End::of_status(&status))?
         .into_inner();
     info!(coordinator = address, "session up");
+    parts.connected.send_replace(Some(address.to_owned()));
     let mut reports = parts.reports.clone();
     reports.mark_changed();
     let mut renewal = Box::pin(tokio::time::sleep(until_renewal(&parts.tls.material())));

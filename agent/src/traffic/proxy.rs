@@ -211,6 +211,9 @@ impl ProxyTraffic {
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(false);
+        for variable in crate::service::MANAGER_VARIABLES {
+            command.env_remove(variable);
+        }
         let child = command.spawn().map_err(failed)?;
         info!(pid = child.id(), dir = %self.dir.display(), "proxy started");
         Ok(child)

@@ -35,10 +35,12 @@ use crate::storage::snapshot::SnapshotFile;
 
 mod cache;
 mod drain;
+mod pulse;
 mod wire;
 
 use cache::Cache;
 use drain::TracingDrain;
+pub use pulse::Pulse;
 use wire::{
     conf_change, from_wire, length_of, membership_of, to_log_entry, to_raft_entry, to_wire_all,
 };
@@ -73,6 +75,7 @@ enum Input {
         newest: SnapshotFile,
         compact: u64,
     },
+    Pulse(oneshot::Sender<()>),
     Stop,
 }
 
@@ -429,6 +432,7 @@ impl Driver {
                 }
             }
             Input::SnapshotTaken { newest, compact } => self.snapshot_taken(newest, compact),
+            Input::Pulse(beat) => drop(self.parts.committed.send(Committed::Pulse(beat))),
             Input::Stop => self.stopping = true,
         }
     }

@@ -129,6 +129,8 @@ pub enum Committed {
     Install(SnapshotFile),
     /// Somebody needs a snapshot that is newer than what there is.
     TakeSnapshot,
+    /// Somebody wants to know that both threads still turn.
+    Pulse(oneshot::Sender<()>),
 }
 
 /// One committed entry.
