@@ -29,8 +29,8 @@ pub mod replica;
 pub mod replication;
 #[cfg(test)]
 mod replication_tests;
-pub mod service;
 pub mod secrets;
+pub mod service;
 pub mod setup;
 pub mod storage;
 pub mod tls;

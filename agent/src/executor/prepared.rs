@@ -437,7 +437,11 @@ mod tests {
         let (sender, events) = mpsc::unbounded_channel();
         let folder = instances.to_owned();
         let executor = Prepared::new(folder.clone(), sender, |events| {
-            Arc::new(ProcessExecutor::new(folder, Duration::from_secs(10), events))
+            Arc::new(ProcessExecutor::new(
+                folder,
+                Duration::from_secs(10),
+                events,
+            ))
         });
         (executor, events)
     }

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use tidegate_e2e::support::{
-    begin, ends, establish, get, publish, publish_files, shop_at, weight,
-};
+use tidegate_e2e::support::{begin, ends, establish, get, publish, publish_files, shop_at, weight};
 use tidegate_harness::cluster::{PATIENCE, number, programs, text};
 use tidegate_harness::load::Load;
 use tidegate_harness::nspawn::Host;
@@ -236,7 +234,11 @@ fn everything_is_upgraded_in_a_rollout(service: &Service) -> anyhow::Result<()> 
         service.all_connected()?;
         load.clean(&format!("after the upgrade of {}", host.name()))?;
     }
-    let act = |verb: &[&str]| service.tidegate(&[&["deployment"], verb, &[&rollout]].concat())?.ok();
+    let act = |verb: &[&str]| {
+        service
+            .tidegate(&[&["deployment"], verb, &[&rollout]].concat())?
+            .ok()
+    };
     act(&["promote", "--full"])?;
     weight(service, &rollout, 10_000)?;
     poll::until("the end of the bake", PATIENCE, || act(&["finalize"]))?;
