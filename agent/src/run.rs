@@ -93,7 +93,8 @@ pub async fn run(
     };
     let store = Arc::new(ReleaseStore::open(layout.releases()).map_err(folder_error)?);
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
-    let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
+    let traffic = ProxyTraffic::new(layout.proxy()).map_err(folder_error)?;
+    let traffic = Arc::new(traffic.under(settings.proxy_unit.clone()));
     let signals = Signals::new().map_err(folder_error)?;
     let hang_up = signal(SignalKind::hangup()).map_err(folder_error)?;
 

@@ -137,6 +137,39 @@ pub struct Report {
     pub host: HostMetrics,
     /// What the agent knows to be wrong with itself.
     pub complaints: Vec<String>,
+    /// The agent's proxy, as it told of itself last; none: it has none, or has not answered yet.
+    #[serde(default)]
+    pub proxy: Option<ProxyReport>,
+}
+
+/// The proxy of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProxyReport {
+    /// Its process.
+    pub pid: u32,
+    /// The version of its program.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Client connections that are open.
+    pub connections: u64,
+    /// Proxies that it has replaced and that still finish what is open.
+    pub draining: Vec<DrainingProxy>,
+}
+
+/// A proxy that was replaced and finishes what is open.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DrainingProxy {
+    /// Its process.
+    pub pid: u32,
+    /// The version of its program.
+    pub version: String,
+    /// When it was replaced.
+    pub since: Timestamp,
+    /// When it cuts off what is still open.
+    pub until: Timestamp,
+    /// Requests and connections that are still open.
+    pub open: u64,
 }
 
 /// One version of one scope as it is on an agent.

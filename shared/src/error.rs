@@ -164,6 +164,8 @@ reasons! {
     ProgramMissing = "1505", "PROGRAM_MISSING", FailedPrecondition, "build or install all programs side by side";
     /// The services could not be installed on a host, or taken off it.
     HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
+    /// The proxy of this host does not answer, or cannot be replaced.
+    ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

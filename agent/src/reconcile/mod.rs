@@ -5,6 +5,7 @@
 //! a turn never waits for a download or a stop. `kill -9` at any point is safe: what was under way
 //! is found again on disk, among the processes and in the data plane.
 
+mod plane;
 pub mod ports;
 pub mod recover;
 pub mod route;
@@ -17,12 +18,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_agent_core::desired::Desired;
 use tidegate_agent_core::fence::{self, Verdict};
-use tidegate_agent_core::observed::{Event, Observed, Traffic};
+use tidegate_agent_core::observed::{Event, Observed};
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
 use tidegate_agent_core::retention::{KeptRelease, expendable};
-use tidegate_shared::assignment::{Assignment, Assignments, Generation, Report};
+use tidegate_shared::assignment::{Assignment, Assignments, Generation, ProxyReport, Report};
 use tidegate_shared::spec::Port;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,7 +40,7 @@ use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
 use ports::Ports;
-use route::{Addresses, Conflicts};
+use route::Conflicts;
 
 /// Turns at one wake-up: each is a route that was acknowledged.
 const MAX_TURNS: usize = 8;
@@ -91,6 +92,7 @@ pub struct Reconciler {
     observed: Observed,
     complaints: BTreeMap<&'static str, String>,
     conflicts: Conflicts,
+    proxy: Option<ProxyReport>,
     routed: Option<(Instant, Routes)>,
     looked: Option<Instant>,
     rotated: Instant,
@@ -136,6 +138,7 @@ impl Reconciler {
             observed: Observed::default(),
             complaints: BTreeMap::new(),
             conflicts: Conflicts::new(),
+            proxy: None,
             routed: None,
             looked: None,
             rotated: Instant::now(),
@@ -467,70 +470,6 @@ impl Reconciler {
         false
     }
 
-    async fn route(&mut self, routes: Routes) -> bool {
-        let told = self.routed.as_ref();
-        if told.is_some_and(|(at, same)| *same == routes && at.elapsed() < ROUTE_AGAIN) {
-            return false;
-        }
-        let addresses = Addresses {
-            listen: self.parts.settings.listen_address,
-            instance: self.parts.settings.instance_address,
-        };
-        let (table, conflicts) = route::table(&routes, addresses);
-        self.routed = Some((Instant::now(), routes));
-        self.looked = Some(Instant::now());
-        let traffic = match self.parts.traffic.converge(table).await {
-            Ok(held) => {
-                self.complaints.remove("proxy");
-                self.conflicts = conflicts;
-                route::traffic(&held, &self.conflicts)
-            }
-            Err(error) => {
-                warn!(%error, "the routes were not taken");
-                self.complaints.insert("proxy", error.to_string());
-                Traffic::Unknown
-            }
-        };
-        self.observed
-            .apply(Event::Traffic(traffic), self.clock.now());
-        true
-    }
-
-    /// Asks the data plane what it holds.
-    async fn look(&mut self) {
-        self.looked = Some(Instant::now());
-        let traffic = if self.needs_traffic() {
-            match self.parts.traffic.observe().await {
-                Ok(held) => {
-                    self.complaints.remove("proxy");
-                    route::traffic(&held, &self.conflicts)
-                }
-                Err(error) => {
-                    if self.complaints.insert("proxy", error.to_string()).is_none() {
-                        warn!(%error, "the data plane does not answer");
-                    }
-                    Traffic::Unknown
-                }
-            }
-        } else {
-            Traffic::Held(BTreeMap::new())
-        };
-        self.observed
-            .apply(Event::Traffic(traffic), self.clock.now());
-    }
-
-    /// Whether there is anything to route, or a data plane that may hold routes of old.
-    fn needs_traffic(&self) -> bool {
-        let wished = self.desired.places.values();
-        let held = self.observed.places.values().map(|place| &place.item);
-        let known = self.ledger.places.iter();
-        wished
-            .chain(held)
-            .chain(known)
-            .any(|item| item.port != Port::None)
-            || self.parts.settings.layout.proxy().exists()
-    }
-
     fn busy(&self) -> bool {
         self.desired.report_interval.is_some()
     }
@@ -721,6 +660,10 @@ impl Reconciler {
         let mut places = report::places(&self.observed, now);
         let mut marks = report::landmarks(self.desired.generation, &places);
         marks.extend(self.complaints.values().cloned());
+        marks.extend(self.proxy.iter().map(|proxy| {
+            let draining = proxy.draining.iter().map(|old| old.pid);
+            format!("proxy {} {:?}", proxy.pid, draining.collect::<Vec<u32>>())
+        }));
         let due = self.reported.as_ref().is_none_or(|(at, told)| {
             now.since(*at) >= report::interval(&self.desired) || *told != marks
         });
@@ -745,6 +688,7 @@ impl Reconciler {
             places,
             host: self.host.read(),
             complaints: self.complaints.values().cloned().collect(),
+            proxy: self.proxy.clone(),
         })));
         self.reported = Some((now, marks));
     }

@@ -6,7 +6,7 @@
 use tidegate_proto::agent::v1 as wire;
 use tidegate_shared::assignment::{
     AssetWish, Assignment, Assignments, Counters, Generation, Guard, InstanceState,
-    ObservedInstance, ObservedPlace, Report, Role, WishedState,
+    ObservedInstance, ObservedPlace, ProxyReport, Report, Role, WishedState,
 };
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::spec::{AssetKind, ExecProbe, HealthCheck, HttpProbe, Port, RunSpec};
@@ -229,6 +229,24 @@ pub fn report(from: &Report) -> wire::Report {
             disk_available: from.host.disk_available,
         }),
         complaints: from.complaints.clone(),
+        proxy: from.proxy.as_ref().map(proxy_status),
+    }
+}
+
+fn proxy_status(from: &ProxyReport) -> wire::ProxyStatus {
+    let draining = from.draining.iter().map(|old| wire::DrainingProxy {
+        pid: old.pid,
+        version: old.version.clone(),
+        since_ms: old.since.millis(),
+        until_ms: old.until.millis(),
+        open: old.open,
+    });
+    wire::ProxyStatus {
+        pid: from.pid,
+        version: from.version.clone(),
+        started_at_ms: from.started_at.millis(),
+        connections: from.connections,
+        draining: draining.collect(),
     }
 }
 

@@ -3,8 +3,9 @@
 
 use tidegate_proto::agent::v1 as pb;
 use tidegate_shared::assignment::{
-    Assignment, Assignments, Counters, Facts, Generation, HostMetrics, InstanceState,
-    ObservedInstance, ObservedPlace, PermanentError, PermanentErrorKind, Report, Role, WishedState,
+    Assignment, Assignments, Counters, DrainingProxy, Facts, Generation, HostMetrics,
+    InstanceState, ObservedInstance, ObservedPlace, PermanentError, PermanentErrorKind,
+    ProxyReport, Report, Role, WishedState,
 };
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::spec::{HealthCheck, Port, Probe};
@@ -16,6 +17,8 @@ use tidegate_shared::weight::Weight;
 const MOST_PLACES: usize = 1_000;
 /// Instances that one place may hold.
 const MOST_INSTANCES: usize = 100;
+/// Replaced proxies of an agent that are kept.
+const MOST_DRAINING: usize = 16;
 /// Facts of an agent, and bytes of each.
 const MOST_FACTS: usize = 64;
 const FACT_BYTES: usize = 1_024;
@@ -107,7 +110,26 @@ pub fn report(found: pb::Report) -> Result<Report, Malformed> {
             disk_available: host.disk_available,
         },
         complaints: found.complaints.into_iter().take(32).map(cut).collect(),
+        proxy: found.proxy.map(proxy_report),
     })
+}
+
+fn proxy_report(found: pb::ProxyStatus) -> ProxyReport {
+    let draining = found.draining.into_iter().take(MOST_DRAINING);
+    let draining = draining.map(|old| DrainingProxy {
+        pid: old.pid,
+        version: cut(old.version),
+        since: Timestamp::from_millis(old.since_ms),
+        until: Timestamp::from_millis(old.until_ms),
+        open: old.open,
+    });
+    ProxyReport {
+        pid: found.pid,
+        version: cut(found.version),
+        started_at: Timestamp::from_millis(found.started_at_ms),
+        connections: found.connections,
+        draining: draining.collect(),
+    }
 }
 
 fn observed_place(found: pb::ObservedPlace) -> Result<ObservedPlace, Malformed> {
