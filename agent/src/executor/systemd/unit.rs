@@ -180,6 +180,12 @@ fn quoted(value: &str) -> String {
     text
 }
 
+/// Whether the program itself was run, as its end tells: set-up ends with a status of its own.
+pub fn was_run(state: &UnitState) -> bool {
+    let failed_before = state.code == 1 && SETUP_FAILURES.contains(&state.status);
+    state.last_pid > 0 && state.code > 0 && !failed_before
+}
+
 /// Why a unit did not come up, from how its set-up ended.
 pub fn why_not_up(
     launch: &Launch,
@@ -289,8 +295,10 @@ mod tests {
         assert!(!why.permanent);
         assert!(why.message.contains("step 226"), "{}", why.message);
         assert!(why.message.contains("mount namespacing"), "{}", why.message);
-        let ended = why_not_up(&launch, Path::new("/bin/app"), &state(2, 9, "signal"), None);
-        assert!(ended.message.contains("signal 9"), "{}", ended.message);
+        assert!(!was_run(&state(1, 226, "exit-code")));
+        assert!(was_run(&state(2, 9, "signal")));
+        assert!(was_run(&state(1, 3, "exit-code")));
+        assert!(!was_run(&state(0, 0, "resources")));
     }
 
     #[test]
