@@ -9,6 +9,7 @@
 //! [`crate::systemd`], output is read back by `journal`.
 
 pub mod journal;
+mod limits;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -120,6 +121,7 @@ impl Executor for SystemdExecutor {
             Task::Stop {
                 instance,
                 incarnation,
+                ..
             } => {
                 tokio::spawn(async move { inner.stop(instance, incarnation).await });
             }

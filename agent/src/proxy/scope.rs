@@ -15,7 +15,7 @@ use super::table::{
     ScopeRoute, VersionRoute,
 };
 use super::upstream::{Instance, Ledger};
-use crate::port_holder::port_taken_message;
+use crate::port_holder::why_not;
 
 /// Instances that left the table are remembered for their counters, at most so many per version.
 const RETIRED_MAX: usize = 64;
@@ -49,21 +49,13 @@ pub(super) struct Member {
 
 pub(super) fn listen_problem(route: &ScopeRoute, error: &io::Error) -> ListenProblem {
     let (scope, listen) = (&route.scope, route.listen);
-    let (kind, reason) = match error.kind() {
-        io::ErrorKind::AddrInUse => (ListenProblemKind::AddressInUse, port_taken_message(listen)),
-        io::ErrorKind::AddrNotAvailable => {
-            let reason = format!("{} is not an address of this host", listen.ip());
-            (ListenProblemKind::AddressNotHere, reason)
-        }
-        io::ErrorKind::PermissionDenied => {
-            let reason = format!(
-                "port {} needs the capability CAP_NET_BIND_SERVICE",
-                listen.port()
-            );
-            (ListenProblemKind::NotPermitted, reason)
-        }
-        _ => (ListenProblemKind::Other, error.to_string()),
+    let kind = match error.kind() {
+        io::ErrorKind::AddrInUse => ListenProblemKind::AddressInUse,
+        io::ErrorKind::AddrNotAvailable => ListenProblemKind::AddressNotHere,
+        io::ErrorKind::PermissionDenied => ListenProblemKind::NotPermitted,
+        _ => ListenProblemKind::Other,
     };
+    let reason = why_not(listen, error);
     ListenProblem {
         kind,
         message: format!("scope {scope}: cannot listen on {listen}: {reason}"),

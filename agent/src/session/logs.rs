@@ -9,11 +9,7 @@ use std::time::Duration;
 
 use tidegate_agent_core::place::InstanceKey;
 use tidegate_proto::agent::v1 as wire;
-use tidegate_proto::agent::v1::agent_link_client::AgentLinkClient;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tracing::debug;
 
 use crate::executor::output::{self, Stream};
 use crate::executor::systemd::{journal, unit_name};
@@ -37,50 +33,23 @@ pub struct Output {
     pub instances: PathBuf,
 }
 
-/// Answers an ask on a stream of its own, until everything is told or nobody listens.
-pub async fn answer(
-    ask: wire::Ask,
-    output: Output,
-    known: watch::Receiver<Arc<Vec<InstanceKey>>>,
-    channel: Channel,
+/// Tells the lines into a channel; returns when all is told or nobody listens.
+pub async fn tell(
+    ask: &wire::LogsAsk,
+    output: &Output,
+    known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
+    chunks: &mpsc::Sender<wire::AnswerChunk>,
 ) {
-    let (chunks, outgoing) = mpsc::channel(16);
-    let id = ask.id.clone();
-    let teller = tokio::spawn(async move {
-        let first = wire::AnswerChunk {
-            ask_id: ask.id,
-            ..wire::AnswerChunk::default()
-        };
-        if chunks.send(first).await.is_err() {
-            return;
-        }
-        match ask.kind {
-            Some(wire::ask::Kind::Logs(logs)) => match output.place {
-                OutputPlace::Files => tell(&logs, &output.instances, &known, &chunks).await,
-                OutputPlace::Journal => tell_journal(&logs, &known, &chunks).await,
-            },
-            None => {
-                let error = "this agent does not know that kind of ask".to_owned();
-                let chunk = wire::AnswerChunk {
-                    error,
-                    ..wire::AnswerChunk::default()
-                };
-                chunks.send(chunk).await.ok();
-            }
-        }
-    });
-    let mut client = AgentLinkClient::new(channel);
-    if let Err(status) = client.answer(ReceiverStream::new(outgoing)).await {
-        debug!(ask = id, %status, "the answer was not heard to its end");
+    match output.place {
+        OutputPlace::Files => tell_files(ask, &output.instances, known, chunks).await,
+        OutputPlace::Journal => tell_journal(ask, known, chunks).await,
     }
-    teller.abort();
 }
 
 /// Positions in the files that are told.
 type Positions = BTreeMap<(InstanceKey, &'static str), u64>;
 
-/// Tells the lines into a channel; returns when all is told or nobody listens.
-async fn tell(
+async fn tell_files(
     ask: &wire::LogsAsk,
     instances: &Path,
     known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
@@ -271,7 +240,7 @@ mod tests {
         };
 
         let (sender, mut chunks) = mpsc::channel(4);
-        tell(&ask, dir.path(), &known, &sender).await;
+        tell_files(&ask, dir.path(), &known, &sender).await;
         drop(sender);
         assert_eq!(lines(&mut chunks, 9).await, ["two", "three"]);
 
@@ -279,7 +248,7 @@ mod tests {
         let (sender, mut chunks) = mpsc::channel(4);
         let instances = dir.path().to_path_buf();
         let teller = tokio::spawn(async move {
-            tell(&ask, &instances, &known, &sender).await;
+            tell_files(&ask, &instances, &known, &sender).await;
         });
         assert_eq!(lines(&mut chunks, 2).await, ["two", "three"]);
         writer.write_all(b"four\nhalf").unwrap();
