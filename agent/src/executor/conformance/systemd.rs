@@ -418,7 +418,8 @@ async fn limits(root: &Path) {
 #[allow(clippy::expect_used, reason = "a test")]
 async fn secrets(root: &Path) {
     let mut bench = bench(root, GRACE);
-    let script = "test \"$KEY\" = hidden || exit 1; test \"$(cat $CONF)\" = inside || exit 2; \
+    let script = "until test -e ${INSTANCE_DIR}/go; do sleep 0.05; done; \
+        test \"$KEY\" = hidden || exit 1; test \"$(cat $CONF)\" = inside || exit 2; \
         tr '\\0' ' ' </proc/1/cmdline | grep -q hidden && exit 3; exit 42";
     let mut launch = bench.launch(shell(script));
     let file = serde_json::from_str(r#"{"path": "conf/key"}"#).expect("a file");
