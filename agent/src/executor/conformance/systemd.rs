@@ -441,10 +441,12 @@ async fn secrets(root: &Path) {
         .output()
         .expect("systemctl");
     let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("ActiveState=active"), "{shown}");
     assert!(
         !shown.contains("hidden") && !shown.contains("inside"),
         "{shown}"
     );
+    std::fs::write(dir.join("go"), "").expect("written");
     let how = bench.exited().await;
     assert!(how.contains("exit status 42"), "{how}");
 }
