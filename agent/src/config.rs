@@ -6,12 +6,13 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 
 use crate::error::AgentError;
-use crate::files;
+use crate::{files, tls};
 
 /// Environment variables above the file: `TIDEGATE_AGENT_<KEY>`.
 pub const ENVIRONMENT: &str = "TIDEGATE_AGENT_";
@@ -41,6 +42,9 @@ pub struct Config {
     /// The unit of systemd that runs the proxy; empty: the agent starts it itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub proxy_unit: String,
+    /// PEM file of certificates that web servers of assets may show, beside the system's roots.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source_ca_file: String,
     /// What is logged, as `info` or `info,tidegate_agent=debug`.
     #[serde(default = "log")]
     pub log: String,
@@ -90,6 +94,8 @@ pub struct Settings {
     pub executor: ExecutorChoice,
     /// The unit of systemd that runs the proxy; none: the agent starts it itself.
     pub proxy_unit: Option<String>,
+    /// Roots of web servers of assets, beside the system's.
+    pub source_roots: Vec<CertificateDer<'static>>,
     /// Filter of the log.
     pub log: String,
     /// The log is JSON.
@@ -235,6 +241,7 @@ impl Config {
             port_range: port_range(),
             executor: executor(),
             proxy_unit: String::new(),
+            source_ca_file: String::new(),
             log: log(),
             log_format: log_format(),
         }
@@ -314,12 +321,13 @@ impl Config {
         if let Some(value) = take("http") {
             self.http = list(value);
         }
-        let texts: [(&'static str, &mut String); 7] = [
+        let texts: [(&'static str, &mut String); 8] = [
             ("listen_address", &mut self.listen_address),
             ("instance_address", &mut self.instance_address),
             ("port_range", &mut self.port_range),
             ("executor", &mut self.executor),
             ("proxy_unit", &mut self.proxy_unit),
+            ("source_ca_file", &mut self.source_ca_file),
             ("log", &mut self.log),
             ("log_format", &mut self.log_format),
         ];
@@ -396,8 +404,19 @@ impl Config {
             );
             return Err(wrong("proxy_unit", message));
         }
+        let source_roots = match self.source_ca_file.as_str() {
+            "" => Vec::new(),
+            path => std::fs::read(path)
+                .map_err(|error| error.to_string())
+                .and_then(|pem| {
+                    let found = tls::certificates("certificates", &pem);
+                    found.map_err(|error| error.to_string())
+                })
+                .map_err(|why| wrong("source_ca_file", format!("{path}: {why}")))?,
+        };
         Ok(Settings {
             name,
+            source_roots,
             layout,
             listen_address: ip("listen_address", &self.listen_address)?,
             instance_address: ip("instance_address", &self.instance_address)?,

@@ -13,7 +13,8 @@ use clap::{Args, Parser, Subcommand};
 use tidegate_agent::config::{Config, Layout, PortRange, Settings};
 use tidegate_agent::enroll::{self, JoinOptions};
 use tidegate_agent::error::AgentError;
-use tidegate_agent::proxy::{self, ProxyArgs};
+use tidegate_agent::executor::limits::{self, ExecArgs};
+use tidegate_agent::proxy::{self, ProxyArgs, status};
 use tidegate_agent::run;
 use tidegate_agent::service::{Reload, SetFilter};
 use tidegate_packaging::Options;
@@ -54,7 +55,34 @@ enum Command {
     /// Stop every instance and the proxy of an agent that does not run
     StopAll(StopArguments),
     /// Run the data plane of this host: listens for the scopes and spreads requests over versions by weight
-    Proxy(ProxyArgs),
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Proxy(ProxyCommand),
+    /// Become a program with limits; the agent runs it for instances that have them
+    #[command(hide = true, name = limits::SUBCOMMAND)]
+    ExecLimited(ExecArgs),
+}
+
+#[derive(Args)]
+struct ProxyCommand {
+    #[command(subcommand)]
+    ask: Option<ProxyAsk>,
+    #[command(flatten)]
+    run: Option<ProxyArgs>,
+}
+
+#[derive(Subcommand)]
+enum ProxyAsk {
+    /// Tell how the running proxy does: process, listeners, weights, counts, replaced ones that drain
+    Status(ProxyAskArguments),
+    /// Replace the running proxy by one of this program, without dropping a connection
+    Replace(ProxyAskArguments),
+}
+
+#[derive(Args)]
+struct ProxyAskArguments {
+    /// The agent's folder
+    #[arg(long, default_value = DEFAULT_DIR)]
+    dir: PathBuf,
 }
 
 /// Run the agent until SIGTERM; applications and the proxy go on after it.
@@ -159,7 +187,17 @@ struct StopArguments {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
-        Command::Proxy(arguments) => {
+        Command::Proxy(ProxyCommand { ask: Some(ask), .. }) => ask_proxy(&ask),
+        Command::Proxy(ProxyCommand { run: None, .. }) => {
+            eprintln!(
+                "error: --dir is missing\nhint: tidegate-agent proxy --dir DIR runs the proxy; see --help"
+            );
+            return ExitCode::FAILURE;
+        }
+        Command::Proxy(ProxyCommand {
+            run: Some(arguments),
+            ..
+        }) => {
             return match proxy::main(arguments) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
@@ -167,6 +205,11 @@ fn main() -> ExitCode {
                     ExitCode::FAILURE
                 }
             };
+        }
+        Command::ExecLimited(arguments) => {
+            eprintln!("error: {}", limits::exec(arguments));
+            // As shells say it: the command was found and did not become the program.
+            return ExitCode::from(126);
         }
         Command::Run(arguments) => run_agent(&arguments),
         Command::Join(arguments) => join(arguments),
@@ -259,6 +302,20 @@ fn join(arguments: JoinArguments) -> Result<(), AgentError> {
         joined.name,
         joined.config.display()
     );
+    Ok(())
+}
+
+fn ask_proxy(ask: &ProxyAsk) -> Result<(), AgentError> {
+    drop(init_log("warn", false));
+    let (ProxyAsk::Status(arguments) | ProxyAsk::Replace(arguments)) = ask;
+    let layout = Layout {
+        dir: arguments.dir.clone(),
+    };
+    let told = match ask {
+        ProxyAsk::Status(_) => runtime()?.block_on(status::look(&layout.proxy()))?,
+        ProxyAsk::Replace(_) => runtime()?.block_on(status::replace(&layout.proxy()))?,
+    };
+    print!("{told}");
     Ok(())
 }
 

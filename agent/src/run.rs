@@ -14,14 +14,18 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::asset::ReleaseStore;
-use crate::asset::fetch::Coordinated;
+use crate::asset::coordinated::Coordinated;
+use crate::asset::places::Places;
+use crate::asset::web::Web;
 use crate::config::{ExecutorChoice, Layout, Settings};
 use crate::error::AgentError;
+use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::systemd::{SystemdExecutor, end_unit};
 use crate::executor::{Events, Executor};
 use crate::ledger::{self, Found, Ledger};
 use crate::reconcile::{Outlets, Parts, Reconciler, find_process};
+use crate::secrets::SecretStore;
 use crate::service::{self, Attended, Reload};
 use crate::session::{self, Coordinators, SessionParts};
 use crate::systemd::Manager;
@@ -93,7 +97,10 @@ pub async fn run(
     };
     let store = Arc::new(ReleaseStore::open(layout.releases()).map_err(folder_error)?);
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
-    let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
+    let (secrets, lost_secrets) = SecretStore::open(&layout.dir);
+    let secrets = Arc::new(secrets);
+    let traffic = ProxyTraffic::new(layout.proxy()).map_err(folder_error)?;
+    let traffic = Arc::new(traffic.under(settings.proxy_unit.clone()));
     let signals = Signals::new().map_err(folder_error)?;
     let hang_up = signal(SignalKind::hangup()).map_err(folder_error)?;
 
@@ -104,9 +111,14 @@ pub async fn run(
     let coordinators = watch::Sender::new(Coordinators::load(&layout, configured));
     let (material_sender, material) = watch::channel(material);
     let tls = Tls::new(material);
-    let source = Arc::new(Coordinated {
-        tls: tls.clone(),
-        coordinators: coordinators.subscribe(),
+    let source = Arc::new(Places {
+        store: Coordinated {
+            tls: tls.clone(),
+            coordinators: coordinators.subscribe(),
+        },
+        web: Web {
+            roots: settings.source_roots.clone(),
+        },
     });
     let (events, event_receiver) = mpsc::unbounded_channel();
     let executor = choose_executor(settings.executor, &layout, events.clone()).await?;
@@ -123,6 +135,7 @@ pub async fn run(
         dir = %layout.dir.display(),
         "agent started"
     );
+    let listen_address = settings.listen_address;
     let connected = watch::Sender::new(None);
     let attended = Attended {
         settings: settings.clone(),
@@ -135,7 +148,8 @@ pub async fn run(
         settings,
         executor,
         traffic,
-        store,
+        store: Arc::clone(&store),
+        secrets,
         source,
         events,
     };
@@ -145,6 +159,10 @@ pub async fn run(
         instances,
     };
     let mut reconciler = Reconciler::new(parts, outlets, ledger, complaint);
+    if let Some(complaint) = lost_secrets {
+        error!("{complaint}");
+        reconciler.complain("secrets", complaint);
+    }
     reconciler.resume().await;
     let pulse = reconciler.pulse();
     let session = tokio::spawn(session::run(SessionParts {
@@ -158,6 +176,9 @@ pub async fn run(
         reports: report_receiver,
         wishes,
         instances: instance_receiver,
+        store,
+        listen_address,
+        executor: capabilities,
         connected,
     }));
     let attending = service::attend(attended, pulse, reload, hang_up);
@@ -208,12 +229,17 @@ async fn choose_executor(
             }
         },
     };
-    if usable {
-        return Ok(Arc::new(SystemdExecutor::new(
-            dir, instances, GRACE, events,
-        )));
-    }
-    Ok(Arc::new(ProcessExecutor::new(instances, GRACE, events)))
+    Ok(Arc::new(Prepared::new(
+        layout.instances(),
+        events,
+        |events| -> Arc<dyn Executor> {
+            if usable {
+                Arc::new(SystemdExecutor::new(dir, instances, GRACE, events))
+            } else {
+                Arc::new(ProcessExecutor::new(instances, GRACE, events))
+            }
+        },
+    )))
 }
 
 fn check_identity(settings: &Settings, identity: &crate::tls::SpiffeId) -> Result<(), AgentError> {

@@ -27,6 +27,9 @@ const NO_UNIT: [&str; 2] = [
     "org.freedesktop.systemd1.UnitNotFound",
 ];
 
+/// The name of the error that means "there is such a unit".
+const UNIT_EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
+
 /// How long the manager may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(25);
 
@@ -39,6 +42,9 @@ pub enum BusError {
     /// No such unit.
     #[error("systemd has no unit {0}")]
     NoUnit(String),
+    /// There is such a unit already.
+    #[error("systemd has such a unit already: {0}")]
+    Exists(String),
     /// It said no.
     #[error("systemd refuses: {0}")]
     Refused(String),
@@ -73,6 +79,8 @@ pub struct UnitState {
     pub was_up: bool,
     /// Which run, in hexadecimal digits; empty: none yet.
     pub invocation: String,
+    /// When its main process was started, in microseconds since 1970; 0: not yet.
+    pub started_at: u64,
     /// Its main process; 0: none now.
     pub main_pid: u32,
     /// The main process of the latest run, also after its end; 0: none.
@@ -235,6 +243,8 @@ impl Manager {
                 let words = words.unwrap_or_else(|| name.to_string());
                 if NO_UNIT.contains(&name.as_str()) {
                     Err(BusError::NoUnit(words))
+                } else if name.as_str() == UNIT_EXISTS {
+                    Err(BusError::Exists(words))
                 } else {
                     Err(BusError::Refused(words))
                 }
@@ -308,6 +318,7 @@ fn state_of(all: &HashMap<String, OwnedVariant>) -> UnitState {
             .get("InvocationID")
             .map(|value| hexadecimal(value))
             .unwrap_or_default(),
+        started_at: u64::try_from(of_number("ExecMainStartTimestamp")).unwrap_or(0),
         main_pid: pid("MainPID"),
         last_pid: pid("ExecMainPID"),
         code: small("ExecMainCode"),

@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::agents::session::{self, AgentLinkApi};
-use crate::agents::{Sessions, forward};
+use crate::agents::{Sessions, forward, host_check};
 use crate::api::agents::AgentsApi;
 use crate::api::approvals::ApprovalsApi;
 use crate::api::authz::Door;
@@ -41,6 +41,7 @@ use crate::api::releases::ReleasesApi;
 use crate::api::scopes::ScopesApi;
 use crate::api::tokens::TokensApi;
 use crate::api::{Authority, Context};
+use crate::blob_gc;
 use crate::blob_sync::{self, BlobClient};
 use crate::ca::{self, ClusterKey, Subject};
 use crate::clock::Clock;
@@ -127,9 +128,12 @@ impl Node {
             config.advertise.peer.clone(),
             tidegate_coordinator_core::apply,
         );
+        let usual = RaftSettings::default();
         parts.raft = RaftSettings {
             tick: config.tick.to_std(),
-            ..RaftSettings::default()
+            snapshot_entries: config.snapshot_entries,
+            keep_entries: usual.keep_entries.min(config.snapshot_entries),
+            ..usual
         };
         parts.services = late.routes();
         parts.clock = clock.clone();
@@ -143,6 +147,7 @@ impl Node {
             clock,
             proposer: replication.proposer.clone(),
             query: replication.query.clone(),
+            history: replication.history.clone(),
             entries: replication.entries.clone(),
             status: replication.status.clone(),
             peers: replication.peers.clone(),
@@ -158,6 +163,7 @@ impl Node {
         let asks = &replication.asks;
         asks.register(forward::TOPIC, leader::take_batch(context.clone()));
         asks.register(blob_sync::TOPIC, blob_sync::tell_sizes(context.clone()));
+        asks.register(host_check::TOPIC, host_check::answer_here(context.clone()));
         asks.register(enroll::KEY_TOPIC, enroll::give_key(context.clone()));
         late.set(context.clone(), relayed_routes(&context));
 
@@ -167,6 +173,7 @@ impl Node {
         tasks.spawn(forward::run(context.clone(), heard));
         tasks.spawn(forward::stamp_leases(context.clone()));
         tasks.spawn(blob_sync::catch_up(context.clone(), client.clone()));
+        tasks.spawn(blob_gc::run(context.clone()));
         tasks.spawn(announce(context.clone()));
         tasks.spawn(renew(context.clone(), material.clone()));
         tasks.spawn(http::serve(

@@ -9,6 +9,7 @@
 //! [`crate::systemd`], output is read back by `journal`.
 
 pub mod journal;
+mod limits;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -23,7 +24,9 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::process::{Refusal, end_group, wait_for_stranger};
-use super::{Capabilities, Events, Executor, Launch, Running, Task, instance_dir, procfs};
+use super::{
+    Capabilities, Events, Executor, Launch, OutputPlace, Running, Task, instance_dir, procfs,
+};
 use crate::files;
 use crate::ledger::ProcessId;
 use crate::systemd::{Active, BusError, Manager, UnitState};
@@ -32,6 +35,8 @@ use crate::systemd::{Active, BusError, Manager, UnitState};
 const LOOK_EVERY: Duration = Duration::from_millis(40);
 /// For a unit that is to be up, apart from what it may take to tell that it is ready.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long the manager may take to forget a unit that has ended.
+const FORGET_LIMIT: Duration = Duration::from_secs(5);
 /// How long the manager may take for a stop, beyond the time of grace.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -97,6 +102,7 @@ impl Executor for SystemdExecutor {
         Capabilities {
             name: "systemd",
             survives_agent: true,
+            output: OutputPlace::Journal,
         }
     }
 
@@ -115,6 +121,7 @@ impl Executor for SystemdExecutor {
             Task::Stop {
                 instance,
                 incarnation,
+                ..
             } => {
                 tokio::spawn(async move { inner.stop(instance, incarnation).await });
             }
@@ -213,17 +220,22 @@ impl Inner {
         let unit = unit_name(&launch.instance);
         let program = unit::program(launch, &dir)?;
         self.clear(&unit, launch).await?;
-        let properties = unit::properties(launch, &dir, &self.dir, &program, self.grace)?;
         let refused = |error: BusError| Refusal {
             permanent: false,
             message: format!("{unit} cannot be started: {error}"),
         };
-        self.manager
-            .start_transient(&unit, properties)
-            .await
-            .map_err(refused)?;
+        let deadline = Instant::now() + FORGET_LIMIT;
+        loop {
+            let properties = unit::properties(launch, &dir, &self.dir, &program, self.grace)?;
+            match self.manager.start_transient(&unit, properties).await {
+                // What was there is ended and let go of; the manager forgets it in its own time.
+                Err(BusError::Exists(_)) if Instant::now() < deadline => sleep(LOOK_EVERY).await,
+                started => break started.map_err(refused)?,
+            }
+        }
         let state = self.wait_until_up(&unit).await.map_err(refused)?;
-        if !state.was_up {
+        // One that ends at once may be gone before systemd counts it as up: it was run all the same.
+        if !state.was_up && !unit::was_run(&state) {
             let words = journal::of_manager(&unit, &state.invocation).await;
             return Err(unit::why_not_up(launch, &program, &state, words));
         }
@@ -360,7 +372,7 @@ impl Inner {
             if has_ended(&state) {
                 // A second look: the manager may have been about to write the result.
                 let how = unit::describe(&state);
-                let words = journal::last_words(&state.invocation).await;
+                let words = journal::last_words(unit, state.started_at).await;
                 self.manager.forget(unit).await;
                 return match words {
                     Some(words) => format!("{how}; its last words:\n{words}"),

@@ -653,13 +653,16 @@ impl Driver {
                 cluster_id: self.parts.start.cluster_id.clone(),
                 mark,
                 membership: membership.clone(),
+                // The file that arrived says it; it was looked at then.
+                history: None,
             },
             length: length_of(snapshot),
         };
         batch.restart = Some(mark);
         self.membership = membership;
         self.raw.mut_store().restart(file.clone());
-        self.parts.committed.send(Committed::Install(file)).ok();
+        let install = Committed::Install(Box::new(file));
+        self.parts.committed.send(install).ok();
     }
 
     fn hand_over(&mut self, committed: Vec<Entry>) {

@@ -34,7 +34,9 @@ const OURS: &[(&str, &[&str])] = &[
 /// Third-party crates that the pure crates may use: none of them can reach a clock, a disk, a
 /// socket or a thread.
 const PURE: &[&str] = &[
+    "cel",
     "chrono",
+    "chrono-tz",
     "ciborium",
     "hex",
     "imbl",
@@ -43,6 +45,7 @@ const PURE: &[&str] = &[
     "sha2",
     "thiserror",
     "ulid",
+    "zeroize",
 ];
 
 const PURE_PACKAGES: &[&str] = &[

@@ -7,11 +7,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tidegate_agent_core::observed::Event;
+use tidegate_shared::secret::Secret;
 use tidegate_shared::spec::RunSpec;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::systemd::{SystemdExecutor, journal, unit_name};
-use super::super::{Executor as _, Launch, Task, procfs};
+use super::super::{Executor as _, Launch, Parameter, Running, Task, procfs};
 use super::{LIMIT, launch, next, suite};
 use crate::systemd::{Active, Manager};
 
@@ -22,7 +23,7 @@ type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 type Case = fn(&Path) -> Answer<'_>;
 
 /// Every case, by name.
-pub const CASES: [(&str, Case); 10] = [
+pub const CASES: [(&str, Case); 12] = [
     ("the_suite", |root| Box::pin(the_suite(root))),
     ("an_end_is_told_with_its_status_and_last_words", |root| {
         Box::pin(an_end_is_told(root))
@@ -49,6 +50,10 @@ pub const CASES: [(&str, Case); 10] = [
     }),
     ("a_left_over_unit_gives_way_to_a_new_start", |root| {
         Box::pin(left_over(root))
+    }),
+    ("limits_hold_or_are_refused", |root| Box::pin(limits(root))),
+    ("secrets_and_files_reach_the_program_alone", |root| {
+        Box::pin(secrets(root))
     }),
     ("the_journal_is_read_back", |root| Box::pin(logs(root))),
 ];
@@ -129,6 +134,7 @@ impl Bench {
         self.executor.perform(Task::Stop {
             instance: launch.instance.clone(),
             incarnation: launch.incarnation,
+            launch: None,
         });
         match next(&mut self.events).await {
             Event::Stopped { how, .. } => how,
@@ -239,19 +245,36 @@ async fn refusals(root: &Path) {
     }
 }
 
+/// Starts an instance as an agent that ends right after it, with its connection to the manager.
+#[allow(clippy::expect_used, reason = "a helper of tests")]
+async fn start_and_die(root: &Path, launch: Launch) -> u32 {
+    let root = root.to_path_buf();
+    let agent = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let pid = runtime.block_on(async { bench(&root, GRACE).start(launch).await });
+        runtime.shutdown_timeout(LIMIT);
+        pid
+    });
+    agent.await.expect("an agent")
+}
+
+#[allow(clippy::expect_used, reason = "a test")]
 async fn adoption(root: &Path) {
-    let mut first = bench(root, GRACE);
-    let launch = first.launch(shell(
-        "trap 'echo bye; exit 5' TERM; while :; do sleep 0.05; done",
-    ));
-    first.start(launch.clone()).await;
-    let running = first.executor.observe().remove(0);
-    let dir = first.root.join("instances/shop-eu-q69g5fav/0");
-    assert_eq!(
-        procfs::find_marked(&launch.instance.id(), &dir).as_ref(),
-        Some(&running.process)
-    );
-    drop(first);
+    let script = "trap 'echo bye; exit 5' TERM; while :; do sleep 0.05; done";
+    let launch = bench(root, GRACE).launch(shell(script));
+    let pid = start_and_die(root, launch.clone()).await;
+    let dir = root.join("instances/shop-eu-q69g5fav/0");
+    let process = procfs::find_marked(&launch.instance.id(), &dir);
+    assert_eq!(process.as_ref().map(|process| process.pid), Some(pid));
+    let running = Running {
+        instance: launch.instance.clone(),
+        incarnation: launch.incarnation,
+        process: process.expect("it runs"),
+    };
     let mut second = bench(root, GRACE);
     second.executor.perform(Task::Adopt(running.clone()));
     assert_eq!(second.executor.observe(), [running]);
@@ -282,7 +305,7 @@ async fn what_it_sees(root: &Path) {
 async fn variables(root: &Path) {
     let mut bench = bench(root, GRACE);
     let value = "a \"b\" 'c' \\ $HOME `d` %n\nsecond line";
-    let mut run = shell("printf '%s' \"$VALUE\" | od -An -tx1 | tr -d ' \\n'; exit 1");
+    let mut run = shell("printf '%s' \"$VALUE\" | od -An -tx1 | tr -d ' \\n'; echo; exit 1");
     run.args.push("${NOT_OURS} $PORT".to_owned());
     run.env.insert("VALUE".into(), value.into());
     let launch = bench.launch(run);
@@ -303,10 +326,8 @@ async fn watchdog(root: &Path) {
 
 /// The agent ended between a start and its note of it, and the wish has moved on since.
 async fn left_over(root: &Path) {
-    let mut first = bench(root, GRACE);
-    let launch = first.launch(shell("exec sleep 600"));
-    let pid = first.start(launch.clone()).await;
-    drop(first);
+    let launch = bench(root, GRACE).launch(shell("exec sleep 600"));
+    let pid = start_and_die(root, launch.clone()).await;
     let mut second = bench(root, GRACE);
     let mut again = launch.clone();
     again.incarnation = 2;
@@ -365,4 +386,64 @@ async fn logs(root: &Path) {
     let line = line.ok().flatten();
     assert_eq!(line.map(|line| line.text).as_deref(), Some("three"));
     bench.stop(&launch).await;
+}
+
+async fn limits(root: &Path) {
+    let mut bench = bench(root, GRACE);
+    let script = "test \"$(ulimit -n) $(ulimit -Hn)\" = '64 64' && exit 42; exit 1";
+    let mut launch = bench.launch(shell(script));
+    launch.run.limits.open_files = Some(64);
+    bench.start(launch.clone()).await;
+    let how = bench.exited().await;
+    assert!(how.contains("exit status 42"), "{how}");
+
+    launch.incarnation = 2;
+    launch.run.limits.processes = Some(7);
+    bench.executor.perform(Task::Start(Box::new(launch)));
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    let can = controllers.is_ok_and(|all| all.split_ascii_whitespace().any(|one| one == "pids"));
+    match next(&mut bench.events).await {
+        Event::Started { .. } if can => {
+            bench.exited().await;
+        }
+        Event::StartFailed {
+            permanent: true,
+            message,
+            ..
+        } if !can => assert!(message.contains("limits.processes"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[allow(clippy::expect_used, reason = "a test")]
+async fn secrets(root: &Path) {
+    let mut bench = bench(root, GRACE);
+    let script = "test \"$KEY\" = hidden || exit 1; test \"$(cat $CONF)\" = inside || exit 2; \
+        tr '\\0' ' ' </proc/1/cmdline | grep -q hidden && exit 3; exit 42";
+    let mut launch = bench.launch(shell(script));
+    let file = serde_json::from_str(r#"{"path": "conf/key"}"#).expect("a file");
+    for (variable, value, file) in [("KEY", "hidden", None), ("CONF", "inside", Some(file))] {
+        launch.parameters.push(Parameter {
+            variable: variable.to_owned(),
+            value: Some(Secret::new(value.to_owned())),
+            secret: true,
+            file,
+        });
+    }
+    let dir = bench.root.join("instances/shop-eu-q69g5fav/0");
+    let written = crate::parameter_files::write(&launch, &dir);
+    written.map_err(|refusal| refusal.message).expect("written");
+    bench.start(launch.clone()).await;
+    let unit = unit_name(&launch.instance);
+    let shown = std::process::Command::new("systemctl")
+        .args(["show", "--all", &unit])
+        .output()
+        .expect("systemctl");
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(
+        !shown.contains("hidden") && !shown.contains("inside"),
+        "{shown}"
+    );
+    let how = bench.exited().await;
+    assert!(how.contains("exit status 42"), "{how}");
 }

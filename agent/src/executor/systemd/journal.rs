@@ -35,16 +35,15 @@ pub struct Line {
     pub text: String,
 }
 
-/// The last lines that a run printed, oldest first; nothing: it printed nothing, or there is no
-/// journal to read.
-pub async fn last_words(invocation: &str) -> Option<String> {
-    if invocation.is_empty() {
-        return None;
-    }
+/// The last lines that a unit printed since `since` (microseconds since 1970), oldest first; nothing:
+/// it printed nothing, or there is no journal to read. The time tells runs apart, because lines of
+/// a process that was gone when the journal read them carry the unit but not the run.
+pub async fn last_words(unit: &str, since: u64) -> Option<String> {
     // What was printed a moment ago may still be on its way into the journal.
     journalctl(&["--sync"]).await;
-    let own = format!("_SYSTEMD_INVOCATION_ID={invocation}");
-    read(&["--output=cat", "--lines", LAST_LINES, &own]).await
+    let own = format!("_SYSTEMD_UNIT={unit}");
+    let since = format!("--since=@{}.{:06}", since / 1_000_000, since % 1_000_000);
+    read(&["--output=cat", "--lines", LAST_LINES, &since, &own]).await
 }
 
 /// What systemd itself said last about a run of a unit.
@@ -68,7 +67,18 @@ pub async fn tail(key: &InstanceKey, lines: usize) -> Vec<Line> {
     text.lines().filter_map(parse).collect()
 }
 
-/// Lines of all instances of the host as they come.
+/// Where the journal ends now.
+pub async fn end() -> Option<String> {
+    let text = read(&["--output=json", "--lines=1"]).await?;
+    text.lines().find_map(cursor_of)
+}
+
+fn cursor_of(line: &str) -> Option<String> {
+    let entry: Entry = serde_json::from_str(line).ok()?;
+    Some(entry.cursor)
+}
+
+/// Lines of all instances of the host, and of other units, as they come.
 pub struct Follow {
     /// Ends journalctl with this value.
     _child: Child,
@@ -79,13 +89,15 @@ impl Follow {
     /// Begins behind `cursor`, or with what comes from now on. None: there is no journal to read.
     pub fn begin(cursor: Option<&str>) -> Option<Self> {
         let mut command = command();
-        command.args(["--follow", "--output=json", "_SYSTEMD_SLICE=tidegate.slice"]);
+        command.args(["--follow", "--output=json"]);
         match cursor {
             Some(cursor) => command
                 .arg("--lines=all")
                 .arg(format!("--after-cursor={cursor}")),
             None => command.arg("--lines=0"),
         };
+        // Lines of a process that is gone already carry their unit, but not its slice.
+        command.args(["_SYSTEMD_SLICE=tidegate.slice", "+", "_TRANSPORT=stdout"]);
         let mut child = command.stderr(Stdio::null()).spawn().ok()?;
         let stdout = child.stdout.take()?;
         Some(Self {

@@ -11,6 +11,98 @@ use tidegate_shared::time::Timestamp;
 use super::selector::{Selector, Subject};
 use crate::state::{Deployment, Required, State};
 
+/// What a rule asks, of one deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Demand<'a> {
+    /// Grants of different people; 0: satisfied unless somebody denies.
+    pub required: u32,
+    /// Whether the person who asked for the deployment has no say.
+    pub not_requester: bool,
+    /// That person.
+    pub requester: &'a str,
+    /// When the deployment was created.
+    pub created_at: Timestamp,
+    /// Decisions from here on do not count.
+    pub expires_at: Timestamp,
+}
+
+/// What somebody decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vote<'a> {
+    /// Who.
+    pub user: &'a str,
+    /// When.
+    pub at: Timestamp,
+    /// Granted, or denied.
+    pub granted: bool,
+    /// It was given for this very release, parameters and strategy. A denial counts anyway.
+    pub bound: bool,
+}
+
+/// What the votes make of a demand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Enough entitled people granted.
+    Satisfied {
+        /// When the last one that was needed did.
+        at: Timestamp,
+    },
+    /// More have to.
+    Pending {
+        /// How many more.
+        missing: u32,
+    },
+    /// Somebody entitled denied before it was satisfied.
+    Denied {
+        /// Who.
+        by: String,
+    },
+    /// Nobody decided in time.
+    Expired,
+}
+
+/// Counts the votes up to `now`, in order of time (those of one instant as they are listed).
+pub fn count(
+    demand: Demand<'_>,
+    votes: &[Vote<'_>],
+    entitled: impl Fn(&str) -> bool,
+    now: Timestamp,
+) -> Outcome {
+    let mut counting: Vec<&Vote<'_>> = votes
+        .iter()
+        .filter(|vote| vote.at <= now && vote.at < demand.expires_at)
+        .filter(|vote| entitled(vote.user))
+        .filter(|vote| !(demand.not_requester && vote.user == demand.requester))
+        .collect();
+    counting.sort_by_key(|vote| vote.at);
+    let mut people = BTreeSet::new();
+    for vote in counting {
+        if !vote.granted {
+            return Outcome::Denied {
+                by: vote.user.to_owned(),
+            };
+        }
+        if vote.bound && demand.required > 0 {
+            people.insert(vote.user);
+        }
+        if demand.required > 0 && people.len() >= demand.required as usize {
+            return Outcome::Satisfied { at: vote.at };
+        }
+    }
+    if demand.required == 0 {
+        return Outcome::Satisfied {
+            at: demand.created_at,
+        };
+    }
+    if now >= demand.expires_at {
+        return Outcome::Expired;
+    }
+    let granted = u32::try_from(people.len()).unwrap_or(u32::MAX);
+    Outcome::Pending {
+        missing: demand.required.saturating_sub(granted),
+    }
+}
+
 /// What the approval rules say of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
@@ -61,7 +153,7 @@ pub fn answer(state: &State, deployment: &Deployment) -> Answer {
         };
         match Selector::parse(&policy.spec.selector) {
             Ok(selector) if selector.matches(subject) => {
-                policies.push((name.clone(), rule.required));
+                policies.push((name.clone(), rule.needed()));
                 expiries.push(deployment.meta.created_at + rule.expires);
             }
             Ok(_) => {}
