@@ -23,7 +23,7 @@ type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 type Case = fn(&Path) -> Answer<'_>;
 
 /// Every case, by name.
-pub const CASES: [(&str, Case); 12] = [
+pub const CASES: [(&str, Case); 13] = [
     ("the_suite", |root| Box::pin(the_suite(root))),
     ("an_end_is_told_with_its_status_and_last_words", |root| {
         Box::pin(an_end_is_told(root))
@@ -50,6 +50,9 @@ pub const CASES: [(&str, Case); 12] = [
     }),
     ("a_left_over_unit_gives_way_to_a_new_start", |root| {
         Box::pin(left_over(root))
+    }),
+    ("a_reload_of_systemd_leaves_a_unit_whole", |root| {
+        Box::pin(reloaded(root))
     }),
     ("limits_hold_or_are_refused", |root| Box::pin(limits(root))),
     ("secrets_and_files_reach_the_program_alone", |root| {
@@ -305,13 +308,15 @@ async fn what_it_sees(root: &Path) {
 async fn variables(root: &Path) {
     let mut bench = bench(root, GRACE);
     let value = "a \"b\" 'c' \\ $HOME `d` %n\nsecond line";
-    let mut run = shell("printf '%s' \"$VALUE\" | od -An -tx1 | tr -d ' \\n'; echo; exit 1");
-    run.args.push("${NOT_OURS} $PORT".to_owned());
+    let mut run = shell("printf '%s' \"$VALUE$0\" | od -An -tx1 | tr -d ' \\n'; echo; exit 1");
+    let argument = "${NOT_OURS} $$ 100%";
+    run.args.push(argument.to_owned());
     run.env.insert("VALUE".into(), value.into());
     let launch = bench.launch(run);
     bench.start(launch).await;
     let how = bench.exited().await;
-    assert!(how.contains(&hex::encode(value)), "{how}");
+    let whole = hex::encode(format!("{value}{argument}"));
+    assert!(how.contains(&whole), "{how}");
 }
 
 async fn watchdog(root: &Path) {
@@ -356,6 +361,26 @@ async fn left_over(root: &Path) {
         "another agent's instance was touched"
     );
     second.stop(&again).await;
+}
+
+/// Every installation of a package has systemd read its units again, those of instances too.
+async fn reloaded(root: &Path) {
+    let mut bench = bench(root, GRACE);
+    let launch = bench.launch(shell("exec sleep 600"));
+    let pid = bench.start(launch.clone()).await;
+    let systemctl = |arguments: &[&str]| {
+        let done = std::process::Command::new("systemctl")
+            .args(arguments)
+            .output();
+        String::from_utf8_lossy(&done.expect("systemctl").stdout).into_owned()
+    };
+    systemctl(&["daemon-reload"]);
+    let unit = unit_name(&launch.instance);
+    let loaded = systemctl(&["show", "--value", "--property=LoadState", &unit]);
+    assert_eq!(loaded.trim(), "loaded");
+    assert!(procfs::identify(pid).is_some(), "the reload ended it");
+    bench.stop(&launch).await;
+    assert_eq!(active(&launch).await, None, "a unit stays");
 }
 
 async fn logs(root: &Path) {

@@ -98,11 +98,11 @@ pub fn properties(
             .iter()
             .map(|arg| launch.substitute(arg, dir)),
     );
-    let start = (
-        program.display().to_string(),
-        arguments,
-        vec!["no-env-expand".to_owned()],
-    );
+    // systemd replaces variables in arguments; a doubled dollar is one that it leaves alone. (To forbid
+    // it needs `ExecStartEx`, which systemd 252 cannot read back from the unit that it writes: the
+    // next daemon-reload would break every running instance's unit.)
+    let arguments: Vec<String> = arguments.iter().map(|arg| arg.replace('$', "$$")).collect();
+    let start = (program.display().to_string(), arguments, false);
     let file = (environment.display().to_string(), false);
     let bind = |path: &Path| {
         let path = path.display().to_string();
@@ -117,7 +117,7 @@ pub fn properties(
         ("Type", text("exec")),
         // A program that speaks to systemd is heard: status text, its main process, its watchdog.
         ("NotifyAccess", text("all")),
-        ("ExecStartEx", Variant::from(vec![start])),
+        ("ExecStart", Variant::from(vec![start])),
         ("EnvironmentFiles", Variant::from(vec![file])),
         (
             "WorkingDirectory",
