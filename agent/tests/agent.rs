@@ -73,6 +73,7 @@ fn item(port: u16) -> Assignment {
             ..RunSpec::default()
         },
         port: Port::Number(port),
+        traffic: Default::default(),
         health_check: HealthCheck {
             interval: Span::from_millis(200),
             healthy_threshold: 1,

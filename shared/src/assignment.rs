@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::id::{DeploymentId, Name, Version};
-use crate::spec::{AssetKind, HealthCheck, Port, RunSpec};
+use crate::spec::{AssetKind, HealthCheck, Port, RunSpec, ScopeTraffic};
 use crate::time::{Span, Timestamp};
 use crate::verdict::histogram::Histogram;
 use crate::weight::Weight;
@@ -56,6 +56,9 @@ pub struct Assignment {
     pub run: RunSpec,
     /// Listener of the proxy.
     pub port: Port,
+    /// How requests come in there.
+    #[serde(default)]
+    pub traffic: ScopeTraffic,
     /// How an instance is found healthy.
     pub health_check: HealthCheck,
     /// How far it should be.
@@ -223,11 +226,13 @@ pub enum PermanentErrorKind {
     StartFailed,
     /// No coordinator has the asset.
     AssetMissing,
+    /// The scope's TLS certificate and key cannot be used.
+    BadCertificate,
 }
 
 impl PermanentErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DigestMismatch,
         Self::DiskFull,
         Self::PortTaken,
@@ -235,6 +240,7 @@ impl PermanentErrorKind {
         Self::UnsafeArchive,
         Self::StartFailed,
         Self::AssetMissing,
+        Self::BadCertificate,
     ];
 
     /// The word on the wire.
@@ -247,6 +253,7 @@ impl PermanentErrorKind {
             Self::UnsafeArchive => "UNSAFE_ARCHIVE",
             Self::StartFailed => "START_FAILED",
             Self::AssetMissing => "ASSET_MISSING",
+            Self::BadCertificate => "BAD_CERTIFICATE",
         }
     }
 }
@@ -327,6 +334,15 @@ pub struct Counters {
     pub latency: Histogram,
     /// First 5xx.
     pub first_error: Option<Timestamp>,
+    /// Raw connections (`protocol: tcp`).
+    #[serde(default)]
+    pub connections: u64,
+    /// Bytes from clients: bodies, tunnels and raw connections.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// Bytes to clients, likewise.
+    #[serde(default)]
+    pub bytes_out: u64,
 }
 
 /// The host as a whole.

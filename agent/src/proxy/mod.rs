@@ -8,15 +8,15 @@
 //! SIGTERM, SIGINT or a `shutdown` request, after the open requests or a time of grace.
 //!
 //! ```text
-//! control → engine → listener, routes → forward → upstream, body, tunnel
-//!    ↘ handover ↗                          ↘ headers, balance, stats
+//! control → engine, scope → listener, routes → forward, tcp → upstream, body, tunnel
+//!    ↘ handover ↗              ↘ tls            ↘ headers, balance, stats, meter
 //! ```
 //!
 //! With `--take-over` it takes table, sockets and counts from the proxy that runs in the folder, which then
 //! finishes its open connections and ends: no connection is refused or dropped (`handover/`).
 //!
-//! It speaks HTTP/1.0, HTTP/1.1, HTTP/2 with prior knowledge and upgraded connections to clients, HTTP/1.1
-//! to instances. A TCP mode would be another `Protocol` with another task per connection; it is not there.
+//! It speaks HTTP/1.0, HTTP/1.1, HTTP/2 and upgraded connections to clients, HTTP/1.1 or HTTP/2 to instances,
+//! or carries raw connections (`tcp`); with clients in cleartext or over TLS (`tls`).
 
 mod balance;
 mod body;
@@ -26,12 +26,15 @@ mod forward;
 mod handover;
 mod headers;
 mod listener;
+mod meter;
 mod routes;
 mod scope;
 mod stats;
 pub mod status;
 mod store;
 pub mod table;
+mod tcp;
+mod tls;
 mod tunnel;
 mod upstream;
 

@@ -9,7 +9,10 @@ use tidegate_shared::assignment::{
     ObservedInstance, ObservedPlace, ProxyReport, Report, Role, WishedState,
 };
 use tidegate_shared::id::{Name, Version};
-use tidegate_shared::spec::{AssetKind, ExecProbe, HealthCheck, HttpProbe, Port, RunSpec};
+use tidegate_shared::spec::{
+    AssetKind, ExecProbe, HeaderRoute, HealthCheck, HttpProbe, Port, Protocol, RunSpec,
+    ScopeTraffic, StickySpec, TlsSpec,
+};
 use tidegate_shared::time::Span;
 use tidegate_shared::verdict::histogram::Histogram;
 use tidegate_shared::weight::Weight;
@@ -114,6 +117,7 @@ fn assignment(from: wire::Assignment) -> Result<Assignment, Malformed> {
         asset: asset(from.asset.ok_or_else(|| wrong("asset", "is missing"))?)?,
         run: run_spec(run)?,
         port,
+        traffic: scope_traffic(from.traffic.unwrap_or_default())?,
         health_check: match from.health_check {
             Some(check) => health_check(check)?,
             None => HealthCheck::default(),
@@ -153,6 +157,36 @@ fn asset(from: wire::Asset) -> Result<AssetWish, Malformed> {
         sha256: from.sha256.parse().map_err(|e| wrong("asset.sha256", e))?,
         size: from.size,
     })
+}
+
+fn scope_traffic(from: wire::ScopeTraffic) -> Result<ScopeTraffic, Malformed> {
+    let traffic = ScopeTraffic {
+        protocol: match from.protocol.as_str() {
+            "" | "http" => Protocol::Http,
+            "tcp" => Protocol::Tcp,
+            other => {
+                let message = format!("this agent does not speak \"{other}\"");
+                return Err(wrong("traffic.protocol", message));
+            }
+        },
+        tls: from.tls.map(|tls| TlsSpec {
+            certificate: tls.certificate,
+            key: tls.key,
+        }),
+        http2: from.http2,
+        sticky: from.sticky.map(|sticky| StickySpec {
+            cookie: sticky.cookie,
+            ttl: Span::from_millis(sticky.ttl_ms),
+        }),
+        route: from.route.map(|route| HeaderRoute {
+            header: route.header,
+            value: route.value,
+        }),
+    };
+    match traffic.validate(false).0.into_iter().next() {
+        None => Ok(traffic),
+        Some(error) => Err(wrong(format!("traffic.{}", error.field), error.message)),
+    }
 }
 
 fn run_spec(from: wire::Run) -> Result<RunSpec, Malformed> {
@@ -313,6 +347,9 @@ fn counters(from: &Counters) -> wire::Counters {
         health_check_failures: from.health_check_failures,
         latency: Some(histogram(&from.latency)),
         first_error_ms: from.first_error.map_or(0, |at| at.millis()),
+        connections: from.connections,
+        bytes_in: from.bytes_in,
+        bytes_out: from.bytes_out,
     }
 }
 

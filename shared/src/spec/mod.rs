@@ -10,6 +10,7 @@ mod parameter;
 mod policy;
 mod release;
 mod scope;
+mod scope_traffic;
 mod strategy;
 
 pub use health::{ExecProbe, HealthCheck, HttpProbe, Probe};
@@ -18,6 +19,7 @@ pub use parameter::{ParameterSpec, ParameterTarget, check_variable};
 pub use policy::{ApprovalRule, PolicySpec};
 pub use release::{AssetKind, AssetSource, AssetSpec, ReleaseSpec, ReleaseStatus, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
+pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};
 pub use strategy::{
     Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
     MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,
