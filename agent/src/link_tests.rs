@@ -392,7 +392,7 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
     let wish = tokio::time::timeout(LIMIT, wish_receiver.recv())
         .await
         .unwrap();
-    let Some(Wish::Assignments(wish)) = wish else {
+    let Some(Wish::Assignments(wish, _)) = wish else {
         panic!("{wish:?} are no assignments");
     };
     assert_eq!(wish.items[0].scope, Name::new("shop-eu").unwrap());

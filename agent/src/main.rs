@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use tidegate_agent::config::{Config, Layout, PortRange, Settings};
 use tidegate_agent::enroll::{self, JoinOptions};
 use tidegate_agent::error::AgentError;
+use tidegate_agent::executor::limits::{self, ExecArgs};
 use tidegate_agent::proxy::{self, ProxyArgs, status};
 use tidegate_agent::run;
 use tidegate_shared::error::Reason;
@@ -49,6 +50,9 @@ enum Command {
     /// Run the data plane of this host: listens for the scopes and spreads requests over versions by weight
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     Proxy(ProxyCommand),
+    /// Become a program with limits; the agent runs it for instances that have them
+    #[command(hide = true, name = limits::SUBCOMMAND)]
+    ExecLimited(ExecArgs),
 }
 
 #[derive(Args)]
@@ -146,6 +150,11 @@ fn main() -> ExitCode {
                     ExitCode::FAILURE
                 }
             };
+        }
+        Command::ExecLimited(arguments) => {
+            eprintln!("error: {}", limits::exec(arguments));
+            // As shells say it: the command was found and did not become the program.
+            return ExitCode::from(126);
         }
         Command::Run(arguments) => run_agent(&arguments),
         Command::Join(arguments) => join(arguments),

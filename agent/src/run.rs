@@ -18,9 +18,11 @@ use crate::asset::fetch::Coordinated;
 use crate::config::{Layout, Settings};
 use crate::error::AgentError;
 use crate::executor::Executor as _;
+use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::ledger::{self, Found, Ledger};
 use crate::reconcile::{Outlets, Parts, Reconciler, find_process};
+use crate::secrets::SecretStore;
 use crate::session::{self, Coordinators, SessionParts};
 use crate::tls::Tls;
 use crate::traffic::proxy::ProxyTraffic;
@@ -86,6 +88,8 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     };
     let store = Arc::new(ReleaseStore::open(layout.releases()).map_err(folder_error)?);
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
+    let (secrets, lost_secrets) = SecretStore::open(&layout.dir);
+    let secrets = Arc::new(secrets);
     let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
     let signals = Signals::new().map_err(folder_error)?;
 
@@ -101,10 +105,10 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         coordinators: coordinators.subscribe(),
     });
     let (events, event_receiver) = mpsc::unbounded_channel();
-    let executor = Arc::new(ProcessExecutor::new(
+    let executor = Arc::new(Prepared::new(
         layout.instances(),
-        GRACE,
         events.clone(),
+        |events| ProcessExecutor::new(layout.instances(), GRACE, events),
     ));
     let (reports, report_receiver) = watch::channel(None);
     let (generation, generation_receiver) = watch::channel(Default::default());
@@ -124,6 +128,7 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         executor,
         traffic,
         store,
+        secrets,
         source,
         events,
     };
@@ -133,6 +138,10 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         instances,
     };
     let mut reconciler = Reconciler::new(parts, outlets, ledger, complaint);
+    if let Some(complaint) = lost_secrets {
+        error!("{complaint}");
+        reconciler.complain("secrets", complaint);
+    }
     reconciler.resume().await;
     let session = tokio::spawn(session::run(SessionParts {
         tls,

@@ -72,6 +72,7 @@ fn item(port: u16) -> Assignment {
             args: vec!["-c".into(), "exec sleep 600".into()],
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: Port::Number(port),
         traffic: Default::default(),
         health_check: HealthCheck {

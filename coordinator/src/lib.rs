@@ -27,6 +27,7 @@ pub mod replica;
 pub mod replication;
 #[cfg(test)]
 mod replication_tests;
+pub mod secrets;
 pub mod setup;
 pub mod storage;
 pub mod tls;

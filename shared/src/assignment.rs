@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::id::{DeploymentId, Name, Version};
-use crate::spec::{AssetKind, HealthCheck, Port, RunSpec, ScopeTraffic};
+use crate::spec::{AssetKind, FileSpec, HealthCheck, Port, RunSpec, ScopeTraffic};
 use crate::time::{Span, Timestamp};
 use crate::verdict::histogram::Histogram;
 use crate::weight::Weight;
@@ -52,8 +52,11 @@ pub struct Assignment {
     pub release: Version,
     /// What to fetch and unpack.
     pub asset: AssetWish,
-    /// How to run it; `env` holds the parameters already.
+    /// How to run it; `env` holds the plain parameters that are environment variables already.
     pub run: RunSpec,
+    /// The other parameters: secrets and files, ordered by variable.
+    #[serde(default)]
+    pub parameters: Vec<ParameterWish>,
     /// Listener of the proxy.
     pub port: Port,
     /// How requests come in there.
@@ -75,6 +78,29 @@ pub struct Assignment {
     pub keep_releases: u32,
     /// Dead-man guard; carried, not active yet.
     pub guard: Option<Guard>,
+}
+
+/// A parameter that is a secret or a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterWish {
+    /// The environment variable: of the value, or of the file's path.
+    pub variable: String,
+    /// The value.
+    pub content: ParameterContent,
+    /// None: it is an environment variable.
+    pub file: Option<FileSpec>,
+}
+
+/// The value of a parameter in an assignment. Secrets travel beside the assignments and never
+/// stand in them, so that neither the ledger nor a log of assignments can hold one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParameterContent {
+    /// Itself.
+    Plain(String),
+    /// Digest of the sealed value: another value has another one, and the value does not follow
+    /// from it.
+    Secret(Digest),
 }
 
 /// What to fetch and unpack.

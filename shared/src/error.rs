@@ -92,6 +92,8 @@ reasons! {
     FromTheFuture = "1107", "FROM_THE_FUTURE", InvalidArgument, "set this machine's clock";
     /// The same request id came with another request.
     RequestIdReused = "1108", "REQUEST_ID_REUSED", InvalidArgument, "use a new request id for each request";
+    /// A secret parameter has no value, or one that does not fit its target.
+    SecretValueNeeded = "1150", "SECRET_VALUE_NEEDED", FailedPrecondition, "give it: value_from in the manifest, or `tidegate parameter update NAME --secret`";
     /// Another deployment of the scope is under way.
     Conflict = "1201", "CONFLICT", FailedPrecondition, "wait for it, cancel it, or deploy with --on-conflict queue|supersede";
     /// The status of the deployment forbids the verb.

@@ -10,6 +10,7 @@ pub mod decimal;
 pub mod digest;
 pub mod error;
 pub mod id;
+pub mod secret;
 pub mod selector;
 pub mod spec;
 pub mod time;

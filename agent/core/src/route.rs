@@ -64,8 +64,11 @@ pub(crate) fn revision(settings: &ScopeTraffic, item: &Assignment) -> String {
         .iter()
         .flat_map(|tls| [&tls.certificate, &tls.key])
     {
-        let value = item.run.env.get(variable);
-        text.push_str(&format!("\n{variable}={value:?}"));
+        let parameter = item.parameters.iter().find(|p| p.variable == *variable);
+        match parameter.map(|parameter| &parameter.content) {
+            Some(content) => text.push_str(&format!("\n{variable}={content:?}")),
+            None => text.push_str(&format!("\n{variable}={:?}", item.run.env.get(variable))),
+        }
     }
     Digest::of(text.as_bytes()).to_string()
 }

@@ -41,6 +41,7 @@ pub fn launch(ordinal: u32, release_dir: &Path, run: RunSpec) -> Launch {
         release: Version::new("1.0.0").expect("a version"),
         release_dir: release_dir.to_path_buf(),
         run,
+        parameters: Vec::new(),
     }
 }
 
@@ -90,6 +91,7 @@ pub async fn suite(
     let stop = Task::Stop {
         instance: key.clone(),
         incarnation: 1,
+        launch: Some(Box::new(first.clone())),
     };
     executor.perform(stop.clone());
     assert!(matches!(next(events).await, Event::Stopped { instance, .. } if instance == key));
@@ -238,6 +240,7 @@ mod tests {
         bench.executor.perform(Task::Stop {
             instance: key,
             incarnation: 1,
+            launch: None,
         });
         match next(&mut bench.events).await {
             Event::Stopped { how, .. } => {
@@ -311,6 +314,7 @@ mod tests {
         second.perform(Task::Stop {
             instance: key.clone(),
             incarnation: 1,
+            launch: None,
         });
         match next(&mut events).await {
             Event::Stopped { how, .. } => {

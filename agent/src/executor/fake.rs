@@ -118,6 +118,7 @@ impl Executor for FakeExecutor {
             Task::Stop {
                 instance,
                 incarnation,
+                ..
             } => {
                 self.state().running.remove(&instance);
                 self.tell(Event::Stopped {

@@ -5,6 +5,7 @@
 //! a turn never waits for a download or a stop. `kill -9` at any point is safe: what was under way
 //! is found again on disk, among the processes and in the data plane.
 
+mod launch;
 mod plane;
 pub mod ports;
 pub mod recover;
@@ -32,10 +33,10 @@ use tracing::{error, info, warn};
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::Source;
 use crate::config::Settings;
-use crate::executor::{Events, Executor, Launch, Task, instance_dir, output, procfs};
+use crate::executor::{Events, Executor, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
-use crate::probe;
-use crate::session::Wish;
+use crate::secrets::SecretStore;
+use crate::session::{Secrets, Wish};
 use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
@@ -64,6 +65,8 @@ pub struct Parts {
     pub traffic: Arc<dyn TrafficProvider>,
     /// Releases on disk.
     pub store: Arc<ReleaseStore>,
+    /// Values of secrets.
+    pub secrets: Arc<SecretStore>,
     /// Where assets come from.
     pub source: Arc<dyn Source>,
     /// For tasks to tell their ends.
@@ -157,6 +160,11 @@ impl Reconciler {
         reconciler
     }
 
+    /// Tells the cluster of something that is wrong with this agent.
+    pub fn complain(&mut self, about: &'static str, line: String) {
+        self.complaints.insert(about, line);
+    }
+
     /// The start counter of this run.
     pub const fn start(&self) -> u64 {
         self.ledger.start
@@ -206,7 +214,7 @@ impl Reconciler {
                 }
                 wish = wishes.recv() => {
                     match wish {
-                        Some(Wish::Assignments(wish)) => self.accept(wish).await,
+                        Some(Wish::Assignments(wish, secrets)) => self.accept(wish, secrets).await,
                         Some(Wish::Removed) => self.leave(),
                         None => return,
                     }
@@ -217,7 +225,10 @@ impl Reconciler {
     }
 
     /// Assignments came: through the fence, into the ledger, then in force.
-    pub async fn accept(&mut self, wish: Assignments) {
+    pub async fn accept(&mut self, wish: Assignments, secrets: Secrets) {
+        // Also of assignments that are known: a value that was lost comes back with them.
+        let kept = self.parts.secrets.add(secrets);
+        self.complain_about_secrets(kept);
         match fence::judge(self.ledger.assignments.as_ref(), &wish) {
             Verdict::Accept => {}
             // What was wished before the removal is wished again.
@@ -266,6 +277,7 @@ impl Reconciler {
         self.outlets.generation.send_replace(wish.generation);
         self.ledger.assignments = Some(wish);
         self.write_ledger();
+        self.forget_secrets();
         if !unknown.is_empty() {
             if first {
                 // What runs already, if the ledger was lost, is taken up with the health it has.
@@ -286,8 +298,9 @@ impl Reconciler {
         self.desired = Desired::nothing(self.desired.generation);
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, mut event: Event) {
         let now = self.clock.now();
+        self.mask(&mut event);
         match &event {
             Event::Started {
                 instance,
@@ -325,6 +338,7 @@ impl Reconciler {
         self.observed.apply(event, now);
         if prune {
             self.prune();
+            self.forget_secrets();
         }
     }
 
@@ -445,9 +459,12 @@ impl Reconciler {
             Action::Probe { instance } => self.probe(instance),
             Action::Stop { instance } => {
                 let incarnation = self.incarnation(&instance);
+                let port = self.ledger.instance(&instance).map_or(0, |r| r.port);
+                let launch = self.launch_of(&instance, port).map(Box::new);
                 self.parts.executor.perform(Task::Stop {
                     instance,
                     incarnation,
+                    launch,
                 });
             }
             Action::Remove { place } => self.parts.executor.perform(Task::Remove(place)),
@@ -490,94 +507,6 @@ impl Reconciler {
                     kind: error.kind,
                     message: error.message,
                 },
-            };
-            events.send(event).ok();
-        });
-    }
-
-    /// Starts a process, after the ledger knows that it is about to.
-    fn launch(&mut self, key: InstanceKey) {
-        let incarnation = self.incarnation(&key);
-        let kept = self.ledger.instance(&key).map_or(0, |record| record.port);
-        let needs_port = self
-            .observed
-            .places
-            .get(&key.place)
-            .is_some_and(|place| place.item.port != Port::None);
-        let port = if needs_port {
-            let others = self.ledger.instances.iter().filter(|r| r.instance != key);
-            let taken: BTreeSet<u16> = others.map(|record| record.port).collect();
-            match self.ports.pick(kept, &taken) {
-                Ok(port) => port,
-                Err(message) => {
-                    let event = Event::StartFailed {
-                        instance: key,
-                        incarnation,
-                        permanent: false,
-                        message,
-                    };
-                    self.parts.events.send(event).ok();
-                    return;
-                }
-            }
-        } else {
-            0
-        };
-        let restarts = self.restarts(&key);
-        self.ledger.set_instance(InstanceRecord {
-            instance: key.clone(),
-            port,
-            incarnation,
-            restarts,
-            process: None,
-        });
-        self.write_ledger();
-        if let Some(launch) = self.launch_of(&key, port) {
-            self.parts.executor.perform(Task::Start(Box::new(launch)));
-        }
-    }
-
-    fn restarts(&self, key: &InstanceKey) -> u32 {
-        let place = self.observed.places.get(&key.place);
-        let instance = place.and_then(|place| place.instances.get(&key.ordinal));
-        instance.map_or(0, |instance| instance.restarts)
-    }
-
-    fn launch_of(&self, key: &InstanceKey, port: u16) -> Option<Launch> {
-        let item = &self.observed.places.get(&key.place)?.item;
-        Some(Launch {
-            instance: key.clone(),
-            incarnation: self.incarnation(key),
-            port,
-            address: self.parts.settings.instance_address,
-            agent: self.parts.settings.name.clone(),
-            release: item.release.clone(),
-            release_dir: self.parts.store.path(&item.asset.sha256),
-            run: item.run.clone(),
-        })
-    }
-
-    fn probe(&self, key: InstanceKey) {
-        let Some(place) = self.observed.places.get(&key.place) else {
-            return;
-        };
-        let port = place
-            .instances
-            .get(&key.ordinal)
-            .map_or(0, |instance| instance.port);
-        let Some(launch) = self.launch_of(&key, port) else {
-            return;
-        };
-        let check = place.item.health_check.clone();
-        let address = (self.parts.settings.instance_address, port).into();
-        let dir = instance_dir(&self.parts.settings.layout.instances(), &key);
-        let events = self.parts.events.clone();
-        tokio::spawn(async move {
-            let sample = probe::sample(&check, address, &launch, &dir).await;
-            let event = Event::Probed {
-                instance: key,
-                incarnation: launch.incarnation,
-                sample,
             };
             events.send(event).ok();
         });
@@ -645,7 +574,8 @@ impl Reconciler {
         let now = self.clock.now();
         let mut places = report::places(&self.observed, now);
         let mut marks = report::landmarks(self.desired.generation, &places);
-        marks.extend(self.complaints.values().cloned());
+        let troubles = self.parts.executor.troubles();
+        marks.extend(self.complaints.values().chain(&troubles).cloned());
         marks.extend(self.proxy.iter().map(|proxy| {
             let draining = proxy.draining.iter().map(|old| old.pid);
             format!("proxy {} {:?}", proxy.pid, draining.collect::<Vec<u32>>())
@@ -673,7 +603,7 @@ impl Reconciler {
             applied: self.desired.generation,
             places,
             host: self.host.read(),
-            complaints: self.complaints.values().cloned().collect(),
+            complaints: self.complaints.values().cloned().chain(troubles).collect(),
             proxy: self.proxy.clone(),
         })));
         self.reported = Some((now, marks));

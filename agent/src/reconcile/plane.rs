@@ -8,6 +8,7 @@ use std::time::Instant;
 use tidegate_agent_core::observed::{Event, Traffic};
 use tidegate_agent_core::place::PlaceKey;
 use tidegate_agent_core::plan::Routes;
+use tidegate_shared::assignment::ParameterContent;
 use tidegate_shared::spec::Port;
 use tracing::warn;
 
@@ -50,7 +51,17 @@ impl Reconciler {
     /// The value of a parameter that a place runs with.
     fn parameter(&self, place: &PlaceKey, variable: &str) -> Option<String> {
         let item = &self.observed.places.get(place)?.item;
-        item.run.env.get(variable).cloned()
+        let mut others = item.parameters.iter();
+        match others.find(|parameter| parameter.variable == variable) {
+            None => item.run.env.get(variable).cloned(),
+            Some(parameter) => match &parameter.content {
+                ParameterContent::Plain(value) => Some(value.clone()),
+                ParameterContent::Secret(version) => {
+                    let secret = self.parts.secrets.get(version)?;
+                    Some(secret.expose().to_owned())
+                }
+            },
+        }
     }
 
     /// Asks the data plane what it holds.

@@ -20,10 +20,12 @@ use super::{Outlets, Parts, Reconciler};
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::tests::{Scripted, scripted};
 use crate::config::{Layout, PortRange, Settings};
+use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::procfs;
 use crate::ledger::{self, Found, Ledger};
-use crate::session::Wish;
+use crate::secrets::SecretStore;
+use crate::session::{Secrets, Wish};
 use crate::traffic::fake::FakeTraffic;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -59,6 +61,7 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
             command: "./shop".into(),
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: Port::Number(8_080),
         traffic: Default::default(),
         health_check: HealthCheck {
@@ -132,12 +135,15 @@ impl Agent {
         let (stop, stopped) = oneshot::channel::<()>();
         let parts = Parts {
             settings,
-            executor: Arc::new(ProcessExecutor::new(
-                layout.instances(),
-                grace,
-                events.clone(),
-            )),
+            executor: {
+                let _inside = runtime.enter();
+                let instances = layout.instances();
+                Arc::new(Prepared::new(instances.clone(), events.clone(), |events| {
+                    ProcessExecutor::new(instances, grace, events)
+                }))
+            },
             traffic: Arc::clone(traffic) as Arc<dyn crate::traffic::TrafficProvider>,
+            secrets: Arc::new(SecretStore::open(dir).0),
             store: Arc::new(ReleaseStore::open(layout.releases()).unwrap()),
             source: Arc::new(source),
             events,
@@ -164,7 +170,8 @@ impl Agent {
     }
 
     fn assign(&self, wish: Assignments) {
-        self.wishes.blocking_send(Wish::Assignments(wish)).unwrap();
+        let wish = Wish::Assignments(wish, Secrets::new());
+        self.wishes.blocking_send(wish).unwrap();
     }
 
     /// The first report that fits.

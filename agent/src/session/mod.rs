@@ -11,6 +11,7 @@ pub mod convert;
 pub mod logs;
 mod refusal;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +21,8 @@ use tidegate_agent_core::place::InstanceKey;
 use tidegate_proto::agent::v1 as wire;
 use tidegate_proto::agent::v1::agent_link_client::AgentLinkClient;
 use tidegate_shared::assignment::{Assignments, Facts, Generation, Report};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::secret::Secret;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -94,11 +97,14 @@ impl Coordinators {
     }
 }
 
+/// Values of secrets by version. They go into the store of secrets and nowhere else.
+pub type Secrets = BTreeMap<Digest, Secret>;
+
 /// What the cluster wishes of this agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
-    /// These versions.
-    Assignments(Assignments),
+    /// These versions, and the values of the secrets that they name.
+    Assignments(Assignments, Secrets),
     /// Nothing any more: it was taken out.
     Removed,
 }
@@ -260,7 +266,9 @@ async fn send(up: &mpsc::Sender<wire::Up>, kind: wire::up::Kind) -> Result<(), S
 fn hello(parts: &SessionParts) -> wire::Hello {
     wire::Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec!["logs".to_owned(), "process".to_owned(), "proxy".to_owned()],
+        features: ["hooks", "logs", "parameters", "process", "proxy"]
+            .map(str::to_owned)
+            .to_vec(),
         facts: parts.facts.clone().into_iter().collect(),
         start: parts.start,
         generation: Some(convert::generation(*parts.generation.borrow())),
@@ -276,9 +284,10 @@ async fn take(
 ) -> Result<Option<End>, String> {
     match message.kind {
         Some(wire::down::Kind::Assignments(wish)) => match convert::assignments(wish) {
-            Ok(wish) => {
+            Ok((wish, secrets)) => {
                 debug!(generation = ?wish.generation, items = wish.items.len(), "assignments");
-                if parts.wishes.send(Wish::Assignments(wish)).await.is_err() {
+                let wish = Wish::Assignments(wish, secrets);
+                if parts.wishes.send(wish).await.is_err() {
                     return Ok(Some("the agent stops".to_owned().into()));
                 }
             }

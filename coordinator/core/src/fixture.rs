@@ -65,6 +65,7 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         health_check: None,
         max_restarts: 5,
         parameters: BTreeMap::new(),
+        limits: Default::default(),
     }
 }
 

@@ -8,17 +8,56 @@ use tidegate_proto::control::v1::apply_response::Change;
 use tidegate_proto::control::v1::objects_server::Objects;
 use tidegate_proto::control::v1::{
     ApplyRequest, ApplyResponse, DeleteObjectRequest, DeleteObjectResponse, GetObjectRequest,
-    ListObjectsRequest, ListObjectsResponse, Object,
+    ListObjectsRequest, ListObjectsResponse, Object, SecretValue,
 };
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::Kind;
+use tidegate_shared::secret::Secret;
+use tidegate_shared::spec::{Kind, ObjectSpec, ParameterKind, check_value};
 use tonic::{Request, Response, Status};
 
 use super::{Context, caller, convert, expected, paging, request_key, status};
+use crate::secrets;
 
 /// The service.
 pub struct ObjectsApi(pub Arc<Context>);
+
+impl ObjectsApi {
+    /// Puts the sealed value of a secret into its spec: from here on nothing holds the value.
+    fn seal(
+        &self,
+        name: &Name,
+        spec: &mut ObjectSpec,
+        value: Option<SecretValue>,
+    ) -> Result<(), Status> {
+        let value = value.map(|value| Secret::new(value.text));
+        let ObjectSpec::Parameter(parameter) = spec else {
+            return match value {
+                None => Ok(()),
+                Some(_) => Err(status::wrong_field("secret", "is for parameters only")),
+            };
+        };
+        for (field, is_set) in [
+            ("spec.sealed", parameter.sealed.is_some()),
+            ("spec.value_from", parameter.value_from.is_some()),
+        ] {
+            if is_set {
+                let message = "is not for the API; a secret's value goes into the field secret of the request";
+                return Err(status::wrong_field(field, message));
+            }
+        }
+        let Some(value) = value else { return Ok(()) };
+        if parameter.kind != ParameterKind::Secret {
+            let message = "came with a parameter that is not of kind secret";
+            return Err(status::wrong_field("secret", message));
+        }
+        check_value(&parameter.variable, value.expose())
+            .map_err(|message| status::wrong_field("secret", message))?;
+        let sealed = secrets::seal(self.0.authority.key(), name, &parameter.target, &value);
+        parameter.sealed = Some(sealed.map_err(|error| status::internal(&error))?);
+        Ok(())
+    }
+}
 
 fn missing(kind: Kind, name: &Name) -> Status {
     status::refusal(Reason::NotFound, format!("there is no {kind} \"{name}\""))
@@ -34,13 +73,15 @@ impl Objects for ObjectsApi {
         let message = request.into_inner();
         let kind = convert::kind(&message.kind)?;
         let name = convert::name("name", &message.name)?;
+        let mut spec = convert::object_spec(kind, &name, &message.spec)?;
+        self.seal(&name, &mut spec, message.secret)?;
         let item = Item {
             actor,
             request: request_key(&message.request_id)?,
             command: Command::PutObject(PutObject {
                 name: name.clone(),
                 labels: convert::labels(message.labels)?,
-                spec: convert::object_spec(kind, &name, &message.spec)?,
+                spec,
                 expected_revision: expected(message.expected_revision),
                 must_not_exist: message.must_not_exist,
             }),

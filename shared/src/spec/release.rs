@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, HealthCheck, check_variable};
+use super::{FieldErrors, RunSpec, check_variable};
 use crate::digest::Digest;
 use crate::id::Name;
 
@@ -110,25 +110,6 @@ pub enum AssetSource {
     Store,
 }
 
-/// How an asset is run. In `command`, `args` and the values of `env`, `${PORT}`, `${RELEASE_DIR}`,
-/// `${INSTANCE_DIR}` and `${INSTANCE}` stand for the instance's own.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunSpec {
-    /// The program. Absolute: on the host; with a slash: inside the release; a bare name: inside
-    /// the release if it is there, else found through `PATH`.
-    pub command: String,
-    /// Its arguments.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub args: Vec<String>,
-    /// Environment variables; parameters go before them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
-    /// Used by scopes that have no check of their own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health_check: Option<HealthCheck>,
-}
-
 /// Largest asset that the built-in store takes: 4 GiB.
 pub const MAX_ASSET_BYTES: u64 = 4 << 30;
 
@@ -192,15 +173,7 @@ impl AssetSpec {
                 self.platform
             ),
         );
-        errors.require(!self.run.command.is_empty(), "run.command", "is empty");
-        for (variable, value) in &self.run.env {
-            if let Err(message) = check_variable(variable, value) {
-                errors.add("run.env", message);
-            }
-        }
-        if let Some(check) = &self.run.health_check {
-            errors.nest("run.health_check", check.validate());
-        }
+        errors.nest("run", self.run.validate());
         errors
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FieldErrors, HeaderRoute, HealthCheck, Protocol, ScopeTraffic, StickySpec, TlsSpec,
+    FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec, TlsSpec,
     check_variable,
 };
 use crate::id::Name;
@@ -61,6 +61,9 @@ pub struct ScopeSpec {
     /// Values of environment variables, above every other source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, String>,
+    /// What an instance may use, above what the asset says.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 const fn one() -> u32 {
@@ -187,6 +190,7 @@ impl ScopeSpec {
         if let Some(check) = &self.health_check {
             errors.nest("health_check", check.validate());
         }
+        errors.nest("limits", self.limits.validate());
         errors
             .0
             .extend(self.traffic().validate(self.port == Port::None).0);

@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "sha2",
     "thiserror",
     "ulid",
+    "zeroize",
 ];
 
 const PURE_PACKAGES: &[&str] = &[

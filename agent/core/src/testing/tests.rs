@@ -60,6 +60,7 @@ pub(super) fn item(scope: &str, n: u8, state: WishedState, weight: u64) -> Assig
             command: "./shop".to_owned(),
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: if scope == "worker" {
             Port::None
         } else {

@@ -44,6 +44,7 @@ impl ApplyArgs {
                 name: object.name,
                 labels: object.labels,
                 spec: object.spec,
+                secret: object.secret,
                 revision: 0,
                 dry_run: self.dry_run,
                 must_not_exist: false,

@@ -10,14 +10,15 @@ use tidegate_proto::control::v1 as api;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::spec::{
-    AssetKind, AssetSource, AssetSpec, HealthCheck, HttpProbe, Kind, ReleaseSpec, RunSpec,
+    AssetKind, AssetSource, AssetSpec, HealthCheck, Hooks, HttpProbe, Kind, Limits, ReleaseSpec,
+    RunSpec,
 };
 
 use crate::errors::{Failure, Result};
 use crate::output::{Output, Table, Tone, bytes, dash, pairs, printable};
 use crate::session::{self, Session};
 use crate::upload::{self, Asset};
-use crate::{entropy, names, rpc, time};
+use crate::{entropy, manifest, names, rpc, time};
 
 /// The verbs of a release.
 #[derive(Debug, Subcommand)]
@@ -39,7 +40,7 @@ pub enum ReleaseCommand {
 /// What a release is made of.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "In COMMAND and ARGS, ${PORT} stands for the port that the instance must listen on;\n${RELEASE_DIR}, ${INSTANCE_DIR} and ${INSTANCE} are known too. The port is in $PORT as well.\n\nExamples:\n  tidegate release create web 1.4.0 --asset dist.tar.gz --run './server --port ${PORT}'\n  tidegate release create web 1.4.0 --asset build/web,platform=linux/amd64 --health-http /healthz\n  tidegate release create site 7 --asset site.tar.gz --run 'python3 -m http.server ${PORT}'"
+    after_help = "In COMMAND and ARGS, ${PORT} stands for the port that the instance must listen on;\n${RELEASE_DIR}, ${INSTANCE_DIR} and ${INSTANCE} are known too. The port is in $PORT as well.\n\nExamples:\n  tidegate release create web 1.4.0 --asset dist.tar.gz --run './server --port ${PORT}'\n  tidegate release create web 1.4.0 --asset build/web,platform=linux/amd64 --health-http /healthz\n  tidegate release create site 7 --asset site.tar.gz --run 'python3 -m http.server ${PORT}'\n  tidegate release create web 1.5.0 --asset dist.tar.gz --run-file run.yaml"
 )]
 pub struct CreateArgs {
     /// Name of the application
@@ -52,6 +53,9 @@ pub struct CreateArgs {
     /// Command and arguments; default for a binary: the file itself
     #[arg(long, value_name = "COMMAND ARGS")]
     run: Option<String>,
+    /// Read how it is run from a file (YAML or JSON): command, args, env, health_check, hooks, limits
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "env", "health_http", "health_interval"])]
+    run_file: Option<PathBuf>,
     /// Environment variable of the command
     #[arg(long = "env", value_name = "K=V")]
     env: Vec<String>,
@@ -247,6 +251,9 @@ fn split_command(text: &str) -> Result<Vec<String>> {
 }
 
 fn run_of(args: &CreateArgs, flag: &AssetFlag) -> Result<RunSpec> {
+    if let Some(path) = &args.run_file {
+        return manifest::run::load(path);
+    }
     let words = match (&args.run, flag.kind) {
         (Some(run), _) => split_command(run)?,
         (None, AssetKind::Binary) => {
@@ -285,6 +292,8 @@ fn run_of(args: &CreateArgs, flag: &AssetFlag) -> Result<RunSpec> {
         args: words.collect(),
         env: session::pairs("--env", &args.env, false)?,
         health_check,
+        hooks: Hooks::default(),
+        limits: Limits::default(),
     })
 }
 

@@ -298,6 +298,7 @@ fn origin(
         .clone()
         .unwrap_or_else(|| parameters::resolve(&tx.state, &wanted.scope, spec, &release.spec));
     check_tls(&wanted.scope, spec, &parameters)?;
+    parameters::check_files(&wanted.scope, &parameters)?;
     Ok(Origin {
         application: spec.application.clone(),
         version: wanted.version.clone(),
@@ -404,7 +405,7 @@ pub(super) fn fast(
     on_conflict: OnConflict,
 ) -> Result<DeploymentId, Rejection> {
     let wanted = Wanted {
-        parameters: Some(target.origin.parameters.clone()),
+        parameters: Some(parameters::returning(&tx.state, &target.origin.parameters)),
         on_conflict,
         fast: true,
         forced,

@@ -7,8 +7,8 @@ use tidegate_shared::spec::{
     Kind, ObjectSpec, ParameterSpec, PolicySpec, ScopeSpec, validate_labels,
 };
 
-use super::lifecycle;
 use super::tx::{Tx, expect_revision};
+use super::{lifecycle, parameters};
 use crate::command::{Outcome, PutObject, Reply};
 use crate::policy;
 use crate::rejection::Rejection;
@@ -32,7 +32,8 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         }
         ObjectSpec::Parameter(spec) => {
             check_target(tx, &what, spec)?;
-            put_plain(tx, command, spec, |state| &mut state.parameters)
+            let spec = parameters::stored(&tx.state, command, spec)?;
+            put_plain(tx, command, &spec, |state| &mut state.parameters)
         }
         ObjectSpec::Scope(spec) => put_scope(tx, command, spec),
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::spec::ParameterKind;
 use tidegate_shared::weight::Weight;
 
 use super::{Deployment, Scope, State, Status};
@@ -36,6 +37,7 @@ impl State {
             agents_are_participants(deployment, &mut findings);
             revisions_were_given(self, deployment, &mut findings);
         }
+        secrets_are_sealed(self, &mut findings);
         indexes_agree(self, &mut findings);
         chain_ends_in_last_hash(self, &mut findings);
         members_are_numbered(self, &mut findings);
@@ -54,6 +56,27 @@ impl State {
 
 fn named(deployment: &Deployment) -> String {
     format!("deployment {} ({})", deployment.id, deployment.status)
+}
+
+/// A secret parameter has a sealed value and no plain one, there and in every deployment.
+fn secrets_are_sealed(state: &State, findings: &mut Findings) {
+    for (name, object) in &state.parameters {
+        let spec = &object.spec;
+        let sound = match spec.kind {
+            ParameterKind::Plain => spec.sealed.is_none() && spec.value.is_some(),
+            ParameterKind::Secret => spec.sealed.is_some() && spec.value.is_none(),
+        };
+        if !sound || spec.value_from.is_some() {
+            findings.push(format!("parameter {name}: its value does not fit its kind"));
+        }
+    }
+    for deployment in state.deployments.values() {
+        for (variable, parameter) in &deployment.origin.parameters {
+            if parameter.secret.is_some() && !parameter.value.is_empty() {
+                findings.push(format!("{}: secret {variable} is plain", named(deployment)));
+            }
+        }
+    }
 }
 
 /// At most one active deployment per scope, and it is finalized or being deleted.

@@ -11,7 +11,8 @@ pub use cluster::{
 };
 pub use deployment::{
     Decision, Deployment, Durations, EndCause, Halted, InstanceCause, Link, LinkKind, Origin,
-    Paused, Required, ResolvedParameter, Source, Status, StepProgress, Traffic, Verdicts,
+    Paused, Required, ResolvedParameter, ResolvedSecret, Source, Status, StepProgress, Traffic,
+    Verdicts,
 };
 pub use scope::{Scope, ScopeStatus};
 

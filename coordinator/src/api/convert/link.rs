@@ -4,11 +4,12 @@
 use tidegate_proto::agent::v1 as pb;
 use tidegate_shared::assignment::{
     Assignment, Assignments, Counters, DrainingProxy, Facts, Generation, HostMetrics,
-    InstanceState, ObservedInstance, ObservedPlace, PermanentError, PermanentErrorKind,
-    ProxyReport, Report, Role, WishedState,
+    InstanceState, ObservedInstance, ObservedPlace, ParameterContent, ParameterWish,
+    PermanentError, PermanentErrorKind, ProxyReport, Report, Role, WishedState,
 };
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::{HealthCheck, Port, Probe, Protocol, ScopeTraffic};
+use tidegate_shared::secret::Secret;
+use tidegate_shared::spec::{HealthCheck, Hook, Limits, Port, Probe, Protocol, ScopeTraffic};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::verdict::histogram::Histogram;
 use tidegate_shared::weight::Weight;
@@ -271,20 +272,27 @@ fn scope_traffic(spec: &ScopeTraffic) -> pb::ScopeTraffic {
     }
 }
 
-/// The complete wish for an agent.
+/// Opens a secret of an assignment for the agent that it goes to, by its variable.
+pub type Opener<'a> = dyn Fn(&Assignment, &str) -> Option<Secret> + 'a;
+
+/// The complete wish for an agent, with its secrets opened.
 #[must_use]
-pub fn assignments(wish: &Assignments) -> pb::Assignments {
+pub fn assignments(wish: &Assignments, open: &Opener<'_>) -> pb::Assignments {
     pb::Assignments {
         generation: Some(pb::Generation {
             epoch: wish.generation.epoch,
             index: wish.generation.index,
         }),
-        items: wish.items.iter().map(assignment).collect(),
+        items: wish
+            .items
+            .iter()
+            .map(|item| assignment(item, open))
+            .collect(),
         report_interval_ms: wish.report_interval.map_or(0, |span| span.millis()),
     }
 }
 
-fn assignment(item: &Assignment) -> pb::Assignment {
+fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
     let role = match item.role {
         Role::Active => pb::Role::Active,
         Role::Candidate => pb::Role::Candidate,
@@ -315,6 +323,11 @@ fn assignment(item: &Assignment) -> pb::Assignment {
             command: item.run.command.clone(),
             args: item.run.args.clone(),
             env: super::to_map(&item.run.env),
+            before_start: hooks(&item.run.hooks.before_start),
+            after_start: hooks(&item.run.hooks.after_start),
+            before_stop: hooks(&item.run.hooks.before_stop),
+            after_stop: hooks(&item.run.hooks.after_stop),
+            limits: limits(&item.run.limits),
         }),
         port: match item.port {
             Port::None => 0,
@@ -332,7 +345,53 @@ fn assignment(item: &Assignment) -> pb::Assignment {
             lost_after_ms: guard.lost_after.millis(),
             rule: guard.rule.clone(),
         }),
+        parameters: item
+            .parameters
+            .iter()
+            .map(|wish| parameter(wish, open(item, &wish.variable)))
+            .collect(),
     }
+}
+
+fn parameter(wish: &ParameterWish, opened: Option<Secret>) -> pb::Parameter {
+    use pb::parameter::Content;
+    let content = match &wish.content {
+        ParameterContent::Plain(text) => Content::Plain(text.clone()),
+        ParameterContent::Secret(version) => Content::Secret(pb::SecretValue {
+            version: version.to_string(),
+            text: opened.map(|secret| secret.expose().to_owned()),
+        }),
+    };
+    pb::Parameter {
+        variable: wish.variable.clone(),
+        content: Some(content),
+        file: wish.file.as_ref().map(|file| pb::ParameterFile {
+            path: file.path.clone(),
+            mode: file.mode.bits(),
+            owner: file.owner.clone().unwrap_or_default(),
+            on_collision: file.on_collision.as_str().to_owned(),
+        }),
+    }
+}
+
+fn hooks(hooks: &[Hook]) -> Vec<pb::Hook> {
+    hooks
+        .iter()
+        .map(|hook| pb::Hook {
+            command: hook.command.clone(),
+            args: hook.args.clone(),
+            timeout_ms: hook.timeout.millis(),
+        })
+        .collect()
+}
+
+fn limits(limits: &Limits) -> Option<pb::Limits> {
+    (!limits.is_empty()).then(|| pb::Limits {
+        memory_bytes: limits.memory.map_or(0, |bytes| bytes.0),
+        cpu_basis_points: limits.cpu.map_or(0, |cores| cores.0),
+        open_files: limits.open_files.unwrap_or(0),
+        processes: limits.processes.unwrap_or(0),
+    })
 }
 
 fn health_check(check: &HealthCheck) -> pb::HealthCheck {

@@ -12,9 +12,11 @@ use tidegate_proto::control::v1 as pb;
 use tidegate_proto::enroll::v1::CoordinatorAddresses;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name, ShortId, TokenId, Version};
+use tidegate_shared::secret::WITHHELD;
 use tidegate_shared::selector::{LabelSelector, Labels};
 use tidegate_shared::spec::{
-    Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, StrategySpec, validate_labels,
+    Kind, ObjectSpec, ParameterKind, ParameterSpec, ReleaseSpec, ReleaseStatus, StrategySpec,
+    validate_labels,
 };
 use tidegate_shared::weight::Weight;
 use tonic::Status;
@@ -280,6 +282,16 @@ fn object<S: serde::Serialize>(kind: Kind, name: &Name, found: &Object<S>) -> pb
     }
 }
 
+/// A parameter; a secret without its value, sealed or not.
+fn parameter(name: &Name, found: &Object<ParameterSpec>) -> pb::Object {
+    let mut shown = found.clone();
+    if shown.spec.kind == ParameterKind::Secret {
+        shown.spec.sealed = None;
+        shown.spec.value = Some(WITHHELD.to_owned());
+    }
+    object(Kind::Parameter, name, &shown)
+}
+
 /// A scope as an object.
 #[must_use]
 pub fn scope_object(name: &Name, scope: &Scope) -> pb::Object {
@@ -318,7 +330,7 @@ pub fn object_of(state: &State, kind: Kind, name: &Name) -> Option<pb::Object> {
         Kind::Parameter => state
             .parameters
             .get(name)
-            .map(|found| object(kind, name, found)),
+            .map(|found| parameter(name, found)),
     }
 }
 

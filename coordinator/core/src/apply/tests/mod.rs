@@ -6,5 +6,6 @@ mod objects;
 mod random;
 mod requests;
 mod returns;
+mod secrets;
 mod table;
 mod world;
