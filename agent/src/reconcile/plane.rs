@@ -28,7 +28,7 @@ impl Reconciler {
             instance: self.parts.settings.instance_address,
         };
         let (table, conflicts) = route::table(&routes, addresses, |place, variable| {
-            self.parameter(place, variable)
+            self.value_of(place, variable)
         });
         self.routed = Some((Instant::now(), routes));
         self.looked = Some(Instant::now());
@@ -49,7 +49,7 @@ impl Reconciler {
     }
 
     /// The value of a parameter that a place runs with.
-    fn parameter(&self, place: &PlaceKey, variable: &str) -> Option<String> {
+    fn value_of(&self, place: &PlaceKey, variable: &str) -> Option<String> {
         let item = &self.observed.places.get(place)?.item;
         let mut others = item.parameters.iter();
         match others.find(|parameter| parameter.variable == variable) {

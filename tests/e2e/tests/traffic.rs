@@ -2,6 +2,7 @@
 //! WebSocket, and workers without a port.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
@@ -41,7 +42,7 @@ spec: {kind: all_in, bake: 0s, drain: 1s}
 ---
 kind: strategy
 name: one-by-one
-spec: {kind: rolling, batch: {size: 1, hold: 0s, overlap: false}, bake: 0s, drain: 0s}
+spec: {kind: rolling, batch: {max_unavailable: 1, hold: 0s, overlap: false}, bake: 0s, drain: 0s}
 ";
 
 /// Makes the shop with a scope that says this too.
@@ -73,8 +74,8 @@ fn curl(arguments: &[&str]) -> anyhow::Result<String> {
     Ok(said)
 }
 
-/// A certificate for a name and its key, PEM.
-fn pair(cluster: &Cluster, name: &str) -> anyhow::Result<(String, String)> {
+/// A certificate for a name, PEM, and the file of its key.
+fn pair(cluster: &Cluster, name: &str) -> anyhow::Result<(String, PathBuf)> {
     let file = |kind: &str| cluster.dir().join(format!("{name}.{kind}"));
     let (key, certificate) = (file("key"), file("crt"));
     let output = Command::new("openssl")
@@ -104,23 +105,23 @@ fn pair(cluster: &Cluster, name: &str) -> anyhow::Result<(String, String)> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    Ok((
-        std::fs::read_to_string(certificate)?,
-        std::fs::read_to_string(key)?,
-    ))
+    Ok((std::fs::read_to_string(certificate)?, key))
 }
 
-fn parameters(cluster: &Cluster, (certificate, key): &(String, String)) -> anyhow::Result<()> {
-    let document = |name: &str, variable: &str, value: &str| -> anyhow::Result<String> {
-        let spec =
-            serde_json::json!({"variable": variable, "value": value, "target": {"scope": "shop"}});
-        Ok(format!("kind: parameter\nname: {name}\nspec: {spec}\n"))
-    };
-    let manifests = [
-        document("certificate", "SHOP_CERT", certificate)?,
-        document("key", "SHOP_KEY", key)?,
-    ];
-    apply(cluster, &manifests.join("---\n"))
+/// Tells the cluster a pair; the key as a secret that the command line reads from a file.
+fn parameters(cluster: &Cluster, (certificate, key): &(String, PathBuf)) -> anyhow::Result<()> {
+    let target = serde_json::json!({"scope": "shop"});
+    let certificate = serde_json::json!({
+        "variable": "SHOP_CERT", "value": certificate, "target": target
+    });
+    let key = serde_json::json!({
+        "variable": "SHOP_KEY", "kind": "secret", "value_from": {"file": key}, "target": target
+    });
+    let manifests = format!(
+        "kind: parameter\nname: certificate\nspec: {certificate}\n---\n\
+         kind: parameter\nname: key\nspec: {key}\n"
+    );
+    apply(cluster, &manifests)
 }
 
 /// Whose certificate is shown at an address.
@@ -221,8 +222,7 @@ fn raw_connections_are_moved_step_by_step_and_rules_on_requests_are_refused() {
             let says = format!("env SAYS=v{version} python3 ${{RELEASE_DIR}}/echo.py");
             publish_files(cluster, version, &[("echo.py", ECHO, false)], &says)?;
         }
-        let rule =
-            "rollback.rules=[{metric: http.error_rate, comparison: greater_than, threshold: 0.1}]";
+        let rule = "rollback.rules=[{metric: http.error_rate, comparison: greater_than, threshold: 0.1, judge: raw}]";
         let arguments = ["deploy", "shop", "1", "--scope", "shop", "--set", rule];
         cluster
             .tidegate(&arguments)?
