@@ -60,6 +60,12 @@ fn alone(cluster: &Cluster, position: usize, arguments: &[&str]) -> anyhow::Resu
     cluster.finish("tidegate", &arguments, &environment)?.json()
 }
 
+fn ids(list: &Value) -> Vec<String> {
+    let rows = list["deployments"].as_array().cloned();
+    let rows = rows.unwrap_or_default();
+    rows.iter().map(|row| text(row, "id").to_owned()).collect()
+}
+
 /// Every coordinator shows every deployment, and the audit log is whole, unbroken and the same.
 fn is_whole(cluster: &Cluster, ended: &[String]) -> anyhow::Result<()> {
     cluster.agree()?;
