@@ -197,10 +197,9 @@ fn a_deleted_scope_leaves_nothing_behind() {
     assert!(found.world.state.history.is_empty() && found.world.state.short_ids.is_empty());
 }
 
-/// A number that may be larger by hand, with `--release`.
-fn wanted(variable: &str, usual: usize) -> usize {
-    let wanted = std::env::var(variable).ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(usual)
+/// A number that may be larger by hand: the variable is read when the test is built.
+fn wanted(given: Option<&str>, usual: usize) -> usize {
+    given.and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
 #[test]
@@ -216,7 +215,7 @@ fn the_state_does_not_grow_with_what_has_ended() {
         ciborium::into_writer(&bare, &mut bytes).unwrap();
         bytes.len()
     };
-    let many = wanted("TIDEGATE_ENDED", 300);
+    let many = wanted(option_env!("TIDEGATE_ENDED"), 300);
     let mut first = 0;
     for count in 1..=many {
         found.end_one("web");
@@ -236,8 +235,8 @@ fn the_state_does_not_grow_with_what_has_ended() {
 /// thousand scopes.
 #[test]
 fn many_scopes_hold_what_they_need_and_no_more() {
-    let scopes = wanted("TIDEGATE_SCOPES", 30);
-    let ended = wanted("TIDEGATE_ENDED", 300).max(scopes);
+    let scopes = wanted(option_env!("TIDEGATE_SCOPES"), 30);
+    let ended = wanted(option_env!("TIDEGATE_ENDED"), 300).max(scopes);
     let mut found = Archiving::new();
     found.world.is_checked = false;
     let named = |number: usize| format!("s{}", number % scopes);
