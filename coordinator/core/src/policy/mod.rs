@@ -6,10 +6,19 @@
 
 pub mod answer;
 pub mod approval;
+pub mod concurrency;
 pub mod cooldown;
+pub mod dependency;
+pub mod expression;
+pub mod freeze;
+pub mod gradual_rollout;
+pub mod guardrail;
 pub mod progression;
 pub mod recurrence;
+pub mod release_selector;
+pub mod retry;
 pub mod selector;
+pub mod skip;
 pub mod window;
 pub mod zone;
 
