@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod approval;
+pub mod check;
 pub mod concurrency;
 pub mod cooldown;
 pub mod dependency;
@@ -17,8 +18,9 @@ pub mod progression;
 pub mod recurrence;
 pub mod release_selector;
 pub mod retry;
-pub mod selector;
+pub mod rules;
 pub mod skip;
+pub mod subject;
 pub mod window;
 pub mod zone;
 
