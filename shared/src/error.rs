@@ -114,6 +114,8 @@ reasons! {
     NoApprovalPending = "1210", "NO_APPROVAL_PENDING", FailedPrecondition, "list what waits with `tidegate approval list`";
     /// The same person decided already.
     AlreadyDecided = "1211", "ALREADY_DECIDED", FailedPrecondition, "another person has to decide";
+    /// A policy's guardrail does not hold for the deployment.
+    Guardrail = "1213", "GUARDRAIL", FailedPrecondition, "choose another strategy, or change it with --set";
     /// No certificate, or none of this cluster.
     Unauthenticated = "1301", "UNAUTHENTICATED", Unauthenticated, "log in with `tidegate login --token …`";
     /// The identity may not do this.

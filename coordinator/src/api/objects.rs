@@ -12,7 +12,7 @@ use tidegate_proto::control::v1::{
 };
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::Kind;
+use tidegate_shared::spec::{Kind, ObjectSpec};
 use tonic::{Request, Response, Status};
 
 use super::{Context, caller, convert, expected, paging, request_key, status};
@@ -34,13 +34,20 @@ impl Objects for ObjectsApi {
         let message = request.into_inner();
         let kind = convert::kind(&message.kind)?;
         let name = convert::name("name", &message.name)?;
+        let spec = convert::object_spec(kind, &name, &message.spec)?;
+        if let ObjectSpec::Policy(policy) = &spec {
+            let what = format!("policy \"{name}\"");
+            tidegate_coordinator_core::policy::check::check(policy)
+                .into_result()
+                .map_err(|errors| status::wrong_fields(&what, errors))?;
+        }
         let item = Item {
             actor,
             request: request_key(&message.request_id)?,
             command: Command::PutObject(PutObject {
                 name: name.clone(),
                 labels: convert::labels(message.labels)?,
-                spec: convert::object_spec(kind, &name, &message.spec)?,
+                spec,
                 expected_revision: expected(message.expected_revision),
                 must_not_exist: message.must_not_exist,
             }),
@@ -73,9 +80,11 @@ impl Objects for ObjectsApi {
         let change = match reply {
             Reply::Object { created: true, .. } => Change::Created,
             Reply::Object { changed: true, .. } => Change::Changed,
-            Reply::Object { .. } | Reply::Done | Reply::Deployments(_) | Reply::Joined { .. } => {
-                Change::Unchanged
-            }
+            Reply::Object { .. }
+            | Reply::Done
+            | Reply::Named(_)
+            | Reply::Deployments(_)
+            | Reply::Joined { .. } => Change::Unchanged,
         };
         Ok(Response::new(ApplyResponse {
             object: convert::object_of(&state, kind, &name),

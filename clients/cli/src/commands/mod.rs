@@ -13,6 +13,7 @@ pub mod deployment;
 pub mod environment;
 pub mod export;
 pub mod generate;
+pub mod governance;
 pub mod login;
 pub mod logs;
 pub mod objects;
@@ -51,6 +52,13 @@ pub enum Command {
     /// Deployments that wait for people
     #[command(subcommand)]
     Approval(approval::ApprovalCommand),
+    /// Rules that are passed over for a while
+    #[command(subcommand)]
+    Skip(governance::SkipCommand),
+    /// Hold everything up: nothing new starts
+    Freeze(governance::FreezeArgs),
+    /// End a freeze before its time
+    Thaw(governance::ThawArgs),
     /// Places where an application runs
     #[command(subcommand)]
     Scope(Box<scope::ScopeCommand>),
@@ -194,6 +202,9 @@ impl Command {
             Self::Dev(args) => return dev::run(args, session).await,
             Self::Release(command) => command.run(session).await?,
             Self::Approval(command) => command.run(session).await?,
+            Self::Skip(command) => command.run(session).await?,
+            Self::Freeze(args) => args.run(session).await?,
+            Self::Thaw(args) => args.run(session).await?,
             Self::Application(command) => command.run(session).await?,
             Self::Environment(command) => command.run(session).await?,
             Self::Strategy(command) => command.run(session).await?,
