@@ -13,8 +13,7 @@ use super::window::Window;
 use super::{
     Answer, concurrency, cooldown, dependency, freeze, progression, release_selector, skip, subject,
 };
-use crate::deployment::phase;
-use crate::state::{Deployment, State, Status};
+use crate::state::{Deployment, State};
 
 /// What one rule answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -356,7 +355,7 @@ impl Case<'_> {
             let Some(other) = candidate.and_then(|id| self.state.deployments.get(&id)) else {
                 continue;
             };
-            if phase::is_under_way(other.status) || other.status == Status::Deleting {
+            if !other.status.is_end() {
                 let facts = subject::facts(self.state, other, self.now);
                 under_way += u64::from(matches(policy, &facts)?);
             }

@@ -1,3 +1,5 @@
+//! Expressions as people write them, their mistakes with their places, and texts without sense.
+
 use super::*;
 use proptest::prelude::*;
 use tidegate_shared::time::Timestamp;
