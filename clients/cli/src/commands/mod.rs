@@ -44,6 +44,8 @@ pub enum Command {
     /// What is in motion, why, and the verbs that steer it
     #[command(subcommand)]
     Deployment(deployment::DeploymentCommand),
+    /// Why is a deployment where it is? Every rule's answer, the one in the way first
+    Explain(deployment::ReferenceArgs),
     /// Return a scope to a release that it had before
     Rollback(rollback::RollbackArgs),
     /// Make releases from files, list and reject them
@@ -197,6 +199,10 @@ impl Command {
         match self {
             Self::Deploy(args) => return args.run(session).await,
             Self::Deployment(command) => return command.run(session).await,
+            Self::Explain(args) => {
+                let command = deployment::DeploymentCommand::Explain(args);
+                return command.run(session).await;
+            }
             Self::Rollback(args) => return args.run(session).await,
             Self::Scope(command) => return command.run(session).await,
             Self::Dev(args) => return dev::run(args, session).await,

@@ -25,3 +25,6 @@ pub mod window;
 pub mod zone;
 
 pub use answer::{Answer, Mistake, Verdict};
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 mod clock;
 mod deployments;
+mod governance;
 mod objects;
 mod random;
 mod requests;
