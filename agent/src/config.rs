@@ -6,12 +6,13 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 
 use crate::error::AgentError;
-use crate::files;
+use crate::{files, tls};
 
 /// Environment variables above the file: `TIDEGATE_AGENT_<KEY>`.
 pub const ENVIRONMENT: &str = "TIDEGATE_AGENT_";
@@ -35,6 +36,15 @@ pub struct Config {
     /// Ports for instances, as `20000-29999`.
     #[serde(default = "port_range")]
     pub port_range: String,
+    /// What runs instances: `auto`, `process` or `systemd`.
+    #[serde(default = "executor")]
+    pub executor: String,
+    /// The unit of systemd that runs the proxy; empty: the agent starts it itself.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub proxy_unit: String,
+    /// PEM file of certificates that web servers of assets may show, beside the system's roots.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source_ca_file: String,
     /// What is logged, as `info` or `info,tidegate_agent=debug`.
     #[serde(default = "log")]
     pub log: String,
@@ -49,6 +59,10 @@ fn loopback() -> String {
 
 fn port_range() -> String {
     "20000-29999".to_owned()
+}
+
+fn executor() -> String {
+    "auto".to_owned()
 }
 
 fn log() -> String {
@@ -76,10 +90,27 @@ pub struct Settings {
     pub instance_address: IpAddr,
     /// Ports for instances.
     pub ports: PortRange,
+    /// What runs instances.
+    pub executor: ExecutorChoice,
+    /// The unit of systemd that runs the proxy; none: the agent starts it itself.
+    pub proxy_unit: Option<String>,
+    /// Roots of web servers of assets, beside the system's.
+    pub source_roots: Vec<CertificateDer<'static>>,
     /// Filter of the log.
     pub log: String,
     /// The log is JSON.
     pub log_json: bool,
+}
+
+/// What runs instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecutorChoice {
+    /// systemd where it runs the host and may be used by this process, else processes.
+    Auto,
+    /// Processes of the agent's own.
+    Process,
+    /// Units of systemd, or the agent does not start.
+    Systemd,
 }
 
 /// Ports from the first to the last, both included.
@@ -96,6 +127,30 @@ pub struct PortRange {
 pub struct Layout {
     /// The folder itself.
     pub dir: PathBuf,
+}
+
+impl Settings {
+    /// The keys whose values differ and that a running agent cannot change.
+    #[must_use]
+    pub fn differences_for_restart(&self, fresh: &Self) -> Vec<&'static str> {
+        let changed = [
+            ("name", self.name != fresh.name),
+            (
+                "listen_address",
+                self.listen_address != fresh.listen_address,
+            ),
+            (
+                "instance_address",
+                self.instance_address != fresh.instance_address,
+            ),
+            ("port_range", self.ports != fresh.ports),
+            ("executor", self.executor != fresh.executor),
+            ("proxy_unit", self.proxy_unit != fresh.proxy_unit),
+            ("log_format", self.log_json != fresh.log_json),
+        ];
+        let changed = changed.into_iter().filter(|(_, changed)| *changed);
+        changed.map(|(key, _)| key).collect()
+    }
 }
 
 impl Layout {
@@ -184,6 +239,9 @@ impl Config {
             listen_address: loopback(),
             instance_address: loopback(),
             port_range: port_range(),
+            executor: executor(),
+            proxy_unit: String::new(),
+            source_ca_file: String::new(),
             log: log(),
             log_format: log_format(),
         }
@@ -263,10 +321,13 @@ impl Config {
         if let Some(value) = take("http") {
             self.http = list(value);
         }
-        let texts: [(&'static str, &mut String); 5] = [
+        let texts: [(&'static str, &mut String); 8] = [
             ("listen_address", &mut self.listen_address),
             ("instance_address", &mut self.instance_address),
             ("port_range", &mut self.port_range),
+            ("executor", &mut self.executor),
+            ("proxy_unit", &mut self.proxy_unit),
+            ("source_ca_file", &mut self.source_ca_file),
             ("log", &mut self.log),
             ("log_format", &mut self.log_format),
         ];
@@ -322,14 +383,48 @@ impl Config {
                 return Err(wrong("log_format", message));
             }
         };
+        let executor = match self.executor.as_str() {
+            "auto" => ExecutorChoice::Auto,
+            "process" => ExecutorChoice::Process,
+            "systemd" => ExecutorChoice::Systemd,
+            other => {
+                let message =
+                    format!("\"{other}\" is not an executor: want auto, process or systemd");
+                return Err(wrong("executor", message));
+            }
+        };
+        let proxy_unit = Some(self.proxy_unit.clone()).filter(|unit| !unit.is_empty());
+        if proxy_unit
+            .as_ref()
+            .is_some_and(|unit| !unit.ends_with(".service"))
+        {
+            let message = format!(
+                "\"{}\" is not a service of systemd, such as tidegate-proxy.service",
+                self.proxy_unit
+            );
+            return Err(wrong("proxy_unit", message));
+        }
+        let source_roots = match self.source_ca_file.as_str() {
+            "" => Vec::new(),
+            path => std::fs::read(path)
+                .map_err(|error| error.to_string())
+                .and_then(|pem| {
+                    let found = tls::certificates("certificates", &pem);
+                    found.map_err(|error| error.to_string())
+                })
+                .map_err(|why| wrong("source_ca_file", format!("{path}: {why}")))?,
+        };
         Ok(Settings {
             name,
+            source_roots,
             layout,
             listen_address: ip("listen_address", &self.listen_address)?,
             instance_address: ip("instance_address", &self.instance_address)?,
             coordinators: self.coordinators,
             http: self.http,
             ports,
+            executor,
+            proxy_unit,
             log: self.log,
             log_json,
         })
@@ -372,6 +467,19 @@ mod tests {
     }
 
     #[test]
+    fn a_reload_knows_which_keys_need_a_restart() {
+        let settings = load(GOOD, &[]).unwrap();
+        let fresh = format!(
+            "{}log = \"debug\"\nport_range = \"2000-3000\"\nexecutor = \"process\"\n",
+            GOOD.replace("7400", "7500")
+        );
+        let fresh = load(&fresh, &[]).unwrap();
+        let mut waiting = settings.differences_for_restart(&fresh);
+        waiting.retain(|key| *key != "name");
+        assert_eq!(waiting, ["port_range", "executor"]);
+    }
+
+    #[test]
     fn the_environment_stands_above_the_file() {
         let settings = load(GOOD, &[("TIDEGATE_AGENT_LISTEN_ADDRESS", "127.0.1.1")]).unwrap();
         assert_eq!(settings.listen_address.to_string(), "127.0.1.1");
@@ -399,6 +507,16 @@ mod tests {
                 "log = \"a=b=c\"",
                 &[],
                 "key log: \"a=b=c\" is not a log filter",
+            ),
+            (
+                "executor = \"docker\"",
+                &[],
+                "key executor: \"docker\" is not an executor: want auto, process or systemd",
+            ),
+            (
+                "",
+                &[("TIDEGATE_AGENT_PROXY_UNIT", "proxy")],
+                "TIDEGATE_AGENT_PROXY_UNIT: \"proxy\" is not a service of systemd",
             ),
             ("colour = 1", &[], "line 4: unknown field `colour`"),
             (

@@ -29,8 +29,10 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::asset::ReleaseStore;
 use crate::config::{Config, Layout};
 use crate::enroll::{JoinOptions, join};
+use crate::executor::{Capabilities, OutputPlace};
 use crate::identity;
 use crate::session::{self, Coordinators, SessionParts, Wish};
 use crate::tls::{Tls, provider};
@@ -383,6 +385,14 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         reports: report_receiver,
         wishes,
         instances: watch::channel(Default::default()).1,
+        store: Arc::new(ReleaseStore::open(layout.releases()).unwrap()),
+        listen_address: [127, 0, 0, 1].into(),
+        executor: Capabilities {
+            name: "process",
+            survives_agent: true,
+            output: OutputPlace::Files,
+        },
+        connected: watch::Sender::new(None),
     }));
     let up = tokio::time::timeout(LIMIT, ups.recv())
         .await
@@ -392,7 +402,7 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
     let wish = tokio::time::timeout(LIMIT, wish_receiver.recv())
         .await
         .unwrap();
-    let Some(Wish::Assignments(wish)) = wish else {
+    let Some(Wish::Assignments(wish, _)) = wish else {
         panic!("{wish:?} are no assignments");
     };
     assert_eq!(wish.items[0].scope, Name::new("shop-eu").unwrap());

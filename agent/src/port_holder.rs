@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
@@ -51,6 +52,22 @@ pub fn port_taken_message(address: SocketAddr) -> String {
         None => format!(
             "port {port} on {ip} is held by another process (its name is not visible to this user)"
         ),
+    }
+}
+
+/// Why nothing can listen there, in one line; `error` is what the attempt said.
+#[must_use]
+pub fn why_not(listen: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => port_taken_message(listen),
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{} is not an address of this host", listen.ip())
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "port {} needs the capability CAP_NET_BIND_SERVICE",
+            listen.port()
+        ),
+        _ => error.to_string(),
     }
 }
 

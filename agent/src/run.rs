@@ -14,14 +14,21 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::asset::ReleaseStore;
-use crate::asset::fetch::Coordinated;
-use crate::config::{Layout, Settings};
+use crate::asset::coordinated::Coordinated;
+use crate::asset::places::Places;
+use crate::asset::web::Web;
+use crate::config::{ExecutorChoice, Layout, Settings};
 use crate::error::AgentError;
-use crate::executor::Executor as _;
+use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
+use crate::executor::systemd::{SystemdExecutor, end_unit};
+use crate::executor::{Events, Executor};
 use crate::ledger::{self, Found, Ledger};
 use crate::reconcile::{Outlets, Parts, Reconciler, find_process};
+use crate::secrets::SecretStore;
+use crate::service::{self, Attended, Reload};
 use crate::session::{self, Coordinators, SessionParts};
+use crate::systemd::Manager;
 use crate::tls::Tls;
 use crate::traffic::proxy::ProxyTraffic;
 use crate::{files, identity, telemetry};
@@ -74,7 +81,11 @@ impl FolderLock {
 ///
 /// # Errors
 /// What keeps it from starting.
-pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentError> {
+pub async fn run(
+    settings: Settings,
+    stop_everything: bool,
+    reload: Reload,
+) -> Result<(), AgentError> {
     let layout = settings.layout.clone();
     let lock = FolderLock::take(&layout)?;
     let material = identity::load(&layout.identity())?;
@@ -86,8 +97,11 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     };
     let store = Arc::new(ReleaseStore::open(layout.releases()).map_err(folder_error)?);
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
+    let (secrets, lost_secrets) = SecretStore::open(&layout.dir);
+    let secrets = Arc::new(secrets);
     let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
     let signals = Signals::new().map_err(folder_error)?;
+    let hang_up = signal(SignalKind::hangup()).map_err(folder_error)?;
 
     let configured = Coordinators {
         control: settings.coordinators.clone(),
@@ -96,16 +110,17 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     let coordinators = watch::Sender::new(Coordinators::load(&layout, configured));
     let (material_sender, material) = watch::channel(material);
     let tls = Tls::new(material);
-    let source = Arc::new(Coordinated {
-        tls: tls.clone(),
-        coordinators: coordinators.subscribe(),
+    let source = Arc::new(Places {
+        store: Coordinated {
+            tls: tls.clone(),
+            coordinators: coordinators.subscribe(),
+        },
+        web: Web {
+            roots: settings.source_roots.clone(),
+        },
     });
     let (events, event_receiver) = mpsc::unbounded_channel();
-    let executor = Arc::new(ProcessExecutor::new(
-        layout.instances(),
-        GRACE,
-        events.clone(),
-    ));
+    let executor = choose_executor(settings.executor, &layout, events.clone()).await?;
     let (reports, report_receiver) = watch::channel(None);
     let (generation, generation_receiver) = watch::channel(Default::default());
     let (instances, instance_receiver) = watch::channel(Arc::default());
@@ -119,11 +134,21 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         dir = %layout.dir.display(),
         "agent started"
     );
+    let listen_address = settings.listen_address;
+    let connected = watch::Sender::new(None);
+    let attended = Attended {
+        settings: settings.clone(),
+        reports: report_receiver.clone(),
+        connected: connected.subscribe(),
+        coordinators: coordinators.clone(),
+        material: material_sender.clone(),
+    };
     let parts = Parts {
         settings,
         executor,
         traffic,
-        store,
+        store: Arc::clone(&store),
+        secrets,
         source,
         events,
     };
@@ -133,7 +158,12 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         instances,
     };
     let mut reconciler = Reconciler::new(parts, outlets, ledger, complaint);
+    if let Some(complaint) = lost_secrets {
+        error!("{complaint}");
+        reconciler.complain("secrets", complaint);
+    }
     reconciler.resume().await;
+    let pulse = reconciler.pulse();
     let session = tokio::spawn(session::run(SessionParts {
         tls,
         material: material_sender,
@@ -145,10 +175,17 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
         reports: report_receiver,
         wishes,
         instances: instance_receiver,
+        store,
+        listen_address,
+        executor: capabilities,
+        connected,
     }));
+    let attending = service::attend(attended, pulse, reload, hang_up);
     reconciler
         .run(event_receiver, wish_receiver, signals.any())
         .await;
+    service::stopping();
+    drop(attending);
     session.abort();
     drop(reconciler);
     if stop_everything {
@@ -161,6 +198,47 @@ pub async fn run(settings: Settings, stop_everything: bool) -> Result<(), AgentE
     }
     drop(lock);
     Ok(())
+}
+
+/// What runs instances on this host.
+async fn choose_executor(
+    choice: ExecutorChoice,
+    layout: &Layout,
+    events: Events,
+) -> Result<Arc<dyn Executor>, AgentError> {
+    let (dir, instances) = (layout.dir.clone(), layout.instances());
+    let usable = match choice {
+        ExecutorChoice::Process => false,
+        ExecutorChoice::Systemd if !Manager::runs_host() => {
+            let message = format!(
+                "{}, key executor: systemd does not run this host; want auto or process",
+                layout.config().display()
+            );
+            return Err(AgentError::new(Reason::Config, message));
+        }
+        ExecutorChoice::Systemd => true,
+        ExecutorChoice::Auto => match SystemdExecutor::usable().await {
+            Ok(()) => true,
+            Err(reason) => {
+                info!(
+                    reason,
+                    "instances are run as processes, not as units of systemd"
+                );
+                false
+            }
+        },
+    };
+    Ok(Arc::new(Prepared::new(
+        layout.instances(),
+        events,
+        |events| -> Arc<dyn Executor> {
+            if usable {
+                Arc::new(SystemdExecutor::new(dir, instances, GRACE, events))
+            } else {
+                Arc::new(ProcessExecutor::new(instances, GRACE, events))
+            }
+        },
+    )))
 }
 
 fn check_identity(settings: &Settings, identity: &crate::tls::SpiffeId) -> Result<(), AgentError> {
@@ -238,7 +316,15 @@ async fn stop_in(layout: &Layout) -> Result<usize, AgentError> {
     let mut ends = tokio::task::JoinSet::new();
     for record in &ledger.instances {
         if let Some(process) = find_process(&instances, &record.instance, Some(record)) {
-            ends.spawn(async move { end_group(&process, GRACE).await });
+            let key = record.instance.clone();
+            ends.spawn(async move {
+                if Manager::runs_host()
+                    && let Err(error) = end_unit(&key, GRACE).await
+                {
+                    warn!(instance = %key, %error, "its unit is not stopped; its processes are ended");
+                }
+                end_group(&process, GRACE).await;
+            });
         }
     }
     let stopped = ends.len();

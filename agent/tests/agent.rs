@@ -66,12 +66,14 @@ fn item(port: u16) -> Assignment {
             kind: AssetKind::Binary,
             sha256: Digest::ZERO,
             size: 0,
+            sources: Vec::new(),
         },
         run: RunSpec {
             command: "/bin/sh".into(),
             args: vec!["-c".into(), "exec sleep 600".into()],
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: Port::Number(port),
         health_check: HealthCheck {
             interval: Span::from_millis(200),

@@ -1,6 +1,7 @@
 //! Sessions of agents, on any node: who is connected here, what is asked of them.
 //!
-//! [`session`] runs one session; [`forward`] passes what the agents report on to the leader. This
+//! [`session`] runs one session; [`forward`] passes what the agents report on to the leader;
+//! [`host_check`] asks hosts whether they could take a release. This
 //! file holds the table of sessions (the newest of an agent wins), the asks that wait for their
 //! answer, the limits of `admission` and the lease that sessions stamp.
 
@@ -8,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tidegate_proto::agent::v1::{Ask, Down, LogLine, LogsAsk, ask, down};
+use tidegate_proto::agent::v1::{AnswerChunk, Ask, Down, ask, down};
 use tidegate_shared::assignment::Report;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
@@ -24,6 +25,7 @@ use crate::entropy;
 
 mod admission;
 pub mod forward;
+pub mod host_check;
 pub mod session;
 
 /// Messages that may wait for one agent.
@@ -61,7 +63,7 @@ struct Entry {
 
 struct Pending {
     agent: Name,
-    answers: mpsc::Sender<Result<Vec<LogLine>, Status>>,
+    answers: mpsc::Sender<Result<AnswerChunk, Status>>,
 }
 
 struct Inner {
@@ -197,15 +199,15 @@ impl Sessions {
         }
     }
 
-    /// Asks an agent for logs; the answer comes in chunks until it is over.
+    /// Asks an agent something; the answer comes in chunks until it is over.
     ///
     /// # Errors
     /// The agent is not connected here, or does not listen.
-    pub fn ask_logs(
+    pub fn ask(
         &self,
         agent: &Name,
-        logs: LogsAsk,
-    ) -> Result<mpsc::Receiver<Result<Vec<LogLine>, Status>>, Status> {
+        kind: ask::Kind,
+    ) -> Result<mpsc::Receiver<Result<AnswerChunk, Status>>, Status> {
         let id = entropy::ulid(self.0.clock.wall_ms())
             .map_err(|error| status::internal(&error))?
             .to_string();
@@ -231,7 +233,7 @@ impl Sessions {
         drop(asks);
         let ask = Ask {
             id: id.clone(),
-            kind: Some(ask::Kind::Logs(logs)),
+            kind: Some(kind),
         };
         let message = Down {
             kind: Some(down::Kind::Ask(ask)),
@@ -257,7 +259,7 @@ impl Sessions {
         &self,
         id: &str,
         agent: &Name,
-    ) -> Option<mpsc::Sender<Result<Vec<LogLine>, Status>>> {
+    ) -> Option<mpsc::Sender<Result<AnswerChunk, Status>>> {
         let mut asks = lock(&self.0.asks);
         if asks.get(id).is_some_and(|pending| pending.agent == *agent) {
             asks.remove(id).map(|pending| pending.answers)
@@ -288,6 +290,10 @@ mod tests {
         Name::new("a").unwrap()
     }
 
+    fn logs() -> ask::Kind {
+        ask::Kind::Logs(tidegate_proto::agent::v1::LogsAsk::default())
+    }
+
     #[tokio::test]
     async fn the_newer_session_wins_and_only_its_end_counts() {
         let (sessions, mut heard) = Sessions::new(Clock::system(), 10);
@@ -310,10 +316,10 @@ mod tests {
     #[tokio::test]
     async fn an_ask_is_answered_only_by_its_agent_and_once() {
         let (sessions, _heard) = Sessions::new(Clock::system(), 10);
-        assert!(sessions.ask_logs(&name(), LogsAsk::default()).is_err());
+        assert!(sessions.ask(&name(), logs()).is_err());
         let (down, mut messages) = mpsc::channel(1);
         let _session = sessions.register(&name(), Timestamp::ZERO, down);
-        let _answers = sessions.ask_logs(&name(), LogsAsk::default()).unwrap();
+        let _answers = sessions.ask(&name(), logs()).unwrap();
         let message = messages.recv().await.unwrap().unwrap();
         let Some(down::Kind::Ask(ask)) = message.kind else {
             panic!("{message:?}");

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use tidegate_coordinator_core::command::{Command, SetReleaseStatus};
-use tidegate_coordinator_core::{Actor, State};
+use tidegate_coordinator_core::{Actor, State, collection};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::spec::ReleaseStatus;
 use tokio_util::io::ReaderStream;
@@ -19,6 +18,7 @@ use tonic::body::Body;
 use tower::ServiceExt;
 
 use crate::api::Context;
+use crate::pace::{self, Broken, Pace, Progress};
 use crate::raft::peer_service::{AskFuture, AskHandler};
 use crate::storage::blobs::BlobError;
 use crate::storage::codec;
@@ -30,6 +30,8 @@ pub const TOPIC: &str = "blobs";
 /// Marks an upload that another coordinator passes on.
 pub const PASSED_ON: &str = "tidegate-passed-on";
 
+/// For the answer to begin.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const ASK_LIMIT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -73,6 +75,8 @@ pub async fn holders(context: &Context, digests: &[Digest]) -> Holders {
     };
     for digest in digests.iter().collect::<BTreeSet<_>>() {
         if let Some(size) = context.blobs.size(digest).await {
+            // Who asks may be about to make a release of it.
+            context.blobs.claim(digest);
             let own = context.identity.name.clone();
             holders.found.entry(*digest).or_default().push((own, size));
         }
@@ -116,6 +120,7 @@ pub fn tell_sizes(context: Arc<Context>) -> Arc<dyn AskHandler> {
             let mut sizes = BTreeMap::new();
             for digest in digests {
                 if let Some(size) = context.blobs.size(&digest).await {
+                    context.blobs.claim(&digest);
                     sizes.insert(digest, size);
                 }
             }
@@ -195,16 +200,26 @@ impl BlobClient {
     ) -> Result<(), TransferError> {
         let size = context.blobs.size(&digest).await.unwrap_or(0);
         let file = context.blobs.read(digest, 0, size).await?;
+        let progress = Progress::default();
+        let counted = progress.clone();
         let body = http_body_util::StreamBody::new(tokio_stream::StreamExt::map(
             ReaderStream::with_capacity(file, 64 * 1024),
-            |piece| piece.map(hyper::body::Frame::data),
+            move |piece| {
+                let piece = piece.inspect(|bytes| counted.add(bytes.len()));
+                piece.map(hyper::body::Frame::data)
+            },
         ));
         let request = http::Request::put(format!("/v1/blobs/{digest}"))
             .header(http::header::CONTENT_LENGTH, size)
             .header(PASSED_ON, "1")
             .body(Body::new(body))
             .map_err(transport)?;
-        let response = self.call(context, node, request).await?;
+        let response = tokio::select! {
+            response = self.call(context, node, request) => response?,
+            () = progress.stalls(Pace::default()) => {
+                return Err(transport("it did not take the bytes in time"));
+            }
+        };
         if response.status().is_success() {
             Ok(())
         } else {
@@ -225,17 +240,21 @@ impl BlobClient {
         let request = http::Request::get(format!("/v1/blobs/{digest}"))
             .body(Body::empty())
             .map_err(transport)?;
-        let response = self.call(context, node, request).await?;
+        let asked = self.call(context, node, request);
+        let response = tokio::time::timeout(ANSWER_LIMIT, asked)
+            .await
+            .map_err(|_| transport("it did not answer in 30 s"))??;
         if !response.status().is_success() {
             return Err(TransferError::Refused(response.status()));
         }
         let mut incoming = context.blobs.receive(digest).await?;
         let mut body = response.into_body();
-        while let Some(frame) = body.frame().await {
-            if let Ok(data) = frame.map_err(transport)?.into_data() {
-                incoming.push(&data).await?;
-            }
-        }
+        pace::receive(&mut body, &mut incoming, Pace::default())
+            .await
+            .map_err(|broken| match broken {
+                Broken::Store(error) => TransferError::Store(error),
+                Broken::Off(_) | Broken::Slow(_) => transport(broken),
+            })?;
         incoming.finish().await?;
         Ok(())
     }
@@ -277,16 +296,6 @@ pub async fn spread(
     tokio::time::timeout(limit, wait).await.unwrap_or(false)
 }
 
-/// Blobs that the releases of the state need.
-fn needed(state: &State) -> BTreeSet<Digest> {
-    state
-        .releases
-        .values()
-        .filter(|release| release.status != ReleaseStatus::Rejected)
-        .flat_map(|release| release.spec.assets.iter().map(|asset| asset.sha256))
-        .collect()
-}
-
 /// Fetches what is missing here, and on the leader finishes releases whose blobs have arrived;
 /// until the node stops.
 pub async fn catch_up(context: Arc<Context>, client: BlobClient) {
@@ -310,7 +319,7 @@ pub async fn catch_up(context: Arc<Context>, client: BlobClient) {
             () = context.stop.cancelled() => return,
         }
         let view = context.query.stale();
-        for digest in needed(&view.state) {
+        for digest in collection::needed(&view.state) {
             if context.blobs.size(&digest).await.is_none() {
                 fetch_anywhere(&context, &client, digest).await;
             }
@@ -338,9 +347,13 @@ async fn finish_building(context: &Arc<Context>, state: &State) {
         if release.status != ReleaseStatus::Building {
             continue;
         }
-        let digests: Vec<Digest> = release.spec.assets.iter().map(|a| a.sha256).collect();
+        let stored = || {
+            let assets = release.spec.assets.iter();
+            assets.filter(|asset| asset.source.needs_store())
+        };
+        let digests: Vec<Digest> = stored().map(|asset| asset.sha256).collect();
         let holders = holders(context, &digests).await;
-        let is_whole = release.spec.assets.iter().all(|asset| {
+        let is_whole = stored().all(|asset| {
             holders.has_majority(&asset.sha256) && holders.size(&asset.sha256) == Some(asset.size)
         });
         let Ok(key) = context.own_request() else {

@@ -31,7 +31,7 @@ pub const FILE_NAME: &str = "coordinator.toml";
 const ENVIRONMENT: &str = "TIDEGATE_COORDINATOR_";
 
 /// Every key, with what it takes.
-const KEYS: [(&str, &str); 20] = [
+const KEYS: [(&str, &str); 23] = [
     ("name", "this node's name, as in its certificate"),
     (
         "data_dir",
@@ -49,9 +49,12 @@ const KEYS: [(&str, &str); 20] = [
     ("certificate_life.user", "10s to 366d"),
     ("certificate_life.coordinator", "10s to 366d"),
     ("raft.tick", "5ms to 1s"),
+    ("raft.snapshot_entries", "10 to 10000000"),
     ("agents.lost_after", "1s to 1h"),
     ("agents.sessions_per_second", "1 to 100000"),
     ("blobs.max_bytes", "1 to 4294967296"),
+    ("blobs.keep", "1s to 3660d"),
+    ("blobs.unclaimed", "1s to 366d"),
     ("log.format", "text or json"),
     (
         "log.filter",
@@ -116,12 +119,18 @@ pub struct Config {
     pub certificate_life: CertificateLife,
     /// Length of a Raft tick.
     pub tick: Span,
+    /// Entries of the log after which a snapshot is written.
+    pub snapshot_entries: u64,
     /// How long an agent's contact lasts after a lease.
     pub lost_after: Span,
     /// New agent sessions that are admitted per second.
     pub sessions_per_second: u32,
     /// Largest blob that is taken.
     pub max_blob_bytes: u64,
+    /// How long the store keeps the assets of a release that no scope runs or could return to.
+    pub keep_blobs: Span,
+    /// How long the store keeps a blob that no release names.
+    pub keep_unclaimed: Span,
     /// How log lines look.
     pub log_format: LogFormat,
     /// Which of them are written.
@@ -238,13 +247,61 @@ impl Config {
             advertise,
             certificate_life: CertificateLife::default(),
             tick: Span::from_millis(50),
+            snapshot_entries: 10_000,
             lost_after: Span::from_secs(30),
             sessions_per_second: 300,
             max_blob_bytes: 4 << 30,
+            keep_blobs: Span::from_hours(90 * 24),
+            keep_unclaimed: Span::from_hours(24),
             log_format: LogFormat::Text,
             log_filter: "info".to_owned(),
             shutdown_timeout: Span::from_secs(15),
         }
+    }
+
+    /// The keys whose values differ, as they are written in the file.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let pairs = self.texts().into_iter().zip(other.texts());
+        pairs
+            .filter(|((_, one), (_, two))| one != two)
+            .map(|((key, _), _)| key)
+            .collect()
+    }
+
+    /// Every key with its value as a text, in a fixed order.
+    fn texts(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            name,
+            data_dir,
+            listen,
+            advertise,
+            certificate_life: life,
+            tick,
+            lost_after,
+            sessions_per_second,
+            max_blob_bytes,
+            log_format,
+            log_filter,
+            shutdown_timeout,
+        } = self;
+        vec![
+            ("name", name.to_string()),
+            ("data_dir", data_dir.display().to_string()),
+            ("listen", format!("{listen:?}")),
+            ("advertise", format!("{advertise:?}")),
+            ("certificate_life", format!("{life:?}")),
+            ("raft.tick", tick.to_string()),
+            ("agents.lost_after", lost_after.to_string()),
+            (
+                "agents.sessions_per_second",
+                sessions_per_second.to_string(),
+            ),
+            ("blobs.max_bytes", max_blob_bytes.to_string()),
+            ("log.format", format!("{log_format:?}")),
+            ("log.filter", log_filter.clone()),
+            ("shutdown_timeout", shutdown_timeout.to_string()),
+        ]
     }
 
     /// Hosts of the addresses that others reach this node at, each once.
@@ -475,9 +532,22 @@ impl Values {
                 coordinator: life_of("certificate_life.coordinator", life.coordinator)?,
             },
             tick: self.span("raft.tick", defaults.tick, 5, 1_000)?,
+            snapshot_entries: self.number(
+                "raft.snapshot_entries",
+                defaults.snapshot_entries,
+                10,
+                10_000_000,
+            )?,
             lost_after: self.span("agents.lost_after", defaults.lost_after, 1_000, DAY / 24)?,
             sessions_per_second: u32::try_from(sessions).unwrap_or(u32::MAX),
             max_blob_bytes: self.number("blobs.max_bytes", defaults.max_blob_bytes, 1, 4 << 30)?,
+            keep_blobs: self.span("blobs.keep", defaults.keep_blobs, 1_000, 3_660 * DAY)?,
+            keep_unclaimed: self.span(
+                "blobs.unclaimed",
+                defaults.keep_unclaimed,
+                1_000,
+                366 * DAY,
+            )?,
             log_format: match self.text("log.format") {
                 None | Some("text") => LogFormat::Text,
                 Some("json") => LogFormat::Json,

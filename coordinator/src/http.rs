@@ -13,7 +13,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use http::{HeaderMap, Request, StatusCode, header};
-use http_body_util::BodyExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
@@ -27,14 +26,12 @@ use tokio_util::io::ReaderStream;
 use crate::api::Context;
 use crate::api::authn::{Caller, Kind, Refused};
 use crate::blob_sync::{self, BlobClient, PASSED_ON};
+use crate::pace::{self, Broken, Pace};
 use crate::storage::blobs::BlobError;
 use crate::tls::{ClientAuth, ConnectionInfo, Tls};
 
 /// An upload waits so long for a majority.
 const SPREAD_LIMIT: Duration = Duration::from_secs(60);
-/// Without a byte for so long an upload is broken off.
-const IDLE_LIMIT: Duration = Duration::from_secs(30);
-
 #[derive(Clone)]
 struct Front {
     context: Arc<Context>,
@@ -76,10 +73,23 @@ impl From<BlobError> for Refusal {
                 (StatusCode::UNPROCESSABLE_ENTITY, Reason::DigestMismatch)
             }
             BlobError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Reason::TooLarge),
-            BlobError::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, Reason::DataFolder),
+            BlobError::DiskFull { .. } => (StatusCode::INSUFFICIENT_STORAGE, Reason::StoreFull),
             BlobError::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, Reason::Internal),
         };
         Self::new(status, reason, error.to_string())
+    }
+}
+
+impl From<Broken> for Refusal {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Store(error) => error.into(),
+            Broken::Off(_) | Broken::Slow(_) => Self::new(
+                StatusCode::BAD_REQUEST,
+                Reason::InvalidRequest,
+                format!("{broken}; nothing was kept"),
+            ),
+        }
     }
 }
 
@@ -346,38 +356,12 @@ async fn upload(
         .headers()
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > blobs.limit()) {
-        return Err(BlobError::TooLarge {
-            limit: blobs.limit(),
-        }
-        .into());
+    if let Some(length) = length {
+        blobs.check_room(length)?;
     }
     let mut incoming = blobs.receive(digest).await?;
     let mut body = request.into_body();
-    loop {
-        let frame = tokio::time::timeout(IDLE_LIMIT, body.frame()).await;
-        let broken = |message: String| {
-            Refusal::new(StatusCode::BAD_REQUEST, Reason::InvalidRequest, message)
-        };
-        match frame {
-            Ok(Some(Ok(frame))) => {
-                if let Ok(data) = frame.into_data() {
-                    incoming.push(&data).await?;
-                }
-            }
-            Ok(None) => break,
-            Ok(Some(Err(error))) => {
-                return Err(broken(format!(
-                    "the upload broke off: {error}; nothing was kept"
-                )));
-            }
-            Err(_) => {
-                return Err(broken(format!(
-                    "nothing came for {IDLE_LIMIT:?}; nothing was kept"
-                )));
-            }
-        }
-    }
+    pace::receive(&mut body, &mut incoming, Pace::default()).await?;
     let size = incoming.finish().await?;
     if !is_passed_on {
         let spread = blob_sync::spread(&front.context, &front.client, digest, SPREAD_LIMIT).await;

@@ -8,6 +8,7 @@
 
 pub mod agents;
 pub mod api;
+pub mod blob_gc;
 pub mod blob_sync;
 pub mod ca;
 pub mod clock;
@@ -19,6 +20,7 @@ pub mod leader;
 pub mod node;
 #[cfg(test)]
 mod node_tests;
+pub mod pace;
 mod port_holder;
 pub mod propose;
 pub mod query;
@@ -27,6 +29,8 @@ pub mod replica;
 pub mod replication;
 #[cfg(test)]
 mod replication_tests;
+pub mod secrets;
+pub mod service;
 pub mod setup;
 pub mod storage;
 pub mod tls;

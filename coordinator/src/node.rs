@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use crate::agents::session::{self, AgentLinkApi};
-use crate::agents::{Sessions, forward};
+use crate::agents::{Sessions, forward, host_check};
 use crate::api::agents::AgentsApi;
 use crate::api::approvals::ApprovalsApi;
 use crate::api::authz::Door;
@@ -43,6 +43,7 @@ use crate::api::releases::ReleasesApi;
 use crate::api::scopes::ScopesApi;
 use crate::api::tokens::TokensApi;
 use crate::api::{Authority, Context};
+use crate::blob_gc;
 use crate::blob_sync::{self, BlobClient};
 use crate::ca::{self, ClusterKey, Subject};
 use crate::clock::Clock;
@@ -51,6 +52,7 @@ use crate::enroll::{self, EnrollApi};
 use crate::http;
 use crate::leader::{self, Live, planner};
 use crate::port_holder;
+use crate::raft::driver::Pulse;
 use crate::raft::{OnFatal, RaftSettings};
 use crate::replica::View;
 use crate::replication::{Replication, ReplicationConfig};
@@ -71,6 +73,8 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 pub struct Node {
     context: Arc<Context>,
     listen: Listen,
+    pulse: Pulse,
+    material: Arc<watch::Sender<Arc<TlsMaterial>>>,
     tasks: TaskTracker,
     replication: tokio::task::JoinHandle<Option<Replication>>,
     end: oneshot::Sender<()>,
@@ -111,6 +115,7 @@ impl Node {
         let key = ClusterKey::read(&config.data_dir.join(KEY_FILE))?;
         let (material, received) =
             watch::channel(Arc::new(setup::read_material(&config.data_dir)?));
+        let material = Arc::new(material);
         let tls = Tls::new(received, &identity.trust_domain);
         tls.server_config(ClientAuth::Required)?;
         let blobs = Blobs::open(&config.data_dir.join("blobs"), config.max_blob_bytes)
@@ -125,9 +130,12 @@ impl Node {
             config.advertise.peer.clone(),
             tidegate_coordinator_core::apply,
         );
+        let usual = RaftSettings::default();
         parts.raft = RaftSettings {
             tick: config.tick.to_std(),
-            ..RaftSettings::default()
+            snapshot_entries: config.snapshot_entries,
+            keep_entries: usual.keep_entries.min(config.snapshot_entries),
+            ..usual
         };
         parts.services = late.routes();
         parts.clock = clock.clone();
@@ -141,6 +149,7 @@ impl Node {
             clock,
             proposer: replication.proposer.clone(),
             query: replication.query.clone(),
+            history: replication.history.clone(),
             entries: replication.entries.clone(),
             status: replication.status.clone(),
             peers: replication.peers.clone(),
@@ -156,6 +165,7 @@ impl Node {
         let asks = &replication.asks;
         asks.register(forward::TOPIC, leader::take_batch(context.clone()));
         asks.register(blob_sync::TOPIC, blob_sync::tell_sizes(context.clone()));
+        asks.register(host_check::TOPIC, host_check::answer_here(context.clone()));
         asks.register(enroll::KEY_TOPIC, enroll::give_key(context.clone()));
         late.set(context.clone(), relayed_routes(&context));
 
@@ -165,8 +175,9 @@ impl Node {
         tasks.spawn(forward::run(context.clone(), heard));
         tasks.spawn(forward::stamp_leases(context.clone()));
         tasks.spawn(blob_sync::catch_up(context.clone(), client.clone()));
+        tasks.spawn(blob_gc::run(context.clone()));
         tasks.spawn(announce(context.clone()));
-        tasks.spawn(renew(context.clone(), material));
+        tasks.spawn(renew(context.clone(), material.clone()));
         tasks.spawn(http::serve(
             context.clone(),
             tls.clone(),
@@ -180,10 +191,13 @@ impl Node {
         ));
         tasks.spawn(serve_enroll(context.clone(), tls, listeners.enroll));
         let (end, ended) = oneshot::channel();
+        let pulse = replication.pulse.clone();
         let replication = tokio::spawn(keep(replication, transfer_requests, ended));
         Ok(Self {
             context,
             listen,
+            pulse,
+            material,
             tasks,
             replication,
             end,
@@ -200,6 +214,22 @@ impl Node {
     #[must_use]
     pub const fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// Whether its replication still turns.
+    #[must_use]
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// A way to put the certificate of the data folder into use again, after somebody replaced it.
+    /// Connections from then on use it.
+    pub fn certificate_reader(&self) -> impl Fn() -> Result<(), SetupError> + Send + 'static {
+        let (material, folder) = (self.material.clone(), self.context.config.data_dir.clone());
+        move || {
+            material.send_replace(Arc::new(setup::read_material(&folder)?));
+            Ok(())
+        }
     }
 
     /// Returns once a majority confirms a read: requests are answered from now on.
@@ -465,7 +495,7 @@ async fn announce(context: Arc<Context>) {
 }
 
 /// Renews this node's certificate at two thirds of its life; connections from then on use it.
-async fn renew(context: Arc<Context>, material: watch::Sender<Arc<TlsMaterial>>) {
+async fn renew(context: Arc<Context>, material: Arc<watch::Sender<Arc<TlsMaterial>>>) {
     loop {
         let due = material
             .borrow()

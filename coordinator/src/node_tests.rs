@@ -36,6 +36,8 @@ use crate::setup::{self, Init, JoinRequest, Places};
 use crate::tls::{Expected, Tls, TlsMaterial};
 
 mod edges;
+mod objects;
+mod past;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -303,7 +305,7 @@ async fn answer(channel: Channel, ask: link::Ask) {
             text: "it works".to_owned(),
             ..link::LogLine::default()
         }],
-        error: String::new(),
+        ..link::AnswerChunk::default()
     };
     AgentLinkClient::new(channel)
         .answer(tokio_stream::iter([chunk]))

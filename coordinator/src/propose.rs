@@ -129,7 +129,25 @@ impl LogTime {
     }
 }
 
-type Answer = Result<Vec<Outcome>, ProposeError>;
+/// What commands came to.
+#[derive(Debug)]
+struct Settled {
+    outcomes: Vec<Outcome>,
+    seen: Seen,
+}
+
+/// Which state holds the effects of commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// This node's newest view.
+    Here,
+    /// Views from this index on.
+    From(u64),
+    /// The leader did not tell.
+    Unknown,
+}
+
+type Answer = Result<Settled, ProposeError>;
 
 struct Job {
     items: Vec<Item>,
@@ -231,7 +249,31 @@ impl Proposer {
         &self,
         proposals: Vec<Proposal>,
     ) -> Result<Vec<Outcome>, ProposeError> {
-        self.submit(proposals, false).await
+        Ok(self.submit(proposals, false).await?.outcomes)
+    }
+
+    /// As [`Proposer::propose_batch`], and waits until this node has applied the commands too, which
+    /// on the leader it has. The view holds their effects; none: the leader does not tell where they
+    /// are, or this node is too far behind, and who wants to see them has to read.
+    ///
+    /// # Errors
+    /// [`ProposeError`], for all of them.
+    pub async fn propose_and_see(
+        &self,
+        proposals: Vec<Proposal>,
+    ) -> Result<(Vec<Outcome>, Option<Arc<View>>), ProposeError> {
+        let settled = self.submit(proposals, false).await?;
+        let view = match settled.seen {
+            Seen::Here => Some(self.views.borrow().clone()),
+            Seen::From(index) => {
+                let mut views = self.views.clone();
+                let here = views.wait_for(|view| view.index >= index);
+                let found = tokio::time::timeout(self.limit, here).await;
+                found.ok().and_then(Result::ok).map(|view| view.clone())
+            }
+            Seen::Unknown => None,
+        };
+        Ok((settled.outcomes, view))
     }
 
     /// The time of the log, if this node leads and knows all that was committed before it led.
@@ -243,7 +285,10 @@ impl Proposer {
 
     async fn submit(&self, items: Vec<Item>, is_forwarded: bool) -> Answer {
         if items.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Settled {
+                outcomes: Vec::new(),
+                seen: Seen::Here,
+            });
         }
         let counted = self.unanswered.token();
         if self.stop.is_cancelled() || self.unanswered.is_closed() {
@@ -273,6 +318,7 @@ impl Proposer {
             outcomes: Vec::new(),
             leader: 0,
             message,
+            applied: 0,
         };
         let status = self.status.borrow().clone();
         if status.role != Role::Leader {
@@ -295,8 +341,9 @@ impl Proposer {
         let answers = join_all(waits).await;
         let mut outcomes = Vec::with_capacity(answers.len());
         for answer in answers {
-            let encoded = answer
-                .and_then(|list| codec::encode(&list).map_err(|_| ProposeError::OutcomeUnknown));
+            let encoded = answer.and_then(|settled| {
+                codec::encode(&settled.outcomes).map_err(|_| ProposeError::OutcomeUnknown)
+            });
             match encoded {
                 Ok(bytes) => outcomes.push(Bytes::from(bytes)),
                 Err(error) => {
@@ -307,6 +354,7 @@ impl Proposer {
         }
         ProposeReply {
             outcomes,
+            applied: self.views.borrow().index,
             ..reply(propose_reply::Status::Done, String::new())
         }
     }
@@ -511,7 +559,10 @@ impl Door {
                 for job in jobs {
                     let own: Vec<Outcome> = outcomes.by_ref().take(job.items.len()).collect();
                     let answer = if own.len() == job.items.len() {
-                        Ok(own)
+                        Ok(Settled {
+                            outcomes: own,
+                            seen: Seen::Here,
+                        })
                     } else {
                         Err(ProposeError::OutcomeUnknown)
                     };
@@ -613,8 +664,13 @@ impl Door {
         };
         match reply.status() {
             propose_reply::Status::Done if reply.outcomes.len() == jobs.len() => {
+                let seen = match reply.applied {
+                    0 => Seen::Unknown,
+                    index => Seen::From(index),
+                };
                 for (job, bytes) in jobs.into_iter().zip(reply.outcomes) {
                     let answer = codec::decode::<Vec<Outcome>>(&bytes)
+                        .map(|outcomes| Settled { outcomes, seen })
                         .map_err(|_| ProposeError::OutcomeUnknown);
                     job.answer.send(answer).ok();
                 }

@@ -1,7 +1,7 @@
 //! The replica: the only holder of `&mut State`.
 //!
-//! One thread takes committed entries in order, applies them, publishes a new read view, and only
-//! then answers those who wait, so whoever was answered finds the effect in the view. A read view
+//! One thread takes committed entries in order, applies them, writes into the history what left the
+//! state, publishes a new read view, and only then answers those who wait, so whoever was answered finds the effect in the view. A read view
 //! is an O(1) clone; readers never block applying.
 
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use tidegate_shared::time::Timestamp;
 use tokio::sync::{broadcast, watch};
 
 use crate::raft::driver::RaftHandle;
-use crate::raft::snapshot::{Snapshotter, read_state};
+use crate::raft::snapshot::{Snapshotter, StartError, read_state};
 use crate::raft::{Committed, CommittedEntry, Fate, OnFatal, Ticket, spawn_thread};
 use crate::storage::codec;
+use crate::storage::history::HistoryStore;
 use crate::storage::log::{EntryKind, Mark, Membership};
-use crate::storage::snapshot::{SnapshotError, SnapshotFile, SnapshotStore};
+use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
 
 /// Entries that a slow subscriber may be behind before it must start from a view.
 pub const EVENT_BACKLOG: usize = 4096;
@@ -63,6 +64,7 @@ pub(crate) struct ReplicaParts {
     pub mark: Mark,
     pub membership: Membership,
     pub snapshots: SnapshotStore,
+    pub history: HistoryStore,
     pub snapshotter: Snapshotter,
     pub raft: RaftHandle,
     pub views: watch::Sender<Arc<View>>,
@@ -101,6 +103,10 @@ impl Replica {
             Committed::Install(file) => self
                 .install(&file)
                 .map_err(|e| format!("{e}; the node cannot go on without it"))?,
+            // Whoever asked may have given up.
+            Committed::Pulse(beat) => {
+                beat.send(()).ok();
+            }
             Committed::TakeSnapshot => {
                 let parts = &mut self.parts;
                 parts
@@ -113,7 +119,7 @@ impl Replica {
 
     fn entries(&mut self, list: Vec<CommittedEntry>) -> Result<(), String> {
         let mut answers: Vec<(Ticket, Fate)> = Vec::new();
-        let mut published = Vec::with_capacity(list.len());
+        let mut done = Vec::with_capacity(list.len());
         let parts = &mut self.parts;
         for committed in list {
             let entry = committed.entry;
@@ -135,18 +141,24 @@ impl Replica {
                 )
             })?;
             let applied = (parts.apply)(&mut parts.state, entry.index, &decoded);
+            done.push((entry.index, decoded.at, applied, committed.ticket));
+        }
+        // Before the view that lacks them.
+        let rows = done.iter().flat_map(|(_, _, applied, _)| applied);
+        parts
+            .history
+            .write(rows.flat_map(Applied::rows))
+            .map_err(|e| format!("{e}; the node cannot go on without it"))?;
+        let mut published = Vec::with_capacity(done.len());
+        for (index, at, applied, ticket) in done {
             let mut outcomes = Vec::with_capacity(applied.len());
             let mut events = Vec::new();
             for one in applied {
                 outcomes.push(one.outcome);
                 events.extend(one.events);
             }
-            published.push(Arc::new(AppliedEntry {
-                index: entry.index,
-                at: decoded.at,
-                events,
-            }));
-            if let Some(ticket) = committed.ticket {
+            published.push(Arc::new(AppliedEntry { index, at, events }));
+            if let Some(ticket) = ticket {
                 answers.push((ticket, Fate::Applied(outcomes)));
             }
         }
@@ -176,8 +188,12 @@ impl Replica {
         parts.raft.applied(parts.mark);
     }
 
-    fn install(&mut self, file: &SnapshotFile) -> Result<(), SnapshotError> {
+    fn install(&mut self, file: &SnapshotFile) -> Result<(), StartError> {
         self.parts.state = read_state(&self.parts.snapshots, file)?;
+        // It came before the snapshot did; see the peer service.
+        if let Some(extent) = self.parts.state.extent() {
+            self.parts.history.check(extent, file.head.mark.index)?;
+        }
         self.parts.mark = file.head.mark;
         self.parts.membership = file.head.membership.clone();
         self.parts.snapshotter.installed(file.head.mark.index);

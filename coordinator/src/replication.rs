@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::entropy;
 use crate::propose::{DoorParts, PROPOSE_LIMIT, Proposer};
 use crate::query::Query;
-use crate::raft::driver::{self, DriverParts, RaftHandle};
+use crate::raft::driver::{self, DriverParts, Pulse, RaftHandle};
 use crate::raft::membership::Members;
 use crate::raft::peer_service::{Asks, ClockWatch, PeerService};
 use crate::raft::snapshot::{Snapshotter, StartError, read_state, recover};
@@ -28,6 +28,7 @@ use crate::raft::{OnFatal, RaftSettings, RaftStatus, Role, writer};
 use crate::replica::{self, AppliedEntries, ApplyFn, EVENT_BACKLOG, ReplicaParts, View, Views};
 use crate::storage::data_dir::{DataDir, DataDirError};
 use crate::storage::disk::FolderDisk;
+use crate::storage::history::HistoryStore;
 use crate::storage::log::{Mark, Membership};
 use crate::storage::segment::{SEGMENT_BYTES, SegmentLog};
 use crate::storage::snapshot::SnapshotStore;
@@ -108,6 +109,8 @@ pub struct Replication {
     pub proposer: Proposer,
     /// The way to read.
     pub query: Query,
+    /// What has left the state.
+    pub history: HistoryStore,
     /// The newest view, always.
     pub views: Views,
     /// Applied entries as they come.
@@ -120,6 +123,8 @@ pub struct Replication {
     pub peers: PeerClients,
     /// Who answers what other members ask.
     pub asks: Asks,
+    /// Whether its threads still turn.
+    pub pulse: Pulse,
     raft: RaftHandle,
     stop: CancellationToken,
     killed: Arc<AtomicBool>,
@@ -152,6 +157,10 @@ impl Replication {
             ),
             None => (State::default(), Mark::default(), Membership::default()),
         };
+        let extent = start.snapshot.as_ref().and_then(|file| file.head.history);
+        let needed = extent.map(|extent| (extent, mark.index));
+        let history = HistoryStore::open(&config.data.history(), &identity.cluster_id, needed)
+            .map_err(StartError::from)?;
         let (views_sender, views) = watch::channel(Arc::new(View {
             state: state.clone(),
             index: mark.index,
@@ -194,6 +203,7 @@ impl Replication {
         );
         let snapshotter = Snapshotter::new(
             snapshots.clone(),
+            history.clone(),
             config.raft.clone(),
             raft.clone(),
             config.on_fatal.clone(),
@@ -207,6 +217,7 @@ impl Replication {
                     mark,
                     membership,
                     snapshots: snapshots.clone(),
+                    history: history.clone(),
                     snapshotter,
                     raft: raft.clone(),
                     views: views_sender,
@@ -249,6 +260,8 @@ impl Replication {
             directory,
             raft: raft.clone(),
             snapshots,
+            history: history.clone(),
+            clients: peers.clone(),
             proposer: proposer.clone(),
             clocks,
             asks: asks.clone(),
@@ -266,12 +279,14 @@ impl Replication {
         Ok(Replication {
             proposer,
             query,
+            history,
             views,
             entries,
             status: raft.status(),
             members,
             peers,
             asks,
+            pulse: Pulse::new(raft.clone()),
             raft,
             stop,
             killed,
@@ -326,6 +341,7 @@ impl Replication {
         let Replication {
             threads,
             server,
+            history,
             data,
             ..
         } = self;
@@ -334,6 +350,8 @@ impl Replication {
             threads.into_iter().for_each(|t| {
                 t.join().ok();
             });
+            // Readers and a snapshot under way may still hold it.
+            history.close();
             // The lock goes last: nobody may open the folder before its log is closed.
             drop(data);
         });

@@ -21,12 +21,13 @@ use crate::query::QueryError;
 use crate::raft::peer_service::AskFuture;
 use crate::raft::snapshot::{read_state, write_state};
 use crate::raft::{Fate, MembershipChange, MembershipError, Role};
+use crate::replication::{Replication, ReplicationConfig};
 use crate::storage::data_dir::Peer;
 use crate::storage::disk::FolderDisk;
 use crate::storage::log::Membership;
 use crate::storage::snapshot::SnapshotStore;
 use crate::tls::Tls;
-use cluster::{CLUSTER, TestCluster, WAIT, item, write};
+use cluster::{CLUSTER, TestCluster, WAIT, apply_with_past, item, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_node_leads_at_once_and_keeps_what_it_acknowledged() {
@@ -115,6 +116,55 @@ async fn a_lagging_follower_gets_a_snapshot() {
     assert!(cluster.reads(follower, &before).await);
     cluster.assert_equal().await;
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_gets_a_snapshot_gets_the_past_that_the_state_lacks() {
+    let mut cluster = TestCluster::new();
+    cluster.state_machine = apply_with_past;
+    cluster.settings.snapshot_entries = 50;
+    cluster.settings.keep_entries = 5;
+    cluster.grow(3).await;
+    cluster.write(1).await;
+    cluster.assert_whole_past().await;
+    let follower = cluster.follower().await;
+    cluster.kill(follower).await;
+    let leader = cluster.leader().await;
+    let behind = cluster.node(leader).status.borrow().last_index;
+    while cluster.node(leader).status.borrow().compacted <= behind {
+        cluster.write(leader).await;
+    }
+    cluster.restart(follower).await;
+    let last = cluster.write(leader).await;
+    assert!(cluster.reads(follower, &last).await);
+    cluster.assert_whole_past().await;
+    // A newcomer has nothing at all of it.
+    cluster.grow(4).await;
+    cluster.assert_whole_past().await;
+    for id in 1..=4 {
+        cluster.kill(id).await;
+    }
+    for id in 1..=4 {
+        cluster.restart(id).await;
+    }
+    cluster.assert_whole_past().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_does_not_start_without_the_past_that_its_state_lacks() {
+    let mut cluster = TestCluster::new();
+    cluster.state_machine = apply_with_past;
+    cluster.grow(1).await;
+    cluster.kill(1).await;
+    let dir = cluster.dir(1);
+    std::fs::remove_file(dir.history()).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tls = Tls::new(cluster.nodes[&1].material.subscribe(), "td");
+    let config = ReplicationConfig::new(dir, tls, listener, String::new(), apply_with_past);
+    let refused = Replication::start(config).err().unwrap().to_string();
+    assert!(refused.contains("it is missing"), "{refused}");
+    assert!(refused.contains("join it anew"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -370,6 +420,23 @@ async fn the_real_state_is_the_same_after_a_restart() {
     cluster.restart(1).await;
     let after = cluster.node(1).query.linearizable().await.unwrap();
     assert_eq!(after.state, before.state);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_was_answered_sees_the_effect_on_the_node_that_was_asked() {
+    let cluster = TestCluster::of(3).await;
+    for id in [cluster.leader().await, cluster.follower().await] {
+        let proposer = cluster.node(id).proposer.clone();
+        for _ in 0..20 {
+            let one = write();
+            let key = one.request;
+            let (outcomes, view) = proposer.propose_and_see(vec![one]).await.unwrap();
+            assert!(outcomes[0].is_ok(), "{outcomes:?}");
+            let view = view.expect("the leader tells where the effect is");
+            assert!(view.state.requests.contains_key(&key), "node {id}");
+        }
+    }
     cluster.stop().await;
 }
 

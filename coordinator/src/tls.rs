@@ -30,6 +30,7 @@ use tonic::transport::{Channel, Endpoint};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use self::handshakes::{Handshakes, Refusals};
+use crate::ca::{self, Validity};
 use crate::clock::Clock;
 
 mod handshakes;
@@ -416,6 +417,7 @@ async fn handshake(
             .as_ref()
             .and_then(SpiffeId::of_certificate)
             .map(Arc::new),
+        validity: certificate.as_ref().and_then(ca::validity),
         certificate: certificate.map(Arc::new),
         remote,
     };
@@ -433,6 +435,9 @@ pub struct ConnectionInfo {
     pub identity: Option<Arc<SpiffeId>>,
     /// The certificate itself, as it was shown.
     pub certificate: Option<Arc<CertificateDer<'static>>>,
+    /// From when to when it counts, read once: every request asks. `None` without a certificate, or
+    /// with one that cannot be read.
+    pub validity: Option<Validity>,
     /// Where the connection came from.
     pub remote: SocketAddr,
 }

@@ -1,6 +1,7 @@
 //! Generated messages and services of Tidegate's wire protocols.
 //!
-//! Nothing here is written by hand: the `.proto` files under `proto/tidegate` are the source.
+//! The `.proto` files under `proto/tidegate` are the source; by hand is written only that a secret
+//! does not show.
 //! Conversions to the types of the cores live in the shells.
 
 /// The services that people and tools call.
@@ -58,3 +59,15 @@ pub mod peer {
 
 /// The encoded descriptors of every file, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+impl std::fmt::Debug for control::v1::SecretValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretValue(withheld)")
+    }
+}
+
+impl std::fmt::Debug for agent::v1::SecretValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SecretValue({}, withheld)", self.version)
+    }
+}

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::id::{DeploymentId, Name, Version};
-use crate::spec::{AssetKind, HealthCheck, Port, RunSpec};
+use crate::spec::{AssetKind, FileSpec, HealthCheck, Port, RunSpec};
 use crate::time::{Span, Timestamp};
 use crate::verdict::histogram::Histogram;
 use crate::weight::Weight;
@@ -52,8 +52,11 @@ pub struct Assignment {
     pub release: Version,
     /// What to fetch and unpack.
     pub asset: AssetWish,
-    /// How to run it; `env` holds the parameters already.
+    /// How to run it; `env` holds the plain parameters that are environment variables already.
     pub run: RunSpec,
+    /// The other parameters: secrets and files, ordered by variable.
+    #[serde(default)]
+    pub parameters: Vec<ParameterWish>,
     /// Listener of the proxy.
     pub port: Port,
     /// How an instance is found healthy.
@@ -74,6 +77,29 @@ pub struct Assignment {
     pub guard: Option<Guard>,
 }
 
+/// A parameter that is a secret or a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParameterWish {
+    /// The environment variable: of the value, or of the file's path.
+    pub variable: String,
+    /// The value.
+    pub content: ParameterContent,
+    /// None: it is an environment variable.
+    pub file: Option<FileSpec>,
+}
+
+/// The value of a parameter in an assignment. Secrets travel beside the assignments and never
+/// stand in them, so that neither the ledger nor a log of assignments can hold one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParameterContent {
+    /// Itself.
+    Plain(String),
+    /// Digest of the sealed value: another value has another one, and the value does not follow
+    /// from it.
+    Secret(Digest),
+}
+
 /// What to fetch and unpack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssetWish {
@@ -85,6 +111,10 @@ pub struct AssetWish {
     pub sha256: Digest,
     /// Bytes.
     pub size: u64,
+    /// Places in the order in which they are tried, the coordinators' store after them; empty: the
+    /// store alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<String>,
 }
 
 /// Which part a version plays in its scope.
@@ -137,6 +167,39 @@ pub struct Report {
     pub host: HostMetrics,
     /// What the agent knows to be wrong with itself.
     pub complaints: Vec<String>,
+    /// The agent's proxy, as it told of itself last; none: it has none, or has not answered yet.
+    #[serde(default)]
+    pub proxy: Option<ProxyReport>,
+}
+
+/// The proxy of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProxyReport {
+    /// Its process.
+    pub pid: u32,
+    /// The version of its program.
+    pub version: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Client connections that are open.
+    pub connections: u64,
+    /// Proxies that it has replaced and that still finish what is open.
+    pub draining: Vec<DrainingProxy>,
+}
+
+/// A proxy that was replaced and finishes what is open.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DrainingProxy {
+    /// Its process.
+    pub pid: u32,
+    /// The version of its program.
+    pub version: String,
+    /// When it was replaced.
+    pub since: Timestamp,
+    /// When it cuts off what is still open.
+    pub until: Timestamp,
+    /// Requests and connections that are still open.
+    pub open: u64,
 }
 
 /// One version of one scope as it is on an agent.

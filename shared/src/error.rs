@@ -76,6 +76,8 @@ reasons! {
     DigestMismatch = "1004", "DIGEST_MISMATCH", InvalidArgument, "upload the asset again, or correct the sha256";
     /// A feature that this version does not have.
     NotSupported = "1005", "NOT_SUPPORTED", InvalidArgument, "leave it out, or upgrade the cluster";
+    /// An archive has entries that could reach outside its tree, or cannot be read.
+    UnsafeArchive = "1006", "UNSAFE_ARCHIVE", InvalidArgument, "correct the named entry and make a new release";
     /// No such object.
     NotFound = "1101", "NOT_FOUND", NotFound, "list what is there with `tidegate <kind> list`";
     /// The name is taken.
@@ -92,6 +94,8 @@ reasons! {
     FromTheFuture = "1107", "FROM_THE_FUTURE", InvalidArgument, "set this machine's clock";
     /// The same request id came with another request.
     RequestIdReused = "1108", "REQUEST_ID_REUSED", InvalidArgument, "use a new request id for each request";
+    /// A secret parameter has no value, or one that does not fit its target.
+    SecretValueNeeded = "1150", "SECRET_VALUE_NEEDED", FailedPrecondition, "give it: value_from in the manifest, or `tidegate parameter update NAME --secret`";
     /// Another deployment of the scope is under way.
     Conflict = "1201", "CONFLICT", FailedPrecondition, "wait for it, cancel it, or deploy with --on-conflict queue|supersede";
     /// The status of the deployment forbids the verb.
@@ -114,8 +118,12 @@ reasons! {
     NoApprovalPending = "1210", "NO_APPROVAL_PENDING", FailedPrecondition, "list what waits with `tidegate approval list`";
     /// The same person decided already.
     AlreadyDecided = "1211", "ALREADY_DECIDED", FailedPrecondition, "another person has to decide";
+    /// The deployment ended so long ago that it is history: it can be looked at alone.
+    Archived = "1212", "ARCHIVED", FailedPrecondition, "deploy its release again with `tidegate deploy`";
+    /// The assets of the release were removed from the store after long disuse.
+    ReleaseCollected = "1213", "RELEASE_COLLECTED", FailedPrecondition, "upload them again with the same `tidegate release create`, then deploy";
     /// A policy's guardrail does not hold for the deployment.
-    Guardrail = "1213", "GUARDRAIL", FailedPrecondition, "choose another strategy, or change it with --set";
+    Guardrail = "1214", "GUARDRAIL", FailedPrecondition, "choose another strategy, or change it with --set";
     /// No certificate, or none of this cluster.
     Unauthenticated = "1301", "UNAUTHENTICATED", Unauthenticated, "log in with `tidegate login --token …`";
     /// The identity may not do this.
@@ -154,6 +162,8 @@ reasons! {
     TooLarge = "1408", "TOO_LARGE", ResourceExhausted, "send less at once";
     /// No coordinator can be reached.
     Unreachable = "1409", "UNREACHABLE", Unavailable, "check the addresses in the context: `tidegate context list`";
+    /// The disk of a coordinator has no room for an asset.
+    StoreFull = "1410", "STORE_FULL", ResourceExhausted, "free space on the coordinator's disk, or let blobs.keep be shorter; then upload again";
     /// A value of the configuration is wrong.
     Config = "1501", "CONFIG", InvalidArgument, "correct the configuration file or the environment variable";
     /// An address is taken.
@@ -164,6 +174,10 @@ reasons! {
     Credentials = "1504", "CREDENTIALS", InvalidArgument, "log in again with `tidegate login`";
     /// A program of the package is missing.
     ProgramMissing = "1505", "PROGRAM_MISSING", FailedPrecondition, "build or install all programs side by side";
+    /// The services could not be installed on a host, or taken off it.
+    HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
+    /// The proxy of this host does not answer, or cannot be replaced.
+    ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

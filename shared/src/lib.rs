@@ -5,11 +5,13 @@
 
 #![deny(missing_docs)]
 
+pub mod archive;
 pub mod assignment;
 pub mod decimal;
 pub mod digest;
 pub mod error;
 pub mod id;
+pub mod secret;
 pub mod selector;
 pub mod spec;
 pub mod time;

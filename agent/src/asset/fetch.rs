@@ -1,42 +1,48 @@
-//! Fetching an asset from any coordinator, hashed and counted while it streams.
+//! Fetching an asset: its places are asked in order, and what comes is hashed and counted while it
+//! streams.
 //!
-//! A source that breaks is followed by the next one, which goes on where the last one ended. Bytes
-//! of a wrong digest are never used, and that is told with both digests.
+//! A place that breaks is followed by the next one, which goes on where the last one ended; after
+//! the last one comes the first again, after a wait, as long as bytes come at all. Bytes of a wrong
+//! digest are never used. Which place gave them is told: if several had a part in them, each is
+//! asked once more for the whole, so that the one that is right is found.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Incoming;
-use hyper::header::{HOST, RANGE};
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha256};
 use tidegate_shared::assignment::{AssetWish, PermanentErrorKind};
 use tidegate_shared::digest::Digest;
-use tokio::sync::watch;
 use tracing::debug;
 
 use super::{PartWriter, StageError};
-use crate::session::Coordinators;
-use crate::tls::Tls;
-
-/// Rounds over all sources before the fetch is given up for this time.
-const ROUNDS: u32 = 3;
-
-/// Longest silence of a source.
-const SILENCE: std::time::Duration = std::time::Duration::from_secs(30);
+use crate::jitter;
 
 /// A future of a source.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Where assets come from.
 pub trait Source: Send + Sync {
-    /// The places that have assets, in the order in which they should be asked.
-    fn mirrors(&self) -> Vec<String>;
+    /// The places of an asset, in the order in which they should be asked.
+    fn places(&self, wish: &AssetWish) -> Vec<String>;
 
-    /// Opens the blob at one of them, from a byte on.
-    fn open<'a>(&'a self, mirror: &'a str, digest: Digest, from: u64) -> Answer<'a, Opened>;
+    /// Opens the asset at one of them.
+    fn open<'a>(&'a self, place: &'a str, part: Part<'a>) -> Answer<'a, Opened>;
+}
+
+/// Which part of which asset.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// Its digest.
+    pub digest: Digest,
+    /// The first byte that is wanted.
+    pub from: u64,
+    /// What the place called its version when it was asked before.
+    pub version: Option<&'a str>,
 }
 
 /// What a place answered.
@@ -45,10 +51,15 @@ pub enum Opened {
     Body {
         /// Position of the first byte.
         from: u64,
-        /// The rest of the blob.
+        /// Bytes of the whole, if it tells.
+        size: Option<u64>,
+        /// What it calls this version of the asset: when it is asked again, a part of another one
+        /// is of no use.
+        version: Option<String>,
+        /// The rest of the asset.
         body: Box<dyn Pieces>,
     },
-    /// It does not have the blob.
+    /// It does not have the asset.
     Missing,
     /// It could not answer.
     Failed(String),
@@ -60,6 +71,33 @@ pub trait Pieces: Send {
     fn next(&mut self) -> Answer<'_, Option<Result<Bytes, String>>>;
 }
 
+/// How long is waited for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Longest silence of a place, and how long its rate is measured.
+    pub silence: Duration,
+    /// Fewest bytes in that time.
+    pub least: u64,
+    /// The first wait after a round over all places in which nothing came; each is twice the last.
+    pub wait: Duration,
+    /// Rounds in a row without a byte until the fetch is given up for this time.
+    pub idle_rounds: u32,
+    /// Rounds in all.
+    pub rounds: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            silence: Duration::from_secs(30),
+            least: 30 * 4_096,
+            wait: Duration::from_millis(500),
+            idle_rounds: 4,
+            rounds: 100,
+        }
+    }
+}
+
 /// Fetches the wish into the writer.
 ///
 /// # Errors
@@ -68,91 +106,194 @@ pub async fn fetch(
     wish: &AssetWish,
     source: &dyn Source,
     writer: &mut PartWriter,
+    patience: Patience,
 ) -> Result<(), StageError> {
-    let mut progress = Progress {
-        hash: Sha256::new(),
-        received: 0,
-    };
-    let mirrors = source.mirrors();
-    if mirrors.is_empty() {
+    let places = source.places(wish);
+    if places.is_empty() {
         return Err(StageError::transient(
             "no coordinator's HTTP address is known",
         ));
     }
-    let mut trouble = String::new();
-    for _ in 0..ROUNDS {
+    let mut fetch = Fetch {
+        wish,
+        patience,
+        hash: Sha256::new(),
+        received: 0,
+        versions: BTreeMap::new(),
+        givers: BTreeSet::new(),
+        wrong: BTreeMap::new(),
+        resumed: false,
+        alone: false,
+        trouble: String::new(),
+    };
+    let mut idle = 0;
+    for _ in 0..patience.rounds {
+        let before = fetch.received;
+        if fetch.round(&places, source, writer).await? {
+            return Ok(());
+        }
+        if fetch.received != before {
+            idle = 0;
+            continue;
+        }
+        idle += 1;
+        if idle == patience.idle_rounds {
+            break;
+        }
+        tokio::time::sleep(jitter::jittered(patience.wait * 2_u32.pow(idle - 1))).await;
+    }
+    Err(fetch.give_up())
+}
+
+struct Fetch<'a> {
+    wish: &'a AssetWish,
+    patience: Patience,
+    hash: Sha256,
+    received: u64,
+    /// What places called their versions, by position.
+    versions: BTreeMap<usize, String>,
+    /// Places that the received bytes come from.
+    givers: BTreeSet<usize>,
+    /// Places whose bytes are not the release's, with what is wrong.
+    wrong: BTreeMap<usize, String>,
+    /// What is here was fetched in more than one go.
+    resumed: bool,
+    /// Bytes of several goes were wrong together: from now on each place gives the whole at once.
+    alone: bool,
+    trouble: String,
+}
+
+impl Fetch<'_> {
+    /// Asks each place once; true: everything is here and right.
+    async fn round(
+        &mut self,
+        places: &[String],
+        source: &dyn Source,
+        writer: &mut PartWriter,
+    ) -> Result<bool, StageError> {
         let mut missing = 0;
-        for mirror in &mirrors {
-            match source.open(mirror, wish.sha256, progress.received).await {
-                Opened::Missing => missing += 1,
-                Opened::Failed(why) => trouble = format!("{mirror}: {why}"),
-                Opened::Body { from, body } => {
-                    match progress.take(wish, from, body, writer).await? {
-                        Ok(()) => return progress.judge(wish, mirror),
-                        Err(why) => trouble = format!("{mirror}: {why}"),
+        for (position, place) in places.iter().enumerate() {
+            if self.wrong.contains_key(&position) {
+                continue;
+            }
+            if self.alone {
+                self.restart(writer)?;
+            }
+            let part = Part {
+                digest: self.wish.sha256,
+                from: self.received,
+                version: self.versions.get(&position).map(String::as_str),
+            };
+            let opened = tokio::time::timeout(self.patience.silence, source.open(place, part));
+            match opened.await {
+                Ok(Opened::Missing) => missing += 1,
+                Ok(Opened::Failed(why)) => self.trouble = format!("{place}: {why}"),
+                Ok(Opened::Body {
+                    from,
+                    size,
+                    version,
+                    body,
+                }) => {
+                    if self.is_another(position, version.as_deref()) {
+                        self.restart(writer)?;
                     }
+                    self.note_version(position, version);
+                    let fault = match self.take(position, from, size, body, writer).await? {
+                        Taken::All => match self.fault(place) {
+                            None => return Ok(true),
+                            Some(fault) => fault,
+                        },
+                        Taken::Wrong(fault) => fault,
+                        Taken::Broken(why) => {
+                            self.trouble = format!("{place}: {why}");
+                            continue;
+                        }
+                    };
+                    self.distrust(position, fault, writer)?;
                 }
+                Err(_) => self.trouble = format!("{place}: {}", self.silent()),
             }
         }
-        if missing == mirrors.len() {
-            let message = format!(
-                "no coordinator has the asset {} ({})",
-                wish.name, wish.sha256
-            );
+        debug!(asset = %self.wish.name, trouble = self.trouble, "a round over all places");
+        if !self.wrong.is_empty() && self.wrong.len() + missing == places.len() {
+            return Err(self.give_up());
+        }
+        if missing == places.len() {
+            let (name, digest) = (&self.wish.name, self.wish.sha256);
+            let message = if self.wish.sources.is_empty() {
+                format!("no coordinator has the asset {name} ({digest})")
+            } else {
+                let sources = self.wish.sources.join(", ");
+                format!("neither {sources} nor a coordinator has the asset {name} ({digest})")
+            };
             return Err(StageError::permanent(
                 PermanentErrorKind::AssetMissing,
                 message,
             ));
         }
-        debug!(asset = %wish.name, trouble, "the fetch goes on with the next source");
+        Ok(false)
     }
-    Err(StageError::transient(format!(
-        "the asset {} cannot be fetched: {trouble}",
-        wish.name
-    )))
-}
 
-struct Progress {
-    hash: Sha256,
-    received: u64,
-}
+    /// Whether a place has replaced its file since it gave a part of it.
+    fn is_another(&self, position: usize, version: Option<&str>) -> bool {
+        let known = self.versions.get(&position).map(String::as_str);
+        self.givers.contains(&position) && known.is_some() && known != version
+    }
 
-impl Progress {
-    /// Takes what comes; the inner error is the source's, the outer one ends the fetch.
+    fn note_version(&mut self, position: usize, version: Option<String>) {
+        match version {
+            Some(version) => self.versions.insert(position, version),
+            None => self.versions.remove(&position),
+        };
+    }
+
     async fn take(
         &mut self,
-        wish: &AssetWish,
+        position: usize,
         from: u64,
+        size: Option<u64>,
         mut body: Box<dyn Pieces>,
         writer: &mut PartWriter,
-    ) -> Result<Result<(), String>, StageError> {
-        // A source that cannot resume begins at zero: what is here already is skipped.
+    ) -> Result<Taken, StageError> {
+        if let Some(size) = size.filter(|size| *size != self.wish.size) {
+            self.givers = BTreeSet::from([position]);
+            let wanted = self.wish.size;
+            let fault = format!("it has {size} bytes, not the {wanted} of its release");
+            return Ok(Taken::Wrong(fault));
+        }
+        // A place that cannot resume begins at zero: what is here already is skipped.
         let Some(mut skip) = self.received.checked_sub(from) else {
-            return Ok(Err(
-                "it answered with another part than was asked for".to_owned()
-            ));
+            let why = "it answered with another part than was asked for";
+            return Ok(Taken::Broken(why.to_owned()));
         };
+        self.resumed |= self.received > 0;
+        let mut rate = Rate::new();
         loop {
-            let piece = match tokio::time::timeout(SILENCE, body.next()).await {
+            let piece = match tokio::time::timeout(self.patience.silence, body.next()).await {
                 Ok(Some(Ok(piece))) => piece,
-                Ok(Some(Err(why))) => return Ok(Err(why)),
-                // A connection that broke is an error; a clean end is the blob's own, and the
+                // What comes after the last byte is of no interest.
+                Ok(Some(Err(_))) if self.received == self.wish.size => return Ok(Taken::All),
+                Ok(Some(Err(why))) => return Ok(Taken::Broken(why)),
+                // A connection that broke is an error; a clean end is the asset's own, and the
                 // digest tells whether it is the right one.
-                Ok(None) => return Ok(Ok(())),
-                Err(_) => return Ok(Err("was silent for 30 s".to_owned())),
+                Ok(None) => return Ok(Taken::All),
+                Err(_) => return Ok(Taken::Broken(self.silent())),
             };
+            if rate.is_below(piece.len() as u64, self.patience) {
+                let least = self.patience.least / self.patience.silence.as_secs().max(1);
+                let why = format!("gave less than {least} bytes per second");
+                return Ok(Taken::Broken(why));
+            }
             let skipped = skip.min(piece.len() as u64);
             skip -= skipped;
             let fresh = &piece[usize::try_from(skipped).unwrap_or(piece.len())..];
-            if self.received + fresh.len() as u64 > wish.size {
-                let message = format!(
-                    "the asset {} is longer than the {} bytes of its release",
-                    wish.name, wish.size
-                );
-                return Err(StageError::permanent(
-                    PermanentErrorKind::DigestMismatch,
-                    message,
-                ));
+            if fresh.is_empty() {
+                continue;
+            }
+            self.givers.insert(position);
+            if self.received + fresh.len() as u64 > self.wish.size {
+                let fault = format!("longer than the {} bytes of its release", self.wish.size);
+                return Ok(Taken::Wrong(fault));
             }
             writer.write(fresh)?;
             self.hash.update(fresh);
@@ -160,288 +301,99 @@ impl Progress {
         }
     }
 
-    fn judge(&self, wish: &AssetWish, mirror: &str) -> Result<(), StageError> {
+    fn silent(&self) -> String {
+        format!("was silent for {} s", self.patience.silence.as_secs())
+    }
+
+    /// What is wrong with what is here, if it is all.
+    fn fault(&self, place: &str) -> Option<String> {
         let got = Digest::from_bytes(self.hash.clone().finalize().into());
-        if got == wish.sha256 {
-            return Ok(());
+        if got == self.wish.sha256 {
+            return None;
         }
-        let message = format!(
-            "the asset {} has a wrong digest: expected {} ({} bytes), got {got} ({} bytes, from {mirror})",
-            wish.name, wish.sha256, wish.size, self.received
-        );
-        Err(StageError::permanent(
-            PermanentErrorKind::DigestMismatch,
-            message,
+        // What a file of the host has for a digest is nobody's business.
+        let got = match place.starts_with("file:") {
+            true => "another one".to_owned(),
+            false => got.to_string(),
+        };
+        Some(format!(
+            "a wrong digest: expected {} ({} bytes), got {got} ({} bytes, from {place})",
+            self.wish.sha256, self.wish.size, self.received
         ))
     }
-}
 
-/// The coordinators' own store, over mutual TLS.
-pub struct Coordinated {
-    /// The agent's certificate.
-    pub tls: Tls,
-    /// The coordinators as they are known now.
-    pub coordinators: watch::Receiver<Coordinators>,
-}
-
-impl Source for Coordinated {
-    fn mirrors(&self) -> Vec<String> {
-        let mut mirrors = self.coordinators.borrow().http.clone();
-        // Agents begin at different ones, so that a rollout spreads over all coordinators.
-        if !mirrors.is_empty() {
-            let start = crate::jitter::below(mirrors.len() as u64) as usize;
-            mirrors.rotate_left(start);
+    fn distrust(
+        &mut self,
+        position: usize,
+        fault: String,
+        writer: &mut PartWriter,
+    ) -> Result<(), StageError> {
+        if (self.givers.len() > 1 || self.resumed) && !self.alone {
+            self.alone = true;
+            self.trouble = fault;
+        } else {
+            self.wrong.insert(position, fault);
         }
-        mirrors
+        self.restart(writer)
     }
 
-    fn open<'a>(&'a self, mirror: &'a str, digest: Digest, from: u64) -> Answer<'a, Opened> {
-        Box::pin(async move {
-            match tokio::time::timeout(SILENCE, self.get(mirror, digest, from)).await {
-                Ok(Ok(opened)) => opened,
-                Ok(Err(why)) => Opened::Failed(why),
-                Err(_) => Opened::Failed("was silent for 30 s".to_owned()),
-            }
-        })
-    }
-}
-
-impl Coordinated {
-    async fn get(&self, mirror: &str, digest: Digest, from: u64) -> Result<Opened, String> {
-        let stream = self
-            .tls
-            .connect(mirror, b"http/1.1")
-            .await
-            .map_err(|e| e.to_string())?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
-                .await
-                .map_err(|e| e.to_string())?;
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "the connection to a coordinator's store ended");
-            }
-        });
-        let mut request = Request::get(format!("/v1/blobs/{digest}")).header(HOST, mirror);
-        if from > 0 {
-            request = request.header(RANGE, format!("bytes={from}-"));
-        }
-        let request = request.body(Empty::new()).map_err(|e| e.to_string())?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| e.to_string())?;
-        let from = match response.status() {
-            StatusCode::OK => 0,
-            StatusCode::PARTIAL_CONTENT => from,
-            StatusCode::NOT_FOUND => return Ok(Opened::Missing),
-            other => return Err(format!("answered {other}")),
-        };
-        let body = Box::new(HttpPieces {
-            body: response.into_body(),
-            _sender: sender,
-            driver,
-        });
-        Ok(Opened::Body { from, body })
-    }
-}
-
-struct HttpPieces {
-    body: Incoming,
-    _sender: hyper::client::conn::http1::SendRequest<Empty<Bytes>>,
-    driver: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for HttpPieces {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-impl Pieces for HttpPieces {
-    fn next(&mut self) -> Answer<'_, Option<Result<Bytes, String>>> {
-        Box::pin(async move {
-            loop {
-                match self.body.frame().await? {
-                    Ok(frame) => {
-                        if let Ok(data) = frame.into_data() {
-                            return Some(Ok(data));
-                        }
-                    }
-                    Err(error) => return Some(Err(error.to_string())),
-                }
-            }
-        })
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::asset::ReleaseStore;
-    use std::sync::Mutex;
-    use tidegate_shared::id::Name;
-    use tidegate_shared::spec::AssetKind;
-
-    /// Mirrors that answer by script: what each serves, and after how many bytes it breaks.
-    pub struct Scripted {
-        pub mirrors: Vec<(Option<Vec<u8>>, Option<usize>)>,
-        pub asked: Mutex<Vec<(usize, u64)>>,
+    fn restart(&mut self, writer: &mut PartWriter) -> Result<(), StageError> {
+        self.hash = Sha256::new();
+        self.received = 0;
+        self.resumed = false;
+        self.givers.clear();
+        writer.restart()
     }
 
-    struct Script(Vec<Result<Bytes, String>>);
-
-    impl Pieces for Script {
-        fn next(&mut self) -> Answer<'_, Option<Result<Bytes, String>>> {
-            let next = if self.0.is_empty() {
-                None
-            } else {
-                Some(self.0.remove(0))
-            };
-            Box::pin(async move { next })
-        }
-    }
-
-    impl Source for Scripted {
-        fn mirrors(&self) -> Vec<String> {
-            (0..self.mirrors.len()).map(|n| n.to_string()).collect()
-        }
-
-        fn open<'a>(&'a self, mirror: &'a str, _: Digest, from: u64) -> Answer<'a, Opened> {
-            let number: usize = mirror.parse().unwrap();
-            self.asked.lock().unwrap().push((number, from));
-            let (content, breaks) = self.mirrors[number].clone();
-            Box::pin(async move {
-                let Some(content) = content else {
-                    return Opened::Missing;
-                };
-                let end = breaks.map_or(content.len(), |after| {
-                    (from as usize + after).min(content.len())
-                });
-                let mut pieces = vec![Ok(Bytes::copy_from_slice(&content[from as usize..end]))];
-                if breaks.is_some() {
-                    pieces.push(Err("reset".to_owned()));
-                }
-                Opened::Body {
-                    from,
-                    body: Box::new(Script(pieces)),
-                }
-            })
-        }
-    }
-
-    pub fn scripted(mirrors: Vec<(Option<Vec<u8>>, Option<usize>)>) -> Scripted {
-        Scripted {
-            mirrors,
-            asked: Mutex::default(),
-        }
-    }
-
-    pub fn wish(content: &[u8], kind: AssetKind) -> AssetWish {
-        AssetWish {
-            name: Name::new("shop").unwrap(),
-            kind,
-            sha256: Digest::of(content),
-            size: content.len() as u64,
-        }
-    }
-
-    fn leftovers(store: &std::path::Path) -> usize {
-        std::fs::read_dir(store.join(".work")).unwrap().count()
-    }
-
-    #[tokio::test]
-    async fn a_broken_source_is_followed_by_the_next_from_there_on() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ReleaseStore::open(dir.path().join("releases")).unwrap();
-        let content = b"#!/bin/sh\nexit 0\n".to_vec();
-        let source = scripted(vec![
-            (Some(content.clone()), Some(5)),
-            (Some(content.clone()), None),
-        ]);
-        let wish = wish(&content, AssetKind::Binary);
-        store.stage(&wish, &source).await.unwrap();
-        assert_eq!(*source.asked.lock().unwrap(), [(0, 0), (1, 5)]);
-        let path = store.path(&wish.sha256).join("shop");
-        assert_eq!(std::fs::read(&path).unwrap(), content);
-        use std::os::unix::fs::PermissionsExt as _;
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o755);
-        store.stage(&wish, &scripted(vec![])).await.unwrap();
-        store.remove(&wish.sha256).unwrap();
-        store.remove(&wish.sha256).unwrap();
-        assert!(!store.has(&wish.sha256));
-        assert_eq!(leftovers(&dir.path().join("releases")), 0);
-    }
-
-    #[tokio::test]
-    async fn refusals_name_the_cause_and_leave_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let releases = dir.path().join("releases");
-        let good = b"the good bytes".to_vec();
-        let other = b"not the bytes!".to_vec();
-        let long = b"the good bytes and more".to_vec();
-        let wish = wish(&good, AssetKind::Binary);
-        let (expected, got) = (wish.sha256, Digest::of(&other));
-        let digests = format!("expected {expected} (14 bytes), got {got} (14 bytes");
-        let short = format!(
-            "expected {expected} (14 bytes), got {} (3 bytes",
-            Digest::of(b"the")
-        );
-        let cases = [
-            (
-                vec![(Some(other), None)],
-                None,
-                Some(PermanentErrorKind::DigestMismatch),
-                digests.as_str(),
+    fn give_up(&self) -> StageError {
+        let name = &self.wish.name;
+        match self.wrong.values().next() {
+            Some(fault) if fault.starts_with("longer") => StageError::permanent(
+                PermanentErrorKind::DigestMismatch,
+                format!("the asset {name} is {fault}"),
             ),
-            (
-                vec![(Some(b"the".to_vec()), None)],
-                None,
-                Some(PermanentErrorKind::DigestMismatch),
-                short.as_str(),
+            Some(fault) => StageError::permanent(
+                PermanentErrorKind::DigestMismatch,
+                format!("the asset {name} has {fault}"),
             ),
-            (
-                vec![(Some(long), None)],
-                None,
-                Some(PermanentErrorKind::DigestMismatch),
-                "longer than the 14 bytes",
-            ),
-            (
-                vec![(None, None)],
-                None,
-                Some(PermanentErrorKind::AssetMissing),
-                "no coordinator has the asset shop",
-            ),
-            (vec![(Some(good.clone()), Some(1))], None, None, "0: reset"),
-            (vec![], None, None, "no coordinator's HTTP address is known"),
-            (
-                vec![(Some(good.clone()), None)],
-                Some(9),
-                Some(PermanentErrorKind::DiskFull),
-                "14 bytes are needed, 9 are free",
-            ),
-        ];
-        for (mirrors, quota, kind, words) in cases {
-            let mut store = ReleaseStore::open(releases.clone()).unwrap();
-            if let Some(bytes) = quota {
-                store = store.with_quota(bytes);
-            }
-            let error = store.stage(&wish, &scripted(mirrors)).await.unwrap_err();
-            assert_eq!(error.kind, kind, "{error}");
-            assert!(error.message.contains(words), "{error} lacks {words}");
-            assert!(!store.has(&wish.sha256));
-            assert_eq!(leftovers(&releases), 0);
+            None => StageError::transient(format!(
+                "the asset {name} cannot be fetched: {}",
+                self.trouble
+            )),
+        }
+    }
+}
+
+enum Taken {
+    /// The place told everything.
+    All,
+    /// It cannot be the release's asset.
+    Wrong(String),
+    /// It broke off.
+    Broken(String),
+}
+
+/// Bytes over time, looked at once per window.
+struct Rate {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Rate {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            bytes: 0,
         }
     }
 
-    #[test]
-    fn a_writer_on_a_full_disk_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ReleaseStore::open(dir.path().join("releases")).unwrap();
-        // The kernel's own full disk.
-        let mut writer = store.writer(std::path::Path::new("/dev/full"), 5).unwrap();
-        let error = writer.write(b"bytes").unwrap_err();
-        assert_eq!(error.kind, Some(PermanentErrorKind::DiskFull));
+    fn is_below(&mut self, more: u64, patience: Patience) -> bool {
+        self.bytes += more;
+        if self.since.elapsed() < patience.silence {
+            return false;
+        }
+        let is_below = self.bytes < patience.least;
+        *self = Self::new();
+        is_below
     }
 }

@@ -4,12 +4,16 @@
 //! `releases/<digest>/` at the end. What a crash leaves in `.work` is removed at the next start.
 //! Nothing is activated here.
 
+pub mod coordinated;
 pub mod fetch;
+mod pieces;
+pub mod places;
 pub mod unpack;
+pub mod web;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +24,7 @@ use tidegate_shared::spec::AssetKind;
 use tracing::info;
 
 use crate::files;
-use fetch::Source;
+use fetch::{Patience, Source};
 
 /// Why a release is not there. Nothing of it is left.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +59,7 @@ pub struct ReleaseStore {
     releases: PathBuf,
     /// Most bytes that one file may take; none: as many as the disk has. Tests set it.
     quota: Option<u64>,
+    patience: Patience,
     /// One staging per digest at a time.
     locks: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -71,6 +76,7 @@ impl ReleaseStore {
         Ok(Self {
             releases,
             quota: None,
+            patience: Patience::default(),
             locks: Mutex::default(),
         })
     }
@@ -91,6 +97,11 @@ impl ReleaseStore {
     /// Whether it is there.
     pub fn has(&self, digest: &Digest) -> bool {
         self.path(digest).is_dir()
+    }
+
+    /// Bytes left for releases.
+    pub fn room(&self) -> u64 {
+        free_bytes(&self.releases, self.quota)
     }
 
     /// Removes the release of a digest; nothing there is no error.
@@ -148,7 +159,7 @@ impl ReleaseStore {
             return Err(disk_full(&self.releases, wish.size, free));
         }
         let mut writer = self.writer(part, wish.size)?;
-        fetch::fetch(wish, source, &mut writer).await?;
+        fetch::fetch(wish, source, &mut writer, self.patience).await?;
         writer.finish()?;
         let (kind, size) = (wish.kind, wish.size);
         let (part, tree) = (part.to_path_buf(), tree.to_path_buf());
@@ -266,6 +277,18 @@ impl PartWriter {
                 )
             })
         })
+    }
+
+    /// Forgets what was written.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn restart(&mut self) -> Result<(), StageError> {
+        self.left = self.quota.unwrap_or(u64::MAX);
+        self.file
+            .set_len(0)
+            .and_then(|()| self.file.rewind())
+            .map_err(|error| StageError::transient(format!("{}: {error}", self.path.display())))
     }
 
     fn finish(self) -> Result<(), StageError> {

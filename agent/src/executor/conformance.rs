@@ -3,6 +3,8 @@
 //! Each task is done twice. `long` is a command that runs until it is told to end, `missing` one
 //! that cannot be started.
 
+pub mod systemd;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
@@ -41,6 +43,7 @@ pub fn launch(ordinal: u32, release_dir: &Path, run: RunSpec) -> Launch {
         release: Version::new("1.0.0").expect("a version"),
         release_dir: release_dir.to_path_buf(),
         run,
+        parameters: Vec::new(),
     }
 }
 
@@ -90,6 +93,7 @@ pub async fn suite(
     let stop = Task::Stop {
         instance: key.clone(),
         incarnation: 1,
+        launch: Some(Box::new(first.clone())),
     };
     executor.perform(stop.clone());
     assert!(matches!(next(events).await, Event::Stopped { instance, .. } if instance == key));
@@ -238,6 +242,7 @@ mod tests {
         bench.executor.perform(Task::Stop {
             instance: key,
             incarnation: 1,
+            launch: None,
         });
         match next(&mut bench.events).await {
             Event::Stopped { how, .. } => {
@@ -311,6 +316,7 @@ mod tests {
         second.perform(Task::Stop {
             instance: key.clone(),
             incarnation: 1,
+            launch: None,
         });
         match next(&mut events).await {
             Event::Stopped { how, .. } => {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tidegate_agent_core::observed::Event;
 use tidegate_agent_core::place::InstanceKey;
 
-use super::{Capabilities, Events, Executor, Launch, Running, Task};
+use super::{Capabilities, Events, Executor, Launch, OutputPlace, Running, Task};
 use crate::ledger::ProcessId;
 
 /// The fake.
@@ -100,6 +100,7 @@ impl Executor for FakeExecutor {
         Capabilities {
             name: "fake",
             survives_agent: false,
+            output: OutputPlace::Files,
         }
     }
 
@@ -118,6 +119,7 @@ impl Executor for FakeExecutor {
             Task::Stop {
                 instance,
                 incarnation,
+                ..
             } => {
                 self.state().running.remove(&instance);
                 self.tell(Event::Stopped {

@@ -9,9 +9,12 @@
 pub mod conformance;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+pub mod limits;
 pub mod output;
+pub mod prepared;
 pub mod process;
 pub mod procfs;
+pub mod systemd;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -20,7 +23,8 @@ use std::path::PathBuf;
 use tidegate_agent_core::observed::Event;
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_shared::id::{Name, Version};
-use tidegate_shared::spec::RunSpec;
+use tidegate_shared::secret::Secret;
+use tidegate_shared::spec::{FileSpec, RunSpec};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::ledger::ProcessId;
@@ -38,6 +42,11 @@ pub trait Executor: Send + Sync {
 
     /// Does something; the answer is an event.
     fn perform(&self, task: Task);
+
+    /// What went wrong lately without changing what runs, such as a failed stop hook.
+    fn troubles(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What an executor can do.
@@ -47,6 +56,17 @@ pub struct Capabilities {
     pub name: &'static str,
     /// Workloads outlive the agent's process and can be adopted.
     pub survives_agent: bool,
+    /// Where what they print can be read.
+    pub output: OutputPlace,
+}
+
+/// Where what instances print goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputPlace {
+    /// Into files in the instances' folders; see [`output`].
+    Files,
+    /// Into the journal; see [`systemd::journal`].
+    Journal,
 }
 
 /// An instance that runs.
@@ -73,6 +93,8 @@ pub enum Task {
         instance: InstanceKey,
         /// Of which start.
         incarnation: u32,
+        /// What it was started with, for what is to be done around the stop.
+        launch: Option<Box<Launch>>,
     },
     /// Remove the working files of a place; answered by `Removed`.
     Remove(PlaceKey),
@@ -97,6 +119,21 @@ pub struct Launch {
     pub release_dir: PathBuf,
     /// What to run.
     pub run: RunSpec,
+    /// Parameters that are secrets or files.
+    pub parameters: Vec<Parameter>,
+}
+
+/// A parameter that is a secret or a file, with its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    /// The environment variable: of the value, or of the file's path.
+    pub variable: String,
+    /// The value; none: it has not come to this host yet.
+    pub value: Option<Secret>,
+    /// It may not be seen.
+    pub secret: bool,
+    /// None: it is an environment variable.
+    pub file: Option<FileSpec>,
 }
 
 /// The folder of an instance's own files.
@@ -107,8 +144,9 @@ pub fn instance_dir(instances: &std::path::Path, key: &InstanceKey) -> PathBuf {
 }
 
 impl Launch {
-    /// The complete environment of the process: a clean base, the parameters, what the platform
-    /// says about the instance.
+    /// The environment of the process that may be seen: a clean base, the parameters, what the
+    /// platform says about the instance. [`secret_environment`](Self::secret_environment) has the
+    /// rest.
     pub fn environment(&self, instance_dir: &std::path::Path) -> BTreeMap<String, String> {
         let mut environment = BTreeMap::new();
         for inherited in ["PATH", "HOME", "LANG", "TZ"] {
@@ -118,6 +156,12 @@ impl Launch {
         }
         for (name, value) in &self.run.env {
             environment.insert(name.clone(), self.substitute(value, instance_dir));
+        }
+        for parameter in &self.parameters {
+            if let Some(file) = &parameter.file {
+                let path = instance_dir.join(&file.path).display().to_string();
+                environment.insert(parameter.variable.clone(), path);
+            }
         }
         let place = &self.instance.place;
         let told = [
@@ -140,6 +184,23 @@ impl Launch {
             environment.insert("PORT".to_owned(), self.port.to_string());
         }
         environment
+    }
+
+    /// The variables that hold secrets, verbatim. They are not for command lines, for unit files or
+    /// for anything else that others may read.
+    pub fn secret_environment(&self) -> impl Iterator<Item = (&str, &Secret)> {
+        self.parameters
+            .iter()
+            .filter(|parameter| parameter.file.is_none())
+            .filter_map(|p| Some((p.variable.as_str(), p.value.as_ref()?)))
+    }
+
+    /// A text without the values of the instance's secrets.
+    pub fn mask(&self, text: &str) -> String {
+        let secrets = self.parameters.iter().filter(|parameter| parameter.secret);
+        secrets
+            .filter_map(|parameter| parameter.value.as_ref())
+            .fold(text.to_owned(), |text, secret| secret.mask(&text))
     }
 
     /// Puts the instance's own values into a text; see `RunSpec`.

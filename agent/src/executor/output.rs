@@ -21,24 +21,27 @@ const LAST_LINES: usize = 10;
 /// Longest line that is told.
 const MAX_LINE: usize = 4_096;
 
-/// One of the two streams.
+/// One of the streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     /// Standard output.
     Stdout,
     /// Standard error.
     Stderr,
+    /// What hooks print; written by the agent.
+    Hooks,
 }
 
 impl Stream {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
+    /// All.
+    pub const ALL: [Self; 3] = [Self::Stdout, Self::Stderr, Self::Hooks];
 
     /// The word on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
+            Self::Hooks => "hooks",
         }
     }
 

@@ -23,7 +23,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::{Capabilities, Events, Executor, Launch, Running, Task, instance_dir, output, procfs};
+use super::limits::{Cgroups, SUBCOMMAND};
+use super::{
+    Capabilities, Events, Executor, Launch, OutputPlace, Running, Task, instance_dir, output,
+    procfs,
+};
 use crate::files;
 use crate::ledger::ProcessId;
 
@@ -37,6 +41,9 @@ pub struct ProcessExecutor {
     grace: Duration,
     events: Events,
     held: Arc<Mutex<BTreeMap<InstanceKey, Held>>>,
+    cgroups: Arc<Cgroups>,
+    /// The program that becomes a limited one: this agent's own.
+    helper: Option<PathBuf>,
 }
 
 /// A process that this executor watches.
@@ -56,6 +63,18 @@ impl ProcessExecutor {
             grace,
             events,
             held: Arc::default(),
+            cgroups: Arc::default(),
+            // Looked up at the start: after an upgrade the path names the new program.
+            helper: std::env::current_exe().ok(),
+        }
+    }
+
+    /// With another program that becomes limited ones, for tests, whose own is none.
+    #[must_use]
+    pub fn with_helper(self, helper: PathBuf) -> Self {
+        Self {
+            helper: Some(helper),
+            ..self
         }
     }
 
@@ -117,11 +136,12 @@ impl ProcessExecutor {
             .args
             .iter()
             .map(|arg| launch.substitute(arg, &dir));
-        let mut command = Command::new(&program);
+        let mut command = self.command(&program, launch)?;
         command
             .args(args)
             .env_clear()
             .envs(launch.environment(&dir))
+            .envs(launch.secret_environment().map(|(k, v)| (k, v.expose())))
             .current_dir(&launch.release_dir)
             .stdin(Stdio::null())
             .stdout(stdout)
@@ -145,6 +165,34 @@ impl ProcessExecutor {
             process,
         };
         Ok((running, child))
+    }
+
+    /// The command of a program; with limits, of the helper that becomes it.
+    fn command(&self, program: &Path, launch: &Launch) -> Result<Command, Refusal> {
+        let limits = &launch.run.limits;
+        if limits.is_empty() {
+            return Ok(Command::new(program));
+        }
+        let cgroup = self.cgroups.prepare(&launch.instance.id(), limits)?;
+        // What the helper could not say: it has become a process by then.
+        if program.is_absolute() && !program.exists() {
+            let missing = io::Error::from(io::ErrorKind::NotFound);
+            return Err(Refusal::of(&missing, program, launch));
+        }
+        let helper = self.helper.as_ref().ok_or_else(|| Refusal {
+            permanent: false,
+            message: "the agent's own program, which sets limits, is not found".to_owned(),
+        })?;
+        let mut command = Command::new(helper);
+        command.arg(SUBCOMMAND);
+        if let Some(cgroup) = cgroup {
+            command.arg("--cgroup").arg(cgroup);
+        }
+        if let Some(count) = limits.open_files {
+            command.arg("--open-files").arg(count.to_string());
+        }
+        command.arg("--").arg(program);
+        Ok(command)
     }
 
     fn adopt(&self, running: Running) {
@@ -264,7 +312,15 @@ impl ProcessExecutor {
     fn remove(&self, place: PlaceKey) {
         let folder = self.instances.join(place.folder());
         let events = self.events.clone();
+        let cgroups = Arc::clone(&self.cgroups);
         tokio::task::spawn_blocking(move || {
+            for ordinal in ordinals(&folder) {
+                let instance = InstanceKey {
+                    place: place.clone(),
+                    ordinal,
+                };
+                cgroups.remove(&instance.id());
+            }
             if let Err(error) = files::remove(&folder) {
                 warn!(folder = %folder.display(), %error, "cannot be removed; it stays");
             }
@@ -278,6 +334,7 @@ impl Executor for ProcessExecutor {
         Capabilities {
             name: "process",
             survives_agent: true,
+            output: OutputPlace::Files,
         }
     }
 
@@ -295,10 +352,18 @@ impl Executor for ProcessExecutor {
             Task::Stop {
                 instance,
                 incarnation,
+                ..
             } => self.stop(instance, incarnation),
             Task::Remove(place) => self.remove(place),
         }
     }
+}
+
+/// The instances that have files in the folder of a place.
+pub fn ordinals(folder: &Path) -> Vec<u32> {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| name.parse().ok()).collect()
 }
 
 enum Watched {
@@ -306,13 +371,18 @@ enum Watched {
     Stranger,
 }
 
-struct Refusal {
-    permanent: bool,
-    message: String,
+/// Why a program was not started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Trying again will not help.
+    pub permanent: bool,
+    /// What is wrong.
+    pub message: String,
 }
 
 impl Refusal {
-    fn of(error: &io::Error, program: &Path, launch: &Launch) -> Self {
+    /// Why a program could not be run, in plain words.
+    pub fn of(error: &io::Error, program: &Path, launch: &Launch) -> Self {
         let name = program.display();
         if !launch.release_dir.is_dir() {
             return Self {
@@ -350,7 +420,8 @@ impl Refusal {
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+/// How a program ended.
+pub fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with exit status {code}"),
         (None, Some(signal)) => format!("was ended by signal {signal}"),
@@ -395,7 +466,7 @@ async fn group_ends(group: u32, limit: Duration) -> bool {
 }
 
 /// Waits for the end of a process that is not a child.
-async fn wait_for_stranger(process: &ProcessId) {
+pub(super) async fn wait_for_stranger(process: &ProcessId) {
     let pid = i32::try_from(process.pid).ok().and_then(Pid::from_raw);
     let fd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     // The number may have been given to another one before the descriptor was opened.

@@ -74,11 +74,24 @@ pub fn group_is_of(process: &ProcessId) -> bool {
 /// The leader of a group whose environment says that it is this instance: found when the agent
 /// ended between the start and its note of it.
 pub fn find_marked(instance: &str, instance_dir: &Path) -> Option<ProcessId> {
+    leaders(instance, instance_dir, false).into_iter().next()
+}
+
+/// The programs of hooks that run for this instance.
+pub fn find_hooks(instance: &str, instance_dir: &Path) -> Vec<ProcessId> {
+    leaders(instance, instance_dir, true)
+}
+
+fn leaders(instance: &str, instance_dir: &Path, hooks: bool) -> Vec<ProcessId> {
+    let mut found = Vec::new();
     let marks = [
         format!("TIDEGATE_INSTANCE={instance}"),
         format!("TIDEGATE_INSTANCE_DIR={}", instance_dir.display()),
     ];
-    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return found;
+    };
+    for entry in entries.flatten() {
         let pid = entry
             .file_name()
             .to_str()
@@ -89,11 +102,15 @@ pub fn find_marked(instance: &str, instance_dir: &Path) -> Option<ProcessId> {
             continue;
         };
         let has = |mark: &String| environment.split(|b| *b == 0).any(|e| e == mark.as_bytes());
-        if marks.iter().all(has) && stat(pid).is_some_and(|stat| stat.group == pid) {
-            return identify(pid);
+        let hook = environment
+            .split(|byte| *byte == 0)
+            .any(|entry| entry.starts_with(b"TIDEGATE_HOOK="));
+        if hook == hooks && marks.iter().all(has) && stat(pid).is_some_and(|stat| stat.group == pid)
+        {
+            found.extend(identify(pid));
         }
     }
-    None
+    found
 }
 
 /// The port that a process was given as `PORT`; 0: none, or not to be read.

@@ -18,6 +18,7 @@ pub async fn sample(probe: &ExecProbe, launch: &Launch, dir: &Path) -> Result<()
         .args(probe.args.iter().map(|arg| launch.substitute(arg, dir)))
         .env_clear()
         .envs(launch.environment(dir))
+        .envs(launch.secret_environment().map(|(k, v)| (k, v.expose())))
         .current_dir(&launch.release_dir)
         .stdin(Stdio::null())
         .kill_on_drop(true)
@@ -33,7 +34,7 @@ pub async fn sample(probe: &ExecProbe, launch: &Launch, dir: &Path) -> Result<()
         output.stderr
     };
     let said = String::from_utf8_lossy(&said);
-    let last = output::shorten(said.lines().last().unwrap_or_default());
+    let last = launch.mask(&output::shorten(said.lines().last().unwrap_or_default()));
     Err(format!(
         "{} ended with {}: {last}",
         program.display(),

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::engine::Engine;
-use super::stats::unix_ms;
+use super::handover::Channel;
 use super::table::{ControlReply, ControlRequest};
 
 /// Longest line of a request, in bytes.
@@ -61,10 +61,18 @@ impl SocketPath {
     }
 }
 
+/// What the control socket asks of the process.
+pub(super) enum Order {
+    /// End after the open requests, at most after this time.
+    Shutdown(Duration),
+    /// Hand over to whoever is at the other end, and finish what is open within the time.
+    HandOver(Channel, Duration),
+}
+
 /// The listening end.
+#[derive(Clone)]
 pub(super) struct Server {
-    socket: UnixListener,
-    started_at: u64,
+    socket: Arc<UnixListener>,
 }
 
 impl Server {
@@ -79,14 +87,27 @@ impl Server {
         // The folder is 0700, so nobody came in before this line.
         fs::set_permissions(&path.path, fs::Permissions::from_mode(0o600))?;
         Ok(Self {
-            socket,
-            started_at: unix_ms(),
+            socket: Arc::new(socket),
         })
     }
 
+    /// Takes the socket of the proxy before.
+    pub(super) fn adopt(socket: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let socket = UnixListener::from_std(socket)?;
+        Ok(Self {
+            socket: Arc::new(socket),
+        })
+    }
+
+    /// The socket itself.
+    pub(super) fn socket(&self) -> &UnixListener {
+        &self.socket
+    }
+
     /// Serves until the task is aborted, which ends every control connection too: what a proxy answers
-    /// that is about to end would mislead. A `shutdown` request is handed on through `stop`.
-    pub(super) async fn serve(self, engine: Arc<Engine>, stop: mpsc::Sender<Duration>) {
+    /// that is about to end would mislead. What concerns the whole process is handed on as an [`Order`].
+    pub(super) async fn serve(self, engine: Arc<Engine>, orders: mpsc::Sender<Order>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let mut conversations = JoinSet::new();
         loop {
@@ -103,9 +124,9 @@ impl Server {
                     continue;
                 }
             };
-            let (engine, stop, started_at) = (Arc::clone(&engine), stop.clone(), self.started_at);
+            let (engine, orders) = (Arc::clone(&engine), orders.clone());
             conversations.spawn(async move {
-                if let Err(error) = converse(stream, &engine, &stop, started_at).await {
+                if let Err(error) = converse(stream, &engine, &orders).await {
                     debug!(%error, "control connection broke");
                 }
                 drop(place);
@@ -117,8 +138,7 @@ impl Server {
 async fn converse(
     stream: UnixStream,
     engine: &Engine,
-    stop: &mpsc::Sender<Duration>,
-    started_at: u64,
+    orders: &mpsc::Sender<Order>,
 ) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
@@ -133,14 +153,20 @@ async fn converse(
             Ok(ControlRequest::Shutdown { grace_ms }) => {
                 write_line(&mut write, &ControlReply::Stopping).await?;
                 // Fails only when the proxy is stopping already.
-                stop.send(Duration::from_millis(grace_ms)).await.ok();
+                let grace = Duration::from_millis(grace_ms);
+                orders.send(Order::Shutdown(grace)).await.ok();
                 return Ok(());
             }
-            Ok(ControlRequest::Ping) => ControlReply::Pong {
-                pid: std::process::id(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                started_at,
-            },
+            Ok(ControlRequest::HandOver { drain_ms }) => {
+                // Whoever asks for it says nothing more before it has heard the offer.
+                let stream = read.into_inner().reunite(write);
+                let channel = Channel::new(stream.map_err(io::Error::other)?);
+                let drain = Duration::from_millis(drain_ms);
+                // Fails only when the proxy is stopping.
+                orders.send(Order::HandOver(channel, drain)).await.ok();
+                return Ok(());
+            }
+            Ok(ControlRequest::Ping) => ControlReply::Pong(engine.process().await),
             Ok(ControlRequest::Observe) => ControlReply::Held(engine.observe().await),
             Ok(ControlRequest::Converge { table }) => match engine.converge(table).await {
                 Ok(held) => ControlReply::Held(held),
@@ -189,6 +215,12 @@ async fn write_line<T: serde::Serialize>(
     write.write_all(&line).await
 }
 
+/// A connection to the proxy of a folder.
+pub(super) async fn connect(dir: &Path) -> io::Result<UnixStream> {
+    let path = SocketPath::in_folder(dir)?;
+    UnixStream::connect(&path.path).await
+}
+
 /// One connection to a running proxy.
 #[derive(Debug)]
 pub struct ControlClient {
@@ -202,8 +234,7 @@ impl ControlClient {
     /// # Errors
     /// `NotFound` or `ConnectionRefused` when no proxy runs there.
     pub async fn connect(dir: &Path) -> io::Result<Self> {
-        let path = SocketPath::in_folder(dir)?;
-        let (read, write) = UnixStream::connect(&path.path).await?.into_split();
+        let (read, write) = connect(dir).await?.into_split();
         Ok(Self {
             read: BufReader::new(read),
             write,

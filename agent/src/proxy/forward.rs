@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use tracing::debug;
@@ -41,16 +41,26 @@ pub(super) async fn forward(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
+    let version = request.version();
+    client.activity.speaks(version);
+    let mut response = answer(&client, request).await;
+    if client.door.is_leaving()
+        && version != Version::HTTP_2
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    Ok(response)
+}
+
+async fn answer(client: &Client, request: Request<Incoming>) -> Response<ResponseBody> {
     let active = client.activity.begin();
     let started = Instant::now();
     let mut request = request;
     if request.method() == Method::CONNECT {
         let reason = "tidegate: CONNECT is not served here";
-        return Ok(text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            reason.to_owned(),
-            active,
-        ));
+        return text(StatusCode::METHOD_NOT_ALLOWED, reason.to_owned(), active);
     }
     let upgrade = match request.version() {
         Version::HTTP_11 => headers::wanted_upgrade(request.headers()),
@@ -65,10 +75,10 @@ pub(super) async fn forward(
         for version in routes.next() {
             match ask(version, &routes, request, started).await {
                 Asked::Answered(lease, answer) => {
-                    return Ok(finish(lease, answer, client_side, active));
+                    return finish(lease, answer, client_side, active);
                 }
                 Asked::Failed(status, reason) => {
-                    return Ok(failure(&routes, version, status, &reason, active));
+                    return failure(&routes, version, status, &reason, active);
                 }
                 Asked::Refused(unsent) => {
                     refused = true;
@@ -82,13 +92,13 @@ pub(super) async fn forward(
             }
         }
         if !outdated {
-            return Ok(nobody(&routes, refused, active));
+            return nobody(&routes, refused, active);
         }
         // The engine publishes new routes before it stops instances, so the next picture is there already;
         // only a scope that was dropped has none.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    Ok(nobody(&client.door.routes(), refused, active))
+    nobody(&client.door.routes(), refused, active)
 }
 
 /// Tries the instances of one version until one of them has the request.

@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use hyper::Version;
 use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -29,13 +30,19 @@ const SLEEP_LIMIT: Duration = Duration::from_secs(75);
 /// …and cut after this one: half a request head does not hold a connection for ever.
 const SLEEP_CUT: Duration = Duration::from_secs(90);
 
+/// While a door is left: a connection over which no request came for so long is ended.
+const FAREWELL: Duration = Duration::from_secs(10);
+
 /// Pause after a failed accept: the usual reason is that descriptors ran out, and that takes time to mend.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A held listener. [`Listener::close`] must be called to end it.
 pub(super) struct Listener {
     pub(super) door: Arc<Door>,
-    accept: JoinHandle<()>,
+    /// `None` once it was given away: the door stays for the connections that came through it.
+    socket: Option<Arc<TcpListener>>,
+    /// `None` while it does not accept.
+    accept: Option<JoinHandle<()>>,
 }
 
 /// What the connections of one listener share.
@@ -43,6 +50,8 @@ pub(super) struct Door {
     routes: RwLock<Arc<Routes>>,
     connections: Mutex<HashMap<u64, Connection>>,
     next_id: AtomicU64,
+    /// Nobody comes in any more and those inside shall go, see [`Door::leave`].
+    leaving: AtomicBool,
 }
 
 struct Connection {
@@ -64,6 +73,8 @@ pub(super) struct Activity {
     born: Instant,
     active: AtomicUsize,
     last_ms: AtomicU64,
+    /// Its requests come over HTTP/2, which can be told to go without a request being lost.
+    http2: AtomicBool,
 }
 
 /// A request is under way on a connection while this lives: until the last byte of its answer.
@@ -75,6 +86,14 @@ impl Activity {
             born: Instant::now(),
             active: AtomicUsize::new(0),
             last_ms: AtomicU64::new(0),
+            http2: AtomicBool::new(false),
+        }
+    }
+
+    /// Remembers which protocol the client speaks.
+    pub(super) fn speaks(&self, version: Version) {
+        if version == Version::HTTP_2 {
+            self.http2.store(true, Ordering::Relaxed);
         }
     }
 
@@ -128,13 +147,29 @@ impl Door {
         }
     }
 
+    /// Sends every connection away without losing a request: HTTP/2 has a word for it; an HTTP/1
+    /// connection hears of it in its next answer, because closing it while it is idle would race with a
+    /// request that is on its way. One without a request for [`FAREWELL`] is ended by the sweep.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        self.sweep();
+    }
+
+    /// Whether answers shall tell clients to go.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// Ends connections that slept for too long.
     pub(super) fn sweep(&self) {
+        let leaving = self.is_leaving();
+        let limit = if leaving { FAREWELL } else { SLEEP_LIMIT };
         for connection in lock(&self.connections).values_mut() {
             let asleep = connection.activity.asleep_for();
+            let told = leaving && connection.activity.http2.load(Ordering::Relaxed);
             if asleep >= SLEEP_CUT {
                 connection.task.abort();
-            } else if asleep >= SLEEP_LIMIT {
+            } else if asleep >= limit || told {
                 connection.ask_to_end();
             }
         }
@@ -156,28 +191,68 @@ impl Listener {
     /// # Errors
     /// What the system says about the address.
     pub(super) fn open(address: SocketAddr, routes: Arc<Routes>) -> io::Result<Self> {
-        let socket = StdListener::bind(address)?;
+        let mut listener = Self::of(StdListener::bind(address)?, routes)?;
+        listener.resume();
+        Ok(listener)
+    }
+
+    /// Holds a listening socket without accepting yet. Must be called within the runtime.
+    ///
+    /// # Errors
+    /// What the system says about the socket.
+    pub(super) fn of(socket: StdListener, routes: Arc<Routes>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         let door = Arc::new(Door {
             routes: RwLock::new(routes),
             connections: Mutex::default(),
             next_id: AtomicU64::new(0),
+            leaving: AtomicBool::new(false),
         });
-        let accept = tokio::spawn(accept(socket, Arc::clone(&door)));
-        Ok(Self { door, accept })
+        Ok(Self {
+            door,
+            socket: Some(Arc::new(socket)),
+            accept: None,
+        })
+    }
+
+    /// The socket, if it is still here.
+    pub(super) fn socket(&self) -> Option<Arc<TcpListener>> {
+        self.socket.clone()
+    }
+
+    /// Accepts no more; connections wait in the socket until somebody accepts again.
+    pub(super) async fn pause(&mut self) {
+        if let Some(accept) = self.accept.take() {
+            accept.abort();
+            // An error here says that it was aborted.
+            accept.await.ok();
+        }
+    }
+
+    /// Accepts again.
+    pub(super) fn resume(&mut self) {
+        if let (None, Some(socket)) = (&self.accept, &self.socket) {
+            let (socket, door) = (Arc::clone(socket), Arc::clone(&self.door));
+            self.accept = Some(tokio::spawn(accept(socket, door)));
+        }
+    }
+
+    /// Lets the socket go and sends the connections away.
+    pub(super) async fn give_away(&mut self) {
+        self.pause().await;
+        self.socket = None;
+        self.door.leave();
     }
 
     /// Closes the socket; when this returns the address is free. Connections go on.
-    pub(super) async fn close(self) -> Arc<Door> {
-        self.accept.abort();
-        // An error here says that it was aborted.
-        self.accept.await.ok();
+    pub(super) async fn close(mut self) -> Arc<Door> {
+        self.pause().await;
         self.door
     }
 }
 
-async fn accept(socket: TcpListener, door: Arc<Door>) {
+async fn accept(socket: Arc<TcpListener>, door: Arc<Door>) {
     let mut failing = false;
     loop {
         match socket.accept().await {
@@ -282,6 +357,7 @@ mod tests {
             born: Instant::now() - Duration::from_secs(100),
             active: AtomicUsize::new(0),
             last_ms: AtomicU64::new(0),
+            http2: AtomicBool::new(false),
         });
         assert!(
             activity.asleep_for() >= Duration::from_secs(100),

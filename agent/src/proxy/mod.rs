@@ -9,8 +9,11 @@
 //!
 //! ```text
 //! control → engine → listener, routes → forward → upstream, body, tunnel
-//!                                          ↘ headers, balance, stats
+//!    ↘ handover ↗                          ↘ headers, balance, stats
 //! ```
+//!
+//! With `--take-over` it takes table, sockets and counts from the proxy that runs in the folder, which then
+//! finishes its open connections and ends: no connection is refused or dropped (`handover/`).
 //!
 //! It speaks HTTP/1.0, HTTP/1.1, HTTP/2 with prior knowledge and upgraded connections to clients, HTTP/1.1
 //! to instances. A TCP mode would be another `Protocol` with another task per connection; it is not there.
@@ -20,16 +23,19 @@ mod body;
 pub mod control;
 mod engine;
 mod forward;
+mod handover;
 mod headers;
 mod listener;
 mod routes;
+mod scope;
 mod stats;
+pub mod status;
 mod store;
 pub mod table;
 mod tunnel;
 mod upstream;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,16 +46,25 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use control::Server;
+use control::{Order, Server};
 use engine::Engine;
+use handover::{Channel, Gift};
+use sd_notify::NotifyState;
+use stats::unix_ms;
 use store::{FolderLock, LogFile, TableFile};
+use table::ProxyProcess;
 
 #[cfg(any(test, feature = "testing"))]
 pub(crate) use balance::pick;
 pub use store::FolderError;
 
+use crate::service::tell;
+
 /// How long open requests may go on after the proxy was told to end.
 pub const GRACE: Duration = Duration::from_secs(30);
+
+/// How long a replaced proxy may finish its open connections, unless it is told otherwise.
+pub const DRAIN: Duration = Duration::from_secs(600);
 
 /// How often listeners that could not be had are tried again and sleeping connections are looked for.
 const TEND_EVERY: Duration = Duration::from_secs(1);
@@ -66,6 +81,31 @@ pub struct ProxyArgs {
     /// Threads that serve requests.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub threads: u8,
+    /// Take the sockets of the proxy that runs in the folder, without a connection being refused or
+    /// dropped; that one finishes what is open and ends.
+    #[arg(long)]
+    pub take_over: bool,
+    /// How long the replaced proxy may finish open connections, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = DRAIN.as_secs())]
+    pub drain: u64,
+}
+
+/// Which file a program is: the same until it is replaced. Empty when that cannot be told.
+#[must_use]
+pub fn build_of(program: &Path) -> String {
+    use std::os::unix::fs::MetadataExt as _;
+    let told = std::fs::metadata(program);
+    told.map_or_else(
+        |_| String::new(),
+        |file| {
+            format!(
+                "{:x}-{:x}.{:x}",
+                file.size(),
+                file.mtime(),
+                file.mtime_nsec()
+            )
+        },
+    )
 }
 
 /// Runs the proxy on a runtime of its own until it is told to end. For `main`: call it outside a runtime.
@@ -93,7 +133,7 @@ pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
         // Fails when this process leads a group already, and then it has left its caller's.
         rustix::process::setsid().ok();
     }
-    let proxy = Proxy::start(args)?;
+    let proxy = Proxy::start(args).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -117,68 +157,158 @@ struct Proxy {
     dir: PathBuf,
     lock: FolderLock,
     engine: Arc<Engine>,
+    server: Server,
     control: JoinHandle<()>,
-    stop: mpsc::Receiver<Duration>,
+    orders: mpsc::Receiver<Order>,
+    order_sender: mpsc::Sender<Order>,
 }
 
 impl Proxy {
-    fn start(args: ProxyArgs) -> anyhow::Result<Self> {
-        let lock = FolderLock::take(&args.dir)?;
+    async fn start(args: ProxyArgs) -> anyhow::Result<Self> {
+        let drain = Duration::from_secs(args.drain);
+        let estate = match args.take_over {
+            true => handover::ask(&args.dir, drain)
+                .await
+                .with_context(|| format!("the proxy in {} goes on", args.dir.display()))?,
+            false => None,
+        };
+        let lock = match &estate {
+            None => Some(FolderLock::take(&args.dir)?),
+            Some(_) => None,
+        };
         let dir = args.dir.canonicalize()?;
         init_log(LogFile::open(&dir)?);
         raise_descriptor_limit();
-        let engine = Arc::new(Engine::new(TableFile::new(&dir)));
-        let server = Server::bind(&dir).map_err(|error| FolderError::Io {
+        let process = ProxyProcess {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            build: build_of(Path::new("/proc/self/exe")),
+            started_at: unix_ms(),
+            connections: 0,
+        };
+        let engine = Arc::new(Engine::new(TableFile::new(&dir), process));
+        let failed = |reason| FolderError::Io {
             path: dir.join("control"),
-            reason: error,
-        })?;
-        let (stop_sender, stop) = mpsc::channel(1);
-        let (serving, tending) = (Arc::clone(&engine), Arc::clone(&engine));
-        let control = tokio::spawn(async move {
-            serving.restore().await;
-            tokio::spawn(tend(tending));
-            server.serve(serving, stop_sender).await;
-        });
+            reason,
+        };
+        let (lock, server) = match (lock, estate) {
+            (_, Some(estate)) => {
+                let settled = handover::settle(estate, &engine).await;
+                let settled = settled.context("the proxy before goes on")?;
+                if let Some(channel) = settled.channel {
+                    let engine = Arc::clone(&engine);
+                    tokio::spawn(async move { handover::follow(&engine, channel).await });
+                }
+                let mut lock = settled.lock;
+                // A courtesy to whoever reads the file: the lock itself is held.
+                lock.name_holder().ok();
+                (lock, Server::adopt(settled.control).map_err(failed)?)
+            }
+            (Some(lock), None) => {
+                let server = Server::bind(&dir).map_err(failed)?;
+                engine.restore().await;
+                (lock, server)
+            }
+            (None, None) => anyhow::bail!("no lock was taken"),
+        };
+        tokio::spawn(tend(Arc::clone(&engine)));
+        let (order_sender, orders) = mpsc::channel(1);
+        let control = serve_control(&server, &engine, &order_sender);
         info!(pid = std::process::id(), dir = %dir.display(), "proxy started");
+        tell(&[NotifyState::Ready]);
         Ok(Self {
             dir,
             lock,
             engine,
+            server,
             control,
-            stop,
+            orders,
+            order_sender,
         })
     }
 
-    /// Serves until `signal` or a `shutdown` request, then ends gently.
+    /// Serves until `signal` or a `shutdown` request, then ends gently; or until a successor has taken over
+    /// and nothing is open any more.
     async fn serve(mut self, signal: impl Future<Output = &'static str>) {
-        let grace = tokio::select! {
-            name = signal => {
-                info!(name, "told to end");
-                GRACE
+        let mut signal = std::pin::pin!(signal);
+        loop {
+            let order = tokio::select! {
+                name = signal.as_mut() => {
+                    info!(name, "told to end");
+                    Order::Shutdown(GRACE)
+                }
+                order = self.orders.recv() => order.unwrap_or(Order::Shutdown(GRACE)),
+            };
+            match order {
+                Order::Shutdown(grace) => return self.end(grace).await,
+                Order::HandOver(mut channel, limit) => match self.hand_over(&mut channel).await {
+                    Ok(()) => {
+                        info!("handed over, finishing what is open");
+                        let Self {
+                            engine,
+                            server,
+                            lock,
+                            ..
+                        } = self;
+                        // The folder is the successor's.
+                        drop((server, lock));
+                        let told = async move {
+                            let name = signal.await;
+                            info!(name, "told to end");
+                            GRACE
+                        };
+                        return handover::drain(&engine, channel, limit, told).await;
+                    }
+                    Err(error) => warn!(%error, "a hand-over was begun and taken back"),
+                },
             }
-            grace = self.stop.recv() => {
-                info!("told to end by the control socket");
-                grace.unwrap_or(GRACE)
-            }
+        }
+    }
+
+    async fn hand_over(&mut self, channel: &mut Channel) -> std::io::Result<()> {
+        let gift = Gift {
+            engine: &self.engine,
+            lock: &self.lock,
+            control: self.server.socket(),
         };
+        let control = &mut self.control;
+        let outcome = handover::give(&gift, channel, async || {
+            control.abort();
+            // An error here says that it was aborted.
+            control.await.ok();
+        });
+        let outcome = outcome.await;
+        if outcome.is_err() && self.control.is_finished() {
+            self.control = serve_control(&self.server, &self.engine, &self.order_sender);
+        }
+        outcome
+    }
+
+    async fn end(self, grace: Duration) {
+        info!("ending");
+        self.engine.wish_end(grace);
         self.engine.stop().await;
         self.control.abort();
         // From here on another proxy may take the folder and the ports; this one finishes what is open.
         if let Err(error) = std::fs::remove_file(self.dir.join("control")) {
             warn!(%error, "the control socket could not be removed");
         }
-        drop(self.lock);
-        let engine = Arc::clone(&self.engine);
-        let finished = async move {
-            while engine.open().await > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        match tokio::time::timeout(grace, finished).await {
-            Ok(()) => info!("ended, nothing was open"),
-            Err(_) => warn!("ended, open requests were cut off after the time of grace"),
+        drop((self.server, self.lock));
+        if self.engine.finish(grace).await {
+            info!("ended, nothing was open");
+        } else {
+            warn!("ended, open requests were cut off after the time of grace");
         }
     }
+}
+
+fn serve_control(
+    server: &Server,
+    engine: &Arc<Engine>,
+    orders: &mpsc::Sender<Order>,
+) -> JoinHandle<()> {
+    let (engine, orders) = (Arc::clone(engine), orders.clone());
+    tokio::spawn(server.clone().serve(engine, orders))
 }
 
 async fn tend(engine: Arc<Engine>) {

@@ -76,6 +76,12 @@ impl Routes {
         }
     }
 
+    /// Nobody to send a request to: what a listener holds before its scope is known.
+    pub(super) fn empty() -> Self {
+        let (spread, unrouted) = Default::default();
+        Self::new(String::new(), spread, unrouted, Duration::MAX, Vec::new())
+    }
+
     /// Every version that may take the next request, the one whose turn it is first, the others after it
     /// by falling weight.
     pub(super) fn next(&self) -> impl Iterator<Item = &RoutedVersion> {

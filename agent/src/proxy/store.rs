@@ -9,6 +9,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,8 +58,14 @@ impl FolderError {
 /// The lock of a folder; free again when dropped.
 #[derive(Debug)]
 pub(super) struct FolderLock {
-    /// The lock lives as long as the open file.
-    _file: File,
+    /// The lock lives as long as an open descriptor of the file, here or in the proxy that it was passed to.
+    file: File,
+}
+
+impl AsFd for FolderLock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl FolderLock {
@@ -95,13 +102,23 @@ impl FolderLock {
                 holder,
             });
         }
-        let write = |file: &mut File| {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        write(&mut file).map_err(failed(&path))?;
-        Ok(Self { _file: file })
+        let mut lock = Self { file };
+        lock.name_holder().map_err(failed(&path))?;
+        Ok(lock)
+    }
+
+    /// Takes the lock that another proxy has passed.
+    pub(super) fn adopt(descriptor: OwnedFd) -> Self {
+        Self {
+            file: File::from(descriptor),
+        }
+    }
+
+    /// Writes who holds it, for people.
+    pub(super) fn name_holder(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()?;
+        writeln!(self.file, "{}", std::process::id())
     }
 }
 

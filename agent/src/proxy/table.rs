@@ -296,6 +296,47 @@ pub struct Held {
     /// proxy would come back with an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist_problem: Option<String>,
+    /// Who answers; `None` from a data plane that is no process of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProxyProcess>,
+    /// Proxies that this one has replaced and that still finish their connections, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub draining: Vec<DrainingProxy>,
+    /// Why the running proxy could not be replaced by the agent's own version; set by the agent's side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replace_problem: Option<String>,
+}
+
+/// A running proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyProcess {
+    /// Its process id.
+    pub pid: u32,
+    /// The version of its program.
+    pub version: String,
+    /// Which file of that version; empty from a build that does not tell.
+    #[serde(default)]
+    pub build: String,
+    /// When it started, unix milliseconds.
+    pub started_at: u64,
+    /// Client connections that are open, not counting those that became tunnels.
+    #[serde(default)]
+    pub connections: u64,
+}
+
+/// A proxy that handed its sockets over and finishes what is open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainingProxy {
+    /// Its process id.
+    pub pid: u32,
+    /// The version of its program.
+    pub version: String,
+    /// When it handed over, unix milliseconds.
+    pub since: u64,
+    /// When it cuts off what is still open, unix milliseconds.
+    pub until: u64,
+    /// Requests, tunnels and client connections that are still open.
+    pub open: u64,
 }
 
 /// One scope as it is held.
@@ -501,6 +542,12 @@ pub enum ControlRequest {
         #[serde(default = "grace_ms")]
         grace_ms: u64,
     },
+    /// Give the sockets to whoever asks and finish what is open, for at most `drain_ms`. From here on the
+    /// connection speaks the words of the hand-over.
+    HandOver {
+        /// The longest wait in milliseconds.
+        drain_ms: u64,
+    },
 }
 
 fn grace_ms() -> u64 {
@@ -512,14 +559,7 @@ fn grace_ms() -> u64 {
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum ControlReply {
     /// To `ping`.
-    Pong {
-        /// The proxy's process id.
-        pid: u32,
-        /// The version of its program.
-        version: String,
-        /// When it started, unix milliseconds.
-        started_at: u64,
-    },
+    Pong(ProxyProcess),
     /// To `observe` and `converge`.
     Held(Held),
     /// The table was refused as a whole; the connection stays.

@@ -5,6 +5,8 @@
 //! a turn never waits for a download or a stop. `kill -9` at any point is safe: what was under way
 //! is found again on disk, among the processes and in the data plane.
 
+mod launch;
+mod plane;
 pub mod ports;
 pub mod recover;
 pub mod route;
@@ -17,29 +19,29 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidegate_agent_core::desired::Desired;
 use tidegate_agent_core::fence::{self, Verdict};
-use tidegate_agent_core::observed::{Event, Observed, Traffic};
+use tidegate_agent_core::observed::{Event, Observed};
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
 use tidegate_agent_core::retention::{KeptRelease, expendable};
-use tidegate_shared::assignment::{Assignment, Assignments, Generation, Report};
+use tidegate_shared::assignment::{Assignment, Assignments, Generation, ProxyReport, Report};
 use tidegate_shared::spec::Port;
 use tidegate_shared::time::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::Source;
 use crate::config::Settings;
-use crate::executor::{Events, Executor, Launch, Task, instance_dir, output, procfs};
+use crate::executor::{Events, Executor, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
-use crate::probe;
-use crate::session::Wish;
+use crate::secrets::SecretStore;
+use crate::session::{Secrets, Wish};
 use crate::telemetry::host::HostMeter;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
 use ports::Ports;
-use route::{Addresses, Conflicts};
+use route::Conflicts;
 
 /// Turns at one wake-up: each is a route that was acknowledged.
 const MAX_TURNS: usize = 8;
@@ -63,6 +65,8 @@ pub struct Parts {
     pub traffic: Arc<dyn TrafficProvider>,
     /// Releases on disk.
     pub store: Arc<ReleaseStore>,
+    /// Values of secrets.
+    pub secrets: Arc<SecretStore>,
     /// Where assets come from.
     pub source: Arc<dyn Source>,
     /// For tasks to tell their ends.
@@ -91,6 +95,7 @@ pub struct Reconciler {
     observed: Observed,
     complaints: BTreeMap<&'static str, String>,
     conflicts: Conflicts,
+    proxy: Option<ProxyReport>,
     routed: Option<(Instant, Routes)>,
     looked: Option<Instant>,
     rotated: Instant,
@@ -98,6 +103,7 @@ pub struct Reconciler {
     reported: Option<(Timestamp, Vec<String>)>,
     host: HostMeter,
     usage: UsageMeter,
+    pulses: Option<mpsc::Receiver<oneshot::Sender<()>>>,
 }
 
 /// Time that never goes backwards: the wall clock of the start, and what passed since.
@@ -135,6 +141,7 @@ impl Reconciler {
             observed: Observed::default(),
             complaints: BTreeMap::new(),
             conflicts: Conflicts::new(),
+            proxy: None,
             routed: None,
             looked: None,
             rotated: Instant::now(),
@@ -142,6 +149,7 @@ impl Reconciler {
             reported: None,
             host: HostMeter::new(&settings.layout.dir),
             usage: UsageMeter::default(),
+            pulses: None,
             outlets,
             ledger,
             parts,
@@ -152,6 +160,18 @@ impl Reconciler {
         let seconds = reconciler.clock.wall / 1_000;
         reconciler.ledger.start = (reconciler.ledger.start + 1).max(seconds);
         reconciler
+    }
+
+    /// A way to ask whether the loop turns: it answers between two turns, as soon as it can.
+    pub fn pulse(&mut self) -> mpsc::Sender<oneshot::Sender<()>> {
+        let (sender, receiver) = mpsc::channel(1);
+        self.pulses = Some(receiver);
+        sender
+    }
+
+    /// Tells the cluster of something that is wrong with this agent.
+    pub fn complain(&mut self, about: &'static str, line: String) {
+        self.complaints.insert(about, line);
     }
 
     /// The start counter of this run.
@@ -190,6 +210,7 @@ impl Reconciler {
         stop: impl Future<Output = ()>,
     ) {
         let mut stop = std::pin::pin!(stop);
+        let mut pulses = self.pulses.take();
         loop {
             let wake = self.turn().await;
             tokio::select! {
@@ -203,10 +224,14 @@ impl Reconciler {
                 }
                 wish = wishes.recv() => {
                     match wish {
-                        Some(Wish::Assignments(wish)) => self.accept(wish).await,
+                        Some(Wish::Assignments(wish, secrets)) => self.accept(wish, secrets).await,
                         Some(Wish::Removed) => self.leave(),
                         None => return,
                     }
+                }
+                Some(beat) = next_pulse(&mut pulses) => {
+                    // Whoever asked may have given up.
+                    beat.send(()).ok();
                 }
                 () = tokio::time::sleep(wake) => {}
             }
@@ -214,7 +239,10 @@ impl Reconciler {
     }
 
     /// Assignments came: through the fence, into the ledger, then in force.
-    pub async fn accept(&mut self, wish: Assignments) {
+    pub async fn accept(&mut self, wish: Assignments, secrets: Secrets) {
+        // Also of assignments that are known: a value that was lost comes back with them.
+        let kept = self.parts.secrets.add(secrets);
+        self.complain_about_secrets(kept);
         match fence::judge(self.ledger.assignments.as_ref(), &wish) {
             Verdict::Accept => {}
             // What was wished before the removal is wished again.
@@ -263,6 +291,7 @@ impl Reconciler {
         self.outlets.generation.send_replace(wish.generation);
         self.ledger.assignments = Some(wish);
         self.write_ledger();
+        self.forget_secrets();
         if !unknown.is_empty() {
             if first {
                 // What runs already, if the ledger was lost, is taken up with the health it has.
@@ -283,8 +312,9 @@ impl Reconciler {
         self.desired = Desired::nothing(self.desired.generation);
     }
 
-    fn take(&mut self, event: Event) {
+    fn take(&mut self, mut event: Event) {
         let now = self.clock.now();
+        self.mask(&mut event);
         match &event {
             Event::Started {
                 instance,
@@ -322,6 +352,7 @@ impl Reconciler {
         self.observed.apply(event, now);
         if prune {
             self.prune();
+            self.forget_secrets();
         }
     }
 
@@ -442,79 +473,18 @@ impl Reconciler {
             Action::Probe { instance } => self.probe(instance),
             Action::Stop { instance } => {
                 let incarnation = self.incarnation(&instance);
+                let port = self.ledger.instance(&instance).map_or(0, |r| r.port);
+                let launch = self.launch_of(&instance, port).map(Box::new);
                 self.parts.executor.perform(Task::Stop {
                     instance,
                     incarnation,
+                    launch,
                 });
             }
             Action::Remove { place } => self.parts.executor.perform(Task::Remove(place)),
             Action::Route(_) => {}
         }
         false
-    }
-
-    async fn route(&mut self, routes: Routes) -> bool {
-        let told = self.routed.as_ref();
-        if told.is_some_and(|(at, same)| *same == routes && at.elapsed() < ROUTE_AGAIN) {
-            return false;
-        }
-        let addresses = Addresses {
-            listen: self.parts.settings.listen_address,
-            instance: self.parts.settings.instance_address,
-        };
-        let (table, conflicts) = route::table(&routes, addresses);
-        self.routed = Some((Instant::now(), routes));
-        self.looked = Some(Instant::now());
-        let traffic = match self.parts.traffic.converge(table).await {
-            Ok(held) => {
-                self.complaints.remove("proxy");
-                self.conflicts = conflicts;
-                route::traffic(&held, &self.conflicts)
-            }
-            Err(error) => {
-                warn!(%error, "the routes were not taken");
-                self.complaints.insert("proxy", error.to_string());
-                Traffic::Unknown
-            }
-        };
-        self.observed
-            .apply(Event::Traffic(traffic), self.clock.now());
-        true
-    }
-
-    /// Asks the data plane what it holds.
-    async fn look(&mut self) {
-        self.looked = Some(Instant::now());
-        let traffic = if self.needs_traffic() {
-            match self.parts.traffic.observe().await {
-                Ok(held) => {
-                    self.complaints.remove("proxy");
-                    route::traffic(&held, &self.conflicts)
-                }
-                Err(error) => {
-                    if self.complaints.insert("proxy", error.to_string()).is_none() {
-                        warn!(%error, "the data plane does not answer");
-                    }
-                    Traffic::Unknown
-                }
-            }
-        } else {
-            Traffic::Held(BTreeMap::new())
-        };
-        self.observed
-            .apply(Event::Traffic(traffic), self.clock.now());
-    }
-
-    /// Whether there is anything to route, or a data plane that may hold routes of old.
-    fn needs_traffic(&self) -> bool {
-        let wished = self.desired.places.values();
-        let held = self.observed.places.values().map(|place| &place.item);
-        let known = self.ledger.places.iter();
-        wished
-            .chain(held)
-            .chain(known)
-            .any(|item| item.port != Port::None)
-            || self.parts.settings.layout.proxy().exists()
     }
 
     fn busy(&self) -> bool {
@@ -551,94 +521,6 @@ impl Reconciler {
                     kind: error.kind,
                     message: error.message,
                 },
-            };
-            events.send(event).ok();
-        });
-    }
-
-    /// Starts a process, after the ledger knows that it is about to.
-    fn launch(&mut self, key: InstanceKey) {
-        let incarnation = self.incarnation(&key);
-        let kept = self.ledger.instance(&key).map_or(0, |record| record.port);
-        let needs_port = self
-            .observed
-            .places
-            .get(&key.place)
-            .is_some_and(|place| place.item.port != Port::None);
-        let port = if needs_port {
-            let others = self.ledger.instances.iter().filter(|r| r.instance != key);
-            let taken: BTreeSet<u16> = others.map(|record| record.port).collect();
-            match self.ports.pick(kept, &taken) {
-                Ok(port) => port,
-                Err(message) => {
-                    let event = Event::StartFailed {
-                        instance: key,
-                        incarnation,
-                        permanent: false,
-                        message,
-                    };
-                    self.parts.events.send(event).ok();
-                    return;
-                }
-            }
-        } else {
-            0
-        };
-        let restarts = self.restarts(&key);
-        self.ledger.set_instance(InstanceRecord {
-            instance: key.clone(),
-            port,
-            incarnation,
-            restarts,
-            process: None,
-        });
-        self.write_ledger();
-        if let Some(launch) = self.launch_of(&key, port) {
-            self.parts.executor.perform(Task::Start(Box::new(launch)));
-        }
-    }
-
-    fn restarts(&self, key: &InstanceKey) -> u32 {
-        let place = self.observed.places.get(&key.place);
-        let instance = place.and_then(|place| place.instances.get(&key.ordinal));
-        instance.map_or(0, |instance| instance.restarts)
-    }
-
-    fn launch_of(&self, key: &InstanceKey, port: u16) -> Option<Launch> {
-        let item = &self.observed.places.get(&key.place)?.item;
-        Some(Launch {
-            instance: key.clone(),
-            incarnation: self.incarnation(key),
-            port,
-            address: self.parts.settings.instance_address,
-            agent: self.parts.settings.name.clone(),
-            release: item.release.clone(),
-            release_dir: self.parts.store.path(&item.asset.sha256),
-            run: item.run.clone(),
-        })
-    }
-
-    fn probe(&self, key: InstanceKey) {
-        let Some(place) = self.observed.places.get(&key.place) else {
-            return;
-        };
-        let port = place
-            .instances
-            .get(&key.ordinal)
-            .map_or(0, |instance| instance.port);
-        let Some(launch) = self.launch_of(&key, port) else {
-            return;
-        };
-        let check = place.item.health_check.clone();
-        let address = (self.parts.settings.instance_address, port).into();
-        let dir = instance_dir(&self.parts.settings.layout.instances(), &key);
-        let events = self.parts.events.clone();
-        tokio::spawn(async move {
-            let sample = probe::sample(&check, address, &launch, &dir).await;
-            let event = Event::Probed {
-                instance: key,
-                incarnation: launch.incarnation,
-                sample,
             };
             events.send(event).ok();
         });
@@ -706,7 +588,12 @@ impl Reconciler {
         let now = self.clock.now();
         let mut places = report::places(&self.observed, now);
         let mut marks = report::landmarks(self.desired.generation, &places);
-        marks.extend(self.complaints.values().cloned());
+        let troubles = self.parts.executor.troubles();
+        marks.extend(self.complaints.values().chain(&troubles).cloned());
+        marks.extend(self.proxy.iter().map(|proxy| {
+            let draining = proxy.draining.iter().map(|old| old.pid);
+            format!("proxy {} {:?}", proxy.pid, draining.collect::<Vec<u32>>())
+        }));
         let due = self.reported.as_ref().is_none_or(|(at, told)| {
             now.since(*at) >= report::interval(&self.desired) || *told != marks
         });
@@ -730,7 +617,8 @@ impl Reconciler {
             applied: self.desired.generation,
             places,
             host: self.host.read(),
-            complaints: self.complaints.values().cloned().collect(),
+            complaints: self.complaints.values().cloned().chain(troubles).collect(),
+            proxy: self.proxy.clone(),
         })));
         self.reported = Some((now, marks));
     }
@@ -746,6 +634,15 @@ impl Reconciler {
                 instance.memory_bytes = usage.memory_bytes;
             }
         }
+    }
+}
+
+async fn next_pulse(
+    pulses: &mut Option<mpsc::Receiver<oneshot::Sender<()>>>,
+) -> Option<oneshot::Sender<()>> {
+    match pulses {
+        Some(pulses) => pulses.recv().await,
+        None => None,
     }
 }
 

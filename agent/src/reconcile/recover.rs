@@ -10,11 +10,13 @@ use tidegate_agent_core::instance::{Adopted, Instance, Settings};
 use tidegate_agent_core::observed::{Place, Staging};
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_shared::assignment::Assignment;
+use tidegate_shared::spec::HookKind;
 use tracing::{info, warn};
 
 use super::{Reconciler, find_process};
 use crate::executor::{Running, Task, instance_dir, procfs};
-use crate::ledger::InstanceRecord;
+use crate::hooks;
+use crate::ledger::{InstanceRecord, ProcessId};
 
 impl Reconciler {
     pub(super) fn recover(&mut self, places: BTreeMap<PlaceKey, Assignment>) {
@@ -85,6 +87,10 @@ impl Reconciler {
             healthy: held.is_some_and(|held| held.healthy),
         };
         let now = self.clock.now();
+        let unfinished = hooks::interrupted(&instance_dir(&folder, key));
+        if unfinished.is_some_and(HookKind::is_of_stop) {
+            return Some(self.resume_stop(key, item, adopted, process));
+        }
         let Some(process) = process else {
             record.as_ref()?;
             warn!(instance = %key, "ended while the agent was away");
@@ -98,6 +104,11 @@ impl Reconciler {
             return Some(Instance::lost(adopted, settings, now));
         };
         info!(instance = %key, pid = process.pid, "found running");
+        self.take_up(key, adopted, process);
+        Some(Instance::adopt(adopted, now))
+    }
+
+    fn take_up(&mut self, key: &InstanceKey, adopted: Adopted, process: ProcessId) {
         self.ledger.set_instance(InstanceRecord {
             instance: key.clone(),
             port: adopted.port,
@@ -110,6 +121,29 @@ impl Reconciler {
             incarnation: adopted.incarnation,
             process,
         }));
-        Some(Instance::adopt(adopted, now))
+    }
+
+    /// A stop whose hooks an earlier agent left unfinished is completed, whatever is wished now: an
+    /// instance that is half stopped is none to keep.
+    fn resume_stop(
+        &mut self,
+        key: &InstanceKey,
+        item: &Assignment,
+        adopted: Adopted,
+        process: Option<ProcessId>,
+    ) -> Instance {
+        info!(instance = %key, "a stop that was interrupted is completed");
+        if let Some(process) = process {
+            self.take_up(key, adopted, process);
+        }
+        let launch = self.launch_from(item, key, adopted.incarnation, adopted.port);
+        self.parts.executor.perform(Task::Stop {
+            instance: key.clone(),
+            incarnation: adopted.incarnation,
+            launch: Some(Box::new(launch)),
+        });
+        let mut instance = Instance::adopt(adopted, self.clock.now());
+        instance.stopping();
+        instance
     }
 }

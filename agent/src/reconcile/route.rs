@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use tidegate_agent_core::observed::{HeldInstance, HeldScope, HeldVersion, ListenProblem, Traffic};
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::Routes;
-use tidegate_shared::assignment::Counters;
+use tidegate_shared::assignment::{Counters, DrainingProxy, ProxyReport};
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::weight::Weight;
@@ -137,6 +137,25 @@ pub fn traffic(held: &Held, conflicts: &Conflicts) -> Traffic {
         scopes.insert(name, held);
     }
     Traffic::Held(scopes)
+}
+
+/// What the proxy tells of itself.
+pub fn proxy(held: &Held) -> Option<ProxyReport> {
+    let process = held.process.as_ref()?;
+    let draining = held.draining.iter().map(|old| DrainingProxy {
+        pid: old.pid,
+        version: old.version.clone(),
+        since: Timestamp::from_millis(old.since),
+        until: Timestamp::from_millis(old.until),
+        open: old.open,
+    });
+    Some(ProxyReport {
+        pid: process.pid,
+        version: process.version.clone(),
+        started_at: Timestamp::from_millis(process.started_at),
+        connections: process.connections,
+        draining: draining.collect(),
+    })
 }
 
 fn held_version(version: &table::HeldVersion) -> HeldVersion {

@@ -20,10 +20,12 @@ use super::{Outlets, Parts, Reconciler};
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::tests::{Scripted, scripted};
 use crate::config::{Layout, PortRange, Settings};
+use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::procfs;
 use crate::ledger::{self, Found, Ledger};
-use crate::session::Wish;
+use crate::secrets::SecretStore;
+use crate::session::{Secrets, Wish};
 use crate::traffic::fake::FakeTraffic;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -54,11 +56,13 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
             kind: AssetKind::Binary,
             sha256: Digest::of(&program(n)),
             size: program(n).len() as u64,
+            sources: Vec::new(),
         },
         run: RunSpec {
             command: "./shop".into(),
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: Port::Number(8_080),
         health_check: HealthCheck {
             interval: Span::from_millis(100),
@@ -106,6 +110,7 @@ impl Agent {
         let runtime = Runtime::new().unwrap();
         let layout = layout(dir);
         let settings = Settings {
+            source_roots: Vec::new(),
             name: name("web-1"),
             layout: layout.clone(),
             coordinators: vec![],
@@ -116,6 +121,8 @@ impl Agent {
                 first: 30_000,
                 last: 39_999,
             },
+            executor: crate::config::ExecutorChoice::Process,
+            proxy_unit: None,
             log: "info".into(),
             log_json: false,
         };
@@ -131,12 +138,15 @@ impl Agent {
         let (stop, stopped) = oneshot::channel::<()>();
         let parts = Parts {
             settings,
-            executor: Arc::new(ProcessExecutor::new(
-                layout.instances(),
-                grace,
-                events.clone(),
-            )),
+            executor: {
+                let _inside = runtime.enter();
+                let instances = layout.instances();
+                Arc::new(Prepared::new(instances.clone(), events.clone(), |events| {
+                    Arc::new(ProcessExecutor::new(instances, grace, events))
+                }))
+            },
             traffic: Arc::clone(traffic) as Arc<dyn crate::traffic::TrafficProvider>,
+            secrets: Arc::new(SecretStore::open(dir).0),
             store: Arc::new(ReleaseStore::open(layout.releases()).unwrap()),
             source: Arc::new(source),
             events,
@@ -163,7 +173,8 @@ impl Agent {
     }
 
     fn assign(&self, wish: Assignments) {
-        self.wishes.blocking_send(Wish::Assignments(wish)).unwrap();
+        let wish = Wish::Assignments(wish, Secrets::new());
+        self.wishes.blocking_send(wish).unwrap();
     }
 
     /// The first report that fits.

@@ -6,13 +6,20 @@
 use tidegate_proto::agent::v1 as wire;
 use tidegate_shared::assignment::{
     AssetWish, Assignment, Assignments, Counters, Generation, Guard, InstanceState,
-    ObservedInstance, ObservedPlace, Report, Role, WishedState,
+    ObservedInstance, ObservedPlace, ParameterContent, ParameterWish, ProxyReport, Report, Role,
+    WishedState,
 };
 use tidegate_shared::id::{Name, Version};
-use tidegate_shared::spec::{AssetKind, ExecProbe, HealthCheck, HttpProbe, Port, RunSpec};
+use tidegate_shared::secret::Secret;
+use tidegate_shared::spec::{
+    AssetKind, Bytes, Cores, ExecProbe, FileSpec, HealthCheck, Hook, Hooks, HttpProbe, Limits,
+    OnCollision, Port, RunSpec, check_value, check_variable,
+};
 use tidegate_shared::time::Span;
 use tidegate_shared::verdict::histogram::Histogram;
 use tidegate_shared::weight::Weight;
+
+use super::Secrets;
 
 /// Most items in one message of assignments.
 pub const MAX_ITEMS: usize = 1_024;
@@ -21,6 +28,10 @@ pub const MAX_INSTANCES: u32 = 100;
 
 /// Largest asset of the coordinators' store: 4 GiB.
 pub const MAX_ASSET_BYTES: u64 = 4 << 30;
+
+/// Most places of an asset, and bytes of one.
+const MAX_SOURCES: usize = 16;
+const MAX_SOURCE: usize = 2_048;
 
 /// A message that is not sound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,11 +50,42 @@ fn wrong(field: impl Into<String>, message: impl ToString) -> Malformed {
     }
 }
 
-/// The wish.
+/// The wish, and apart from it the values of its secrets.
 ///
 /// # Errors
 /// The first field that is wrong.
-pub fn assignments(from: wire::Assignments) -> Result<Assignments, Malformed> {
+pub fn assignments(mut from: wire::Assignments) -> Result<(Assignments, Secrets), Malformed> {
+    let mut secrets = Secrets::new();
+    for (position, item) in from.items.iter_mut().enumerate() {
+        for parameter in &mut item.parameters {
+            take_secret(parameter, &mut secrets)
+                .map_err(|e| wrong(format!("items[{position}].{}", e.field), e.message))?;
+        }
+    }
+    Ok((levels(from)?, secrets))
+}
+
+/// Moves a secret's value out of the message.
+fn take_secret(parameter: &mut wire::Parameter, secrets: &mut Secrets) -> Result<(), Malformed> {
+    use wire::parameter::Content;
+    let Some(Content::Secret(value)) = &mut parameter.content else {
+        return Ok(());
+    };
+    let version = value
+        .version
+        .parse()
+        .map_err(|e| wrong("parameters.secret.version", e))?;
+    // A coordinator that cannot open it sends none.
+    if let Some(text) = value.text.take() {
+        let value = Secret::new(text);
+        check_value(&parameter.variable, value.expose())
+            .map_err(|e| wrong("parameters.secret", e))?;
+        secrets.insert(version, value);
+    }
+    Ok(())
+}
+
+fn levels(from: wire::Assignments) -> Result<Assignments, Malformed> {
     let generation = from
         .generation
         .ok_or_else(|| wrong("generation", "is missing"))?;
@@ -113,6 +155,11 @@ fn assignment(from: wire::Assignment) -> Result<Assignment, Malformed> {
         release: Version::new(from.release).map_err(|e| wrong("release", e))?,
         asset: asset(from.asset.ok_or_else(|| wrong("asset", "is missing"))?)?,
         run: run_spec(run)?,
+        parameters: from
+            .parameters
+            .into_iter()
+            .map(parameter)
+            .collect::<Result<_, _>>()?,
         port,
         health_check: match from.health_check {
             Some(check) => health_check(check)?,
@@ -152,6 +199,24 @@ fn asset(from: wire::Asset) -> Result<AssetWish, Malformed> {
         kind,
         sha256: from.sha256.parse().map_err(|e| wrong("asset.sha256", e))?,
         size: from.size,
+        sources: sources(from.sources)?,
+    })
+}
+
+/// Places that this agent does not know are kept: the fetch names them if no other has the asset.
+fn sources(from: Vec<String>) -> Result<Vec<String>, Malformed> {
+    if from.len() > MAX_SOURCES || from.iter().any(|place| place.len() > MAX_SOURCE) {
+        return Err(wrong("asset.sources", "are too many or too long"));
+    }
+    Ok(match from.as_slice() {
+        [only] if only == "store:" => Vec::new(),
+        places => places
+            .iter()
+            .map(|place| match place.as_str() {
+                "store:" => "store".to_owned(),
+                address => address.to_owned(),
+            })
+            .collect(),
     })
 }
 
@@ -168,12 +233,93 @@ fn run_spec(from: wire::Run) -> Result<RunSpec, Malformed> {
             return Err(wrong("run.env", format!("\"{name}\" cannot be set")));
         }
     }
-    Ok(RunSpec {
+    let run = RunSpec {
         command: from.command,
         args: from.args,
         env: from.env.into_iter().collect(),
         health_check: None,
+        hooks: Hooks {
+            before_start: hooks(from.before_start),
+            after_start: hooks(from.after_start),
+            before_stop: hooks(from.before_stop),
+            after_stop: hooks(from.after_stop),
+        },
+        limits: from.limits.map(limits).unwrap_or_default(),
+    };
+    match run
+        .validate()
+        .0
+        .into_iter()
+        .find(|e| !e.field.starts_with("env"))
+    {
+        None => Ok(run),
+        Some(error) => Err(wrong(format!("run.{}", error.field), error.message)),
+    }
+}
+
+fn hooks(from: Vec<wire::Hook>) -> Vec<Hook> {
+    from.into_iter()
+        .map(|hook| Hook {
+            command: hook.command,
+            args: hook.args,
+            timeout: Span::from_millis(hook.timeout_ms),
+        })
+        .collect()
+}
+
+fn limits(from: wire::Limits) -> Limits {
+    let some = |number: u64| (number > 0).then_some(number);
+    Limits {
+        memory: some(from.memory_bytes).map(Bytes),
+        cpu: (from.cpu_basis_points > 0).then_some(Cores(from.cpu_basis_points)),
+        open_files: some(from.open_files),
+        processes: some(from.processes),
+    }
+}
+
+fn parameter(from: wire::Parameter) -> Result<ParameterWish, Malformed> {
+    use wire::parameter::Content;
+    let secret = matches!(from.content, Some(Content::Secret(_)));
+    let content = match from.content {
+        Some(Content::Plain(text)) => ParameterContent::Plain(text),
+        Some(Content::Secret(value)) => ParameterContent::Secret(
+            value
+                .version
+                .parse()
+                .map_err(|e| wrong("parameters.secret.version", e))?,
+        ),
+        None => return Err(wrong("parameters.content", "is missing")),
+    };
+    check_variable(&from.variable, "").map_err(|e| wrong("parameters.variable", e))?;
+    let file = match from.file {
+        None => None,
+        Some(file) => Some(file_spec(file, secret)?),
+    };
+    Ok(ParameterWish {
+        variable: from.variable,
+        content,
+        file,
     })
+}
+
+/// The agent checks the path itself: it is the one who writes there.
+fn file_spec(from: wire::ParameterFile, secret: bool) -> Result<FileSpec, Malformed> {
+    let file = FileSpec {
+        path: from.path,
+        mode: format!("{:04o}", from.mode)
+            .parse()
+            .map_err(|e| wrong("parameters.file.mode", e))?,
+        owner: Some(from.owner).filter(|owner| !owner.is_empty()),
+        on_collision: OnCollision::parse(&from.on_collision)
+            .ok_or_else(|| wrong("parameters.file.on_collision", "is not known"))?,
+    };
+    match file.validate(secret).0.into_iter().next() {
+        None => Ok(file),
+        Some(error) => Err(wrong(
+            format!("parameters.file.{}", error.field),
+            error.message,
+        )),
+    }
 }
 
 fn health_check(from: wire::HealthCheck) -> Result<HealthCheck, Malformed> {
@@ -229,6 +375,24 @@ pub fn report(from: &Report) -> wire::Report {
             disk_available: from.host.disk_available,
         }),
         complaints: from.complaints.clone(),
+        proxy: from.proxy.as_ref().map(proxy_status),
+    }
+}
+
+fn proxy_status(from: &ProxyReport) -> wire::ProxyStatus {
+    let draining = from.draining.iter().map(|old| wire::DrainingProxy {
+        pid: old.pid,
+        version: old.version.clone(),
+        since_ms: old.since.millis(),
+        until_ms: old.until.millis(),
+        open: old.open,
+    });
+    wire::ProxyStatus {
+        pid: from.pid,
+        version: from.version.clone(),
+        started_at_ms: from.started_at.millis(),
+        connections: from.connections,
+        draining: draining.collect(),
     }
 }
 
@@ -353,9 +517,42 @@ pub(crate) mod tests {
         }
     }
 
+    /// A secret file put into the message.
+    fn file_of(message: &mut wire::Assignments) -> &mut wire::ParameterFile {
+        message.items[0].parameters = vec![wire::Parameter {
+            variable: "KEY".into(),
+            content: Some(wire::parameter::Content::Secret(wire::SecretValue {
+                version: Digest::ZERO.to_string(),
+                text: Some("hush-hush".into()),
+            })),
+            file: Some(wire::ParameterFile {
+                path: "tls/key.pem".into(),
+                mode: 0o400,
+                on_collision: "refuse".into(),
+                ..wire::ParameterFile::default()
+            }),
+        }];
+        message.items[0].parameters[0].file.as_mut().unwrap()
+    }
+
+    #[test]
+    fn the_value_of_a_secret_travels_beside_the_wish() {
+        let mut message = good();
+        file_of(&mut message);
+        assert!(!format!("{message:?}").contains("hush-hush"));
+        let (wish, secrets) = assignments(message).unwrap();
+        assert_eq!(secrets[&Digest::ZERO].expose(), "hush-hush");
+        assert!(!format!("{wish:?} {secrets:?}").contains("hush-hush"));
+        let item = &wish.items[0];
+        assert_eq!(
+            item.parameters[0].content,
+            ParameterContent::Secret(Digest::ZERO)
+        );
+    }
+
     #[test]
     fn a_sound_message_becomes_the_wish() {
-        let wish = assignments(good()).unwrap();
+        let (wish, _) = assignments(good()).unwrap();
         assert_eq!(wish.items[0].weight.basis_points(), 500);
         assert_eq!(wish.items[0].port, Port::Number(8_080));
         assert!(wish.items[0].health_check.tcp);
@@ -365,7 +562,34 @@ pub(crate) mod tests {
     #[test]
     fn a_wrong_field_refuses_the_whole_and_is_named() {
         type Case = (fn(&mut wire::Assignments), &'static str);
-        let cases: [Case; 11] = [
+        let cases: [Case; 17] = [
+            (
+                |a| file_of(a).path = "../../etc/cron.d/x".into(),
+                "items[0].parameters.file.path: ",
+            ),
+            (
+                |a| file_of(a).mode = 0o4755,
+                "items[0].parameters.file.mode",
+            ),
+            (|a| file_of(a).mode = 0o644, "items[0].parameters.file.mode"),
+            (
+                |a| file_of(a).on_collision = "shrug".into(),
+                "items[0].parameters.file.on_collision",
+            ),
+            (
+                |a| {
+                    file_of(a);
+                    a.items[0].parameters[0].variable = "LD PRELOAD".into();
+                },
+                "items[0].parameters.variable",
+            ),
+            (
+                |a| {
+                    let hook = wire::Hook::default();
+                    a.items[0].run.as_mut().unwrap().before_stop = vec![hook];
+                },
+                "items[0].run.hooks.before_stop[0].command",
+            ),
             (|a| a.generation = None, "generation: is missing"),
             (|a| a.items[0].scope = "No Name".into(), "items[0].scope: "),
             (

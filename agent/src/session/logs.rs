@@ -1,6 +1,7 @@
-//! Answers to asks for logs: the last lines of instances' output, and what follows.
+//! Answers to asks for logs: the last lines of instances' output, and what follows, from files or
+//! from the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,14 +9,11 @@ use std::time::Duration;
 
 use tidegate_agent_core::place::InstanceKey;
 use tidegate_proto::agent::v1 as wire;
-use tidegate_proto::agent::v1::agent_link_client::AgentLinkClient;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
-use tracing::debug;
 
-use crate::executor::instance_dir;
 use crate::executor::output::{self, Stream};
+use crate::executor::systemd::{journal, unit_name};
+use crate::executor::{OutputPlace, instance_dir};
 
 /// Between two looks at files that are followed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -26,49 +24,32 @@ const MAX_LINES: usize = 500;
 /// Most bytes that are read of one file at one look.
 const MAX_READ: u64 = 256 << 10;
 
-/// Answers an ask on a stream of its own, until everything is told or nobody listens.
-pub async fn answer(
-    ask: wire::Ask,
-    instances: PathBuf,
-    known: watch::Receiver<Arc<Vec<InstanceKey>>>,
-    channel: Channel,
+/// Where instances' output is.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Files or journal.
+    pub place: OutputPlace,
+    /// The folder with the files.
+    pub instances: PathBuf,
+}
+
+/// Tells the lines into a channel; returns when all is told or nobody listens.
+pub async fn tell(
+    ask: &wire::LogsAsk,
+    output: &Output,
+    known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
+    chunks: &mpsc::Sender<wire::AnswerChunk>,
 ) {
-    let (chunks, outgoing) = mpsc::channel(16);
-    let id = ask.id.clone();
-    let teller = tokio::spawn(async move {
-        let first = wire::AnswerChunk {
-            ask_id: ask.id,
-            ..wire::AnswerChunk::default()
-        };
-        if chunks.send(first).await.is_err() {
-            return;
-        }
-        match ask.kind {
-            Some(wire::ask::Kind::Logs(logs)) => {
-                tell(&logs, &instances, &known, &chunks).await;
-            }
-            None => {
-                let error = "this agent does not know that kind of ask".to_owned();
-                let chunk = wire::AnswerChunk {
-                    error,
-                    ..wire::AnswerChunk::default()
-                };
-                chunks.send(chunk).await.ok();
-            }
-        }
-    });
-    let mut client = AgentLinkClient::new(channel);
-    if let Err(status) = client.answer(ReceiverStream::new(outgoing)).await {
-        debug!(ask = id, %status, "the answer was not heard to its end");
+    match output.place {
+        OutputPlace::Files => tell_files(ask, &output.instances, known, chunks).await,
+        OutputPlace::Journal => tell_journal(ask, known, chunks).await,
     }
-    teller.abort();
 }
 
 /// Positions in the files that are told.
 type Positions = BTreeMap<(InstanceKey, &'static str), u64>;
 
-/// Tells the lines into a channel; returns when all is told or nobody listens.
-async fn tell(
+async fn tell_files(
     ask: &wire::LogsAsk,
     instances: &Path,
     known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
@@ -78,11 +59,7 @@ async fn tell(
     let mut first = true;
     loop {
         let keys = Arc::clone(&known.borrow());
-        let wanted = keys.iter().filter(|key| {
-            key.place.scope.as_str() == ask.scope
-                && (ask.deployment.is_empty() || key.place.deployment.to_string() == ask.deployment)
-        });
-        for key in wanted {
+        for key in keys.iter().filter(|key| is_wanted(ask, key)) {
             for stream in Stream::ALL {
                 let path = stream.path(&instance_dir(instances, key));
                 let slot = (key.clone(), stream.as_str());
@@ -99,7 +76,7 @@ async fn tell(
                         output::tail(&path, lines.min(MAX_TAIL))
                     }
                 };
-                if !send_lines(chunks, key, stream, texts).await {
+                if !send_lines(chunks, key, stream.as_str(), texts).await {
                     return;
                 }
             }
@@ -115,10 +92,67 @@ async fn tell(
     }
 }
 
+fn is_wanted(ask: &wire::LogsAsk, key: &InstanceKey) -> bool {
+    key.place.scope.as_str() == ask.scope
+        && (ask.deployment.is_empty() || key.place.deployment.to_string() == ask.deployment)
+}
+
+/// As [`tell`], of what instances printed into the journal. It follows from a point before the last
+/// lines, so that nothing falls between, and leaves out what was told with those.
+async fn tell_journal(
+    ask: &wire::LogsAsk,
+    known: &watch::Receiver<Arc<Vec<InstanceKey>>>,
+    chunks: &mpsc::Sender<wire::AnswerChunk>,
+) {
+    let point = journal::end().await;
+    let mut told = BTreeSet::new();
+    let keys = Arc::clone(&known.borrow());
+    for key in keys.iter().filter(|key| is_wanted(ask, key)) {
+        let lines = journal::tail(key, (ask.tail_lines as usize).min(MAX_TAIL)).await;
+        let (cursors, texts): (Vec<_>, Vec<_>) = lines
+            .into_iter()
+            .map(|line| (line.cursor, line.text))
+            .unzip();
+        told.extend(cursors);
+        if !send_lines(chunks, key, journal::STREAM, texts).await {
+            return;
+        }
+    }
+    if !ask.follow {
+        return;
+    }
+    let Some(mut follow) = journal::Follow::begin(point.as_deref()) else {
+        let chunk = wire::AnswerChunk {
+            error: "the journal of this host cannot be read".to_owned(),
+            ..wire::AnswerChunk::default()
+        };
+        chunks.send(chunk).await.ok();
+        return;
+    };
+    loop {
+        let line = tokio::select! {
+            () = chunks.closed() => return,
+            line = follow.next() => line,
+        };
+        let Some(line) = line else { return };
+        let keys = Arc::clone(&known.borrow());
+        let of = |key: &&InstanceKey| is_wanted(ask, key) && unit_name(key) == line.unit;
+        let Some(key) = keys.iter().find(of) else {
+            continue;
+        };
+        if told.remove(&line.cursor) {
+            continue;
+        }
+        if !send_lines(chunks, key, journal::STREAM, vec![line.text]).await {
+            return;
+        }
+    }
+}
+
 async fn send_lines(
     chunks: &mpsc::Sender<wire::AnswerChunk>,
     key: &InstanceKey,
-    stream: Stream,
+    stream: &str,
     texts: Vec<String>,
 ) -> bool {
     for part in texts.chunks(MAX_LINES) {
@@ -126,7 +160,7 @@ async fn send_lines(
             scope: key.place.scope.to_string(),
             deployment: key.place.deployment.to_string(),
             instance: key.id(),
-            stream: stream.as_str().to_owned(),
+            stream: stream.to_owned(),
             text: text.clone(),
         });
         let chunk = wire::AnswerChunk {
@@ -206,7 +240,7 @@ mod tests {
         };
 
         let (sender, mut chunks) = mpsc::channel(4);
-        tell(&ask, dir.path(), &known, &sender).await;
+        tell_files(&ask, dir.path(), &known, &sender).await;
         drop(sender);
         assert_eq!(lines(&mut chunks, 9).await, ["two", "three"]);
 
@@ -214,7 +248,7 @@ mod tests {
         let (sender, mut chunks) = mpsc::channel(4);
         let instances = dir.path().to_path_buf();
         let teller = tokio::spawn(async move {
-            tell(&ask, &instances, &known, &sender).await;
+            tell_files(&ask, &instances, &known, &sender).await;
         });
         assert_eq!(lines(&mut chunks, 2).await, ["two", "three"]);
         writer.write_all(b"four\nhalf").unwrap();

@@ -8,9 +8,12 @@
 //! assignment means is the reconcile loop's business.
 
 pub mod convert;
+mod host;
 pub mod logs;
 mod refusal;
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,15 +23,20 @@ use tidegate_agent_core::place::InstanceKey;
 use tidegate_proto::agent::v1 as wire;
 use tidegate_proto::agent::v1::agent_link_client::AgentLinkClient;
 use tidegate_shared::assignment::{Assignments, Facts, Generation, Report};
+use tidegate_shared::digest::Digest;
+use tidegate_shared::secret::Secret;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tracing::{debug, error, info, warn};
 
+use crate::asset::ReleaseStore;
 use crate::config::{Layout, check_address};
+use crate::executor::Capabilities;
 use crate::tls::{Material, Tls};
 use crate::{files, identity, jitter};
+use logs::Output;
 use refusal::{Attempts, End};
 
 /// Largest message from a coordinator: 16 MiB.
@@ -61,16 +69,7 @@ impl Coordinators {
         match serde_json::from_slice::<Self>(&bytes) {
             // Both: an operator's edit helps when every address of the kept list is dead.
             Ok(mut kept) => {
-                for (list, more) in [
-                    (&mut kept.control, configured.control),
-                    (&mut kept.http, configured.http),
-                ] {
-                    let fresh: Vec<String> = more
-                        .into_iter()
-                        .filter(|address| !list.contains(address))
-                        .collect();
-                    list.extend(fresh);
-                }
+                kept.add(configured);
                 kept
             }
             Err(error) => {
@@ -78,6 +77,23 @@ impl Coordinators {
                 configured
             }
         }
+    }
+
+    /// Adds those of another list that are not in this one; whether there were any.
+    pub fn add(&mut self, other: Self) -> bool {
+        let mut added = false;
+        for (list, more) in [
+            (&mut self.control, other.control),
+            (&mut self.http, other.http),
+        ] {
+            for address in more {
+                if !list.contains(&address) {
+                    list.push(address);
+                    added = true;
+                }
+            }
+        }
+        added
     }
 
     fn received(from: wire::Coordinators) -> Result<Self, String> {
@@ -94,11 +110,14 @@ impl Coordinators {
     }
 }
 
+/// Values of secrets by version. They go into the store of secrets and nowhere else.
+pub type Secrets = BTreeMap<Digest, Secret>;
+
 /// What the cluster wishes of this agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
-    /// These versions.
-    Assignments(Assignments),
+    /// These versions, and the values of the secrets that they name.
+    Assignments(Assignments, Secrets),
     /// Nothing any more: it was taken out.
     Removed,
 }
@@ -125,6 +144,14 @@ pub struct SessionParts {
     pub wishes: mpsc::Sender<Wish>,
     /// The instances that the agent knows, for asks for logs.
     pub instances: watch::Receiver<Arc<Vec<InstanceKey>>>,
+    /// Releases on disk, for asks about the host.
+    pub store: Arc<ReleaseStore>,
+    /// Where the proxy listens, for asks about the host.
+    pub listen_address: IpAddr,
+    /// What runs the instances.
+    pub executor: Capabilities,
+    /// Told the coordinator of the session that is up, and nothing while there is none.
+    pub connected: watch::Sender<Option<String>>,
 }
 
 /// Keeps a session up until the wishes' receiver is gone.
@@ -141,6 +168,9 @@ pub async fn run(mut parts: SessionParts) {
         pick = pick.wrapping_add(1);
         let began = tokio::time::Instant::now();
         let ended = session(&mut parts, &address).await;
+        parts
+            .connected
+            .send_if_modified(|held| held.take().is_some());
         if began.elapsed() >= GOOD_SESSION {
             attempts.was_good();
         }
@@ -214,6 +244,7 @@ async fn session(parts: &mut SessionParts, address: &str) -> Result<End, End> {
         .map_err(|status| End::of_status(&status))?
         .into_inner();
     info!(coordinator = address, "session up");
+    parts.connected.send_replace(Some(address.to_owned()));
     let mut reports = parts.reports.clone();
     reports.mark_changed();
     let mut renewal = Box::pin(tokio::time::sleep(until_renewal(&parts.tls.material())));
@@ -260,7 +291,9 @@ async fn send(up: &mpsc::Sender<wire::Up>, kind: wire::up::Kind) -> Result<(), S
 fn hello(parts: &SessionParts) -> wire::Hello {
     wire::Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec!["logs".to_owned(), "process".to_owned(), "proxy".to_owned()],
+        features: ["hooks", "logs", "parameters", parts.executor.name, "proxy"]
+            .map(str::to_owned)
+            .to_vec(),
         facts: parts.facts.clone().into_iter().collect(),
         start: parts.start,
         generation: Some(convert::generation(*parts.generation.borrow())),
@@ -276,9 +309,10 @@ async fn take(
 ) -> Result<Option<End>, String> {
     match message.kind {
         Some(wire::down::Kind::Assignments(wish)) => match convert::assignments(wish) {
-            Ok(wish) => {
+            Ok((wish, secrets)) => {
                 debug!(generation = ?wish.generation, items = wish.items.len(), "assignments");
-                if parts.wishes.send(Wish::Assignments(wish)).await.is_err() {
+                let wish = Wish::Assignments(wish, secrets);
+                if parts.wishes.send(wish).await.is_err() {
                     return Ok(Some("the agent stops".to_owned().into()));
                 }
             }
@@ -291,15 +325,19 @@ async fn take(
         Some(wire::down::Kind::Lease(lease)) => debug!(term = lease.term, "contact"),
         Some(wire::down::Kind::Ask(ask)) => match Arc::clone(asks).try_acquire_owned() {
             Ok(slot) => {
-                let answer = logs::answer(
-                    ask,
-                    parts.layout.instances(),
-                    parts.instances.clone(),
-                    channel.clone(),
-                );
+                let told = Told {
+                    output: Output {
+                        place: parts.executor.output,
+                        instances: parts.layout.instances(),
+                    },
+                    known: parts.instances.clone(),
+                    store: Arc::clone(&parts.store),
+                    listen_address: parts.listen_address,
+                };
+                let channel = channel.clone();
                 tokio::spawn(async move {
                     let _slot = slot;
-                    answer.await;
+                    answer(ask, told, channel).await;
                 });
             }
             Err(_) => warn!("too many asks at once; one is not answered"),
@@ -311,6 +349,48 @@ async fn take(
         None => debug!("a message of an unknown kind is ignored"),
     }
     Ok(None)
+}
+
+/// What asks are answered from.
+struct Told {
+    output: Output,
+    known: watch::Receiver<Arc<Vec<InstanceKey>>>,
+    store: Arc<ReleaseStore>,
+    listen_address: IpAddr,
+}
+
+/// Answers an ask on a stream of its own, until everything is told or nobody listens.
+async fn answer(ask: wire::Ask, told: Told, channel: Channel) {
+    let (chunks, outgoing) = mpsc::channel(16);
+    let id = ask.id.clone();
+    let teller = tokio::spawn(async move {
+        let first = wire::AnswerChunk {
+            ask_id: ask.id,
+            ..wire::AnswerChunk::default()
+        };
+        if chunks.send(first).await.is_err() {
+            return;
+        }
+        let only = match ask.kind {
+            Some(wire::ask::Kind::Logs(logs)) => {
+                return logs::tell(&logs, &told.output, &told.known, &chunks).await;
+            }
+            Some(wire::ask::Kind::Host(host)) => wire::AnswerChunk {
+                host: Some(host::look(&host, &told.store, told.listen_address)),
+                ..wire::AnswerChunk::default()
+            },
+            None => wire::AnswerChunk {
+                error: "this agent does not know that kind of ask".to_owned(),
+                ..wire::AnswerChunk::default()
+            },
+        };
+        chunks.send(only).await.ok();
+    });
+    let mut client = AgentLinkClient::new(channel);
+    if let Err(status) = client.answer(ReceiverStream::new(outgoing)).await {
+        debug!(ask = id, %status, "the answer was not heard to its end");
+    }
+    teller.abort();
 }
 
 fn keep(parts: &SessionParts, list: Coordinators) {

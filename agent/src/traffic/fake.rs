@@ -154,7 +154,7 @@ impl State {
         scopes.sort_by(|one, two| one.scope.cmp(&two.scope));
         Held {
             scopes,
-            persist_problem: None,
+            ..Held::default()
         }
     }
 

@@ -1,8 +1,10 @@
-//! The embedded data plane as a provider: starts `tidegate-agent proxy` when none runs, and talks to it.
+//! The embedded data plane as a provider: starts `tidegate-agent proxy` when none runs, replaces one that
+//! runs from another build than its own, and talks to it.
 //!
 //! The proxy is started detached and outlives this process; a later agent finds it by its socket. Dropping
 //! the provider stops nothing. Every call finds or starts the proxy first, so a proxy that was killed is
-//! back, with its stored table, at the next call.
+//! back, with its stored table, at the next call. A proxy of another build is asked to hand its sockets to
+//! a new one; if that fails it goes on, the observation says why, and it is tried again later.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -14,11 +16,12 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Answer, TrafficError, TrafficProvider};
+use crate::proxy::build_of;
 use crate::proxy::control::ControlClient;
-use crate::proxy::table::{ControlReply, ControlRequest, Held, Table};
+use crate::proxy::table::{ControlReply, ControlRequest, Held, ProxyProcess, Table};
 
 const PROVIDER: &str = "proxy";
 
@@ -28,27 +31,25 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long a started proxy may take until its socket answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a new proxy may take until it has taken over from the running one.
+const TAKE_OVER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a replacement is tried, and the pause between.
+const REPLACEMENTS: usize = 5;
+const REPLACE_AGAIN: Duration = Duration::from_secs(60);
+
 /// How often a start is tried in one call, and the pause between.
 const STARTS: usize = 5;
 const START_PAUSE: Duration = Duration::from_millis(100);
 
 const START_POLL: Duration = Duration::from_millis(10);
 
-/// Who runs on the other side of the socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProxyIdentity {
-    /// Its process id.
-    pub pid: u32,
-    /// The version of its program.
-    pub version: String,
-    /// When it started, unix milliseconds.
-    pub started_at: u64,
-}
-
 /// The proxy of one folder.
 pub struct ProxyTraffic {
     dir: PathBuf,
     program: PathBuf,
+    /// Which file `program` was when this provider was made.
+    build: String,
     link: Mutex<Link>,
 }
 
@@ -57,6 +58,24 @@ struct Link {
     client: Option<ControlClient>,
     /// The proxy when it is a child of this process, kept so that its end is noticed.
     child: Option<Child>,
+    /// Whether the running proxy is of the right build.
+    replacing: Replacing,
+}
+
+/// How it stands with the proxy's build.
+#[derive(Default)]
+enum Replacing {
+    /// Not looked at yet.
+    #[default]
+    Unknown,
+    /// It is right, or was replaced.
+    Done,
+    /// It could not be replaced.
+    Failed {
+        problem: String,
+        again: Instant,
+        attempts: usize,
+    },
 }
 
 impl ProxyTraffic {
@@ -73,6 +92,7 @@ impl ProxyTraffic {
     pub fn with_program(dir: PathBuf, program: PathBuf) -> Self {
         Self {
             dir,
+            build: build_of(&program),
             program,
             link: Mutex::default(),
         }
@@ -82,19 +102,26 @@ impl ProxyTraffic {
     ///
     /// # Errors
     /// When it cannot be started or does not answer.
-    pub async fn ensure_running(&self) -> Result<ProxyIdentity, TrafficError> {
+    pub async fn ensure_running(&self) -> Result<ProxyProcess, TrafficError> {
         match self.ask(ControlRequest::Ping).await? {
-            ControlReply::Pong {
-                pid,
-                version,
-                started_at,
-            } => Ok(ProxyIdentity {
-                pid,
-                version,
-                started_at,
-            }),
+            ControlReply::Pong(process) => Ok(process),
             other => Err(misfit(&other)),
         }
+    }
+
+    /// Replaces the running proxy by a new process, whatever its build, and tells who that is; starts one
+    /// when none runs.
+    ///
+    /// # Errors
+    /// When it could not be replaced; it goes on then.
+    pub async fn replace(&self) -> Result<ProxyProcess, TrafficError> {
+        let mut link = self.link.lock().await;
+        link.client = None;
+        let client = self.take_over(&mut link).await?;
+        link.client = Some(client);
+        link.replacing = Replacing::Done;
+        drop(link);
+        self.ensure_running().await
     }
 
     /// Tells a running proxy to end after its open requests, at most after `grace`. Does not wait for it
@@ -126,12 +153,18 @@ impl ProxyTraffic {
         let mut link = self.link.lock().await;
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            let mut client = match link.client.take() {
+            let client = match link.client.take() {
                 Some(client) => client,
                 None => self.connect(&mut link).await?,
             };
+            let mut client = self.renew(&mut link, client).await?;
             match timeout(ANSWER_LIMIT, client.ask(&request)).await {
-                Ok(Ok(reply)) => {
+                Ok(Ok(mut reply)) => {
+                    if let (ControlReply::Held(held), Replacing::Failed { problem, .. }) =
+                        (&mut reply, &link.replacing)
+                    {
+                        held.replace_problem = Some(problem.clone());
+                    }
                     link.client = Some(client);
                     return Ok(reply);
                 }
@@ -144,6 +177,83 @@ impl ProxyTraffic {
         }
     }
 
+    /// Replaces the proxy if it is of another build, which is looked at once, and again after a failure.
+    async fn renew(
+        &self,
+        link: &mut Link,
+        mut client: ControlClient,
+    ) -> Result<ControlClient, TrafficError> {
+        let attempts = match &link.replacing {
+            Replacing::Unknown => 0,
+            Replacing::Failed {
+                again, attempts, ..
+            } if *attempts < REPLACEMENTS && *again <= Instant::now() => *attempts,
+            Replacing::Failed { .. } | Replacing::Done => return Ok(client),
+        };
+        let running = match timeout(ANSWER_LIMIT, client.ask(&ControlRequest::Ping)).await {
+            Ok(Ok(ControlReply::Pong(running))) => running,
+            // Whatever ails it shows in the request itself.
+            Ok(_) | Err(_) => return self.connect(link).await,
+        };
+        if running.build == self.build || self.build.is_empty() {
+            link.replacing = Replacing::Done;
+            return Ok(client);
+        }
+        info!(
+            pid = running.pid,
+            version = running.version,
+            "the proxy runs from another build and is replaced"
+        );
+        match self.take_over(link).await {
+            Ok(client) => {
+                link.replacing = Replacing::Done;
+                Ok(client)
+            }
+            Err(error) => {
+                let problem = format!(
+                    "the proxy of version {} (pid {}) serves on and could not be replaced: {error}",
+                    running.version, running.pid
+                );
+                warn!("{problem}");
+                link.replacing = Replacing::Failed {
+                    problem,
+                    again: Instant::now() + REPLACE_AGAIN,
+                    attempts: attempts + 1,
+                };
+                self.connect(link).await
+            }
+        }
+    }
+
+    /// Starts a proxy that takes over from the one that runs, and waits until it answers.
+    async fn take_over(&self, link: &mut Link) -> Result<ControlClient, TrafficError> {
+        let mut child = self.start(true)?;
+        let pid = child.id();
+        let deadline = Instant::now() + TAKE_OVER_LIMIT;
+        loop {
+            if let Ok(Some(status)) = child.try_wait() {
+                let reason = format!("the new one ended ({status}); {}", self.log_hint());
+                return Err(unreachable(reason));
+            }
+            if let Ok(Ok(mut client)) =
+                timeout(ANSWER_LIMIT, ControlClient::connect(&self.dir)).await
+                && let Ok(Ok(ControlReply::Pong(running))) =
+                    timeout(ANSWER_LIMIT, client.ask(&ControlRequest::Ping)).await
+                && Some(running.pid) == pid
+            {
+                link.child = Some(child);
+                return Ok(client);
+            }
+            if Instant::now() >= deadline {
+                // It would go on trying; two that try are one too many.
+                child.start_kill().ok();
+                let reason = format!("the new one does not take over; {}", self.log_hint());
+                return Err(unreachable(reason));
+            }
+            sleep(START_POLL).await;
+        }
+    }
+
     /// Connects to the proxy that runs, or starts one. A start that fails is repeated a few times: the
     /// proxy before it may not have let go of the folder yet.
     async fn connect(&self, link: &mut Link) -> Result<ControlClient, TrafficError> {
@@ -152,7 +262,7 @@ impl ProxyTraffic {
             if let Ok(client) = ControlClient::connect(&self.dir).await {
                 return Ok(client);
             }
-            let child = self.start()?;
+            let child = self.start(false)?;
             match self.wait_for(link.child.insert(child)).await {
                 Err(_) if starts < STARTS => {
                     starts += 1;
@@ -183,7 +293,7 @@ impl ProxyTraffic {
         }
     }
 
-    fn start(&self) -> Result<Child, TrafficError> {
+    fn start(&self, take_over: bool) -> Result<Child, TrafficError> {
         let failed = |error: io::Error| {
             unreachable(format!("cannot start {}: {error}", self.program.display()))
         };
@@ -206,11 +316,17 @@ impl ProxyTraffic {
             .arg("--dir")
             .arg(&self.dir)
             .arg("--detach");
+        if take_over {
+            command.arg("--take-over");
+        }
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .kill_on_drop(false);
+        for variable in crate::service::MANAGER_VARIABLES {
+            command.env_remove(variable);
+        }
         let child = command.spawn().map_err(failed)?;
         info!(pid = child.id(), dir = %self.dir.display(), "proxy started");
         Ok(child)

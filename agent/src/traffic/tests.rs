@@ -156,6 +156,8 @@ async fn the_proxy_conforms() {
         dir: dir.clone(),
         detach: false,
         threads: 2,
+        take_over: false,
+        drain: 1,
     };
     let proxy = tokio::spawn(crate::proxy::run(args));
     while ControlClient::connect(&dir).await.is_err() {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, reason = "a failed expectation is a failed test")]
 
+mod handover;
 mod http;
 mod process;
 mod support;

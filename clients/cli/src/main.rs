@@ -18,6 +18,7 @@ mod follow;
 mod manifest;
 mod names;
 mod output;
+mod pack;
 mod render;
 mod session;
 mod set;

@@ -257,8 +257,14 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
         field(
             "parameter",
             printable(&format!(
-                "{}={} (from the {})",
-                parameter.name, parameter.value, parameter.source
+                "{}={}{} (from the {})",
+                parameter.name,
+                parameter.value,
+                match parameter.file.as_str() {
+                    "" => String::new(),
+                    path => format!(" as the file {path}"),
+                },
+                parameter.source
             )),
         );
     }

@@ -17,6 +17,7 @@ use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, Strate
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::weight::Weight;
 
+use crate::archive::{Archived, ArchivedRow};
 use crate::event::Event;
 use crate::rejection::Rejection;
 use crate::state::{Addresses, CaRecord, NodeId};
@@ -96,6 +97,8 @@ pub enum Command {
     CreateRelease(CreateRelease),
     /// `ready`, `paused`, `rejected`.
     SetReleaseStatus(SetReleaseStatus),
+    /// Which releases are out of use, and which have been for so long that their assets may go.
+    ReviewReleases(ReviewReleases),
     /// One deployment per scope, all or none.
     CreateDeployments(CreateDeployments),
     /// A person's verb on a deployment.
@@ -216,6 +219,16 @@ pub struct SetReleaseStatus {
     pub reason: String,
     /// Refused on mismatch.
     pub expected_revision: Option<u64>,
+}
+
+/// See [`Command::ReviewReleases`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReviewReleases {
+    /// Out of use since now.
+    pub idle: Vec<(Name, Version)>,
+    /// Out of use for long enough: their assets may go.
+    pub collected: Vec<(Name, Version)>,
 }
 
 /// What a new deployment does about another one that is past `PENDING`.
@@ -479,6 +492,30 @@ pub struct Applied {
     pub outcome: Outcome,
     /// What happened, in order.
     pub events: Vec<Event>,
+    /// What left the state, oldest first.
+    pub archived: Vec<Archived>,
+    /// The events are not in the state: they belong into the history, after `archived`.
+    pub events_leave: bool,
+}
+
+impl Default for Applied {
+    fn default() -> Self {
+        Self {
+            outcome: Ok(Reply::Done),
+            events: Vec::new(),
+            archived: Vec::new(),
+            events_leave: false,
+        }
+    }
+}
+
+impl Applied {
+    /// Everything that has to be in the history once this is applied, in order.
+    pub fn rows(&self) -> impl Iterator<Item = ArchivedRow<'_>> {
+        let events = self.events.iter().filter(|_| self.events_leave);
+        let archived = self.archived.iter().map(Archived::row);
+        archived.chain(events.map(ArchivedRow::Event))
+    }
 }
 
 impl Verb {

@@ -6,12 +6,15 @@
 //! only said what should hold in the end, so a loser is simply `absent` and the agent moves the
 //! traffic, drains and stops in that order.
 
-use tidegate_shared::assignment::{AssetWish, Assignment, Assignments, Role, WishedState};
+use tidegate_shared::assignment::{
+    AssetWish, Assignment, Assignments, ParameterContent, ParameterWish, Role, WishedState,
+};
+use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
-use crate::state::{Agent, Deployment, Scope, State, Status};
+use crate::state::{Agent, Deployment, ResolvedParameter, Scope, State, Status};
 use crate::strategy::{self, rolling};
 
 /// Reports come at least this often while a deployment concerns an agent.
@@ -284,8 +287,15 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
     let origin = &deployment.origin;
     let mut run = origin.asset.run.clone();
     run.health_check = None;
+    run.limits = origin.scope_spec.limits.or(&run.limits);
+    let mut parameters = Vec::new();
     for (variable, parameter) in &origin.parameters {
-        run.env.insert(variable.clone(), parameter.value.clone());
+        if parameter.secret.is_none() && parameter.file.is_none() {
+            run.env.insert(variable.clone(), parameter.value.clone());
+        } else {
+            run.env.remove(variable);
+            parameters.push(parameter_wish(variable, parameter));
+        }
     }
     Assignment {
         scope: scope.clone(),
@@ -299,8 +309,10 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
             kind: origin.asset.kind,
             sha256: origin.asset.sha256,
             size: origin.asset.size,
+            sources: origin.asset.source.texts(),
         },
         run,
+        parameters,
         port: origin.scope_spec.port,
         health_check: origin.health_check.clone(),
         state: wish.state,
@@ -310,6 +322,17 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
         max_restarts: origin.scope_spec.max_restarts,
         keep_releases: origin.strategy.keep_releases,
         guard: None,
+    }
+}
+
+fn parameter_wish(variable: &str, parameter: &ResolvedParameter) -> ParameterWish {
+    ParameterWish {
+        variable: variable.to_owned(),
+        content: match &parameter.secret {
+            Some(secret) => ParameterContent::Secret(Digest::of(secret.sealed.as_bytes())),
+            None => ParameterContent::Plain(parameter.value.clone()),
+        },
+        file: parameter.file.clone(),
     }
 }
 

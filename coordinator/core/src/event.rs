@@ -109,7 +109,17 @@ pub struct BrokenChain {
 pub fn verify_chain<'a>(
     events: impl IntoIterator<Item = &'a Event>,
 ) -> Result<Digest, BrokenChain> {
-    let mut previous = Digest::ZERO;
+    verify_chain_from(Digest::ZERO, events)
+}
+
+/// As [`verify_chain`], for a part of the log: `previous` is the hash of the event before it.
+///
+/// # Errors
+/// As there.
+pub fn verify_chain_from<'a>(
+    mut previous: Digest,
+    events: impl IntoIterator<Item = &'a Event>,
+) -> Result<Digest, BrokenChain> {
     for event in events {
         let broken = |message: &str| BrokenChain {
             index: event.index,

@@ -60,6 +60,7 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         health_check: None,
         max_restarts: 5,
         parameters: BTreeMap::new(),
+        limits: Default::default(),
     }
 }
 
@@ -169,6 +170,7 @@ impl World {
             digest: Digest::ZERO,
             status: ReleaseStatus::Ready,
             reason: String::new(),
+            idle_since: None,
         };
         let key = (name("shop"), new.origin.version.clone());
         state.releases.insert(key, release);

@@ -8,6 +8,8 @@
 #![deny(missing_docs)]
 
 pub mod apply;
+pub mod archive;
+pub mod collection;
 pub mod command;
 pub mod deployment;
 pub mod desired;
@@ -19,6 +21,7 @@ pub mod group;
 pub mod observed;
 pub mod plan;
 pub mod policy;
+pub mod preflight;
 pub mod rejection;
 pub mod state;
 pub mod strategy;
@@ -27,6 +30,7 @@ pub mod telemetry;
 pub mod testing;
 
 pub use apply::apply;
+pub use archive::{Archived, ArchivedRow, Extent, Past};
 pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestKey};
 pub use desired::desired;
 pub use event::Event;

@@ -20,7 +20,8 @@ use tidegate_proto::agent::v1::{
 };
 use tidegate_shared::assignment::{Facts, Generation};
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::Name;
+use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::secret::Secret;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,7 @@ use crate::api::convert::link;
 use crate::api::{Context, caller, status};
 use crate::ca::Subject;
 use crate::replica::View;
+use crate::secrets;
 
 /// The first message must come so soon.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
@@ -141,7 +143,7 @@ impl AgentLink for AgentLinkApi {
                 ));
             }
             let part = if chunk.error.is_empty() {
-                Ok(chunk.lines)
+                Ok(chunk)
             } else {
                 Err(status::refusal(
                     Reason::NotFound,
@@ -346,8 +348,29 @@ impl Session {
     async fn send_assignments(&mut self, state: &State) -> Result<(), End> {
         let wish = desired(state, &self.name);
         self.sent = Some(wish.generation);
-        self.send(down::Kind::Assignments(link::assignments(&wish)))
-            .await
+        let message = link::assignments(&wish, &|item, variable| {
+            self.open_secret(state, item.deployment, variable)
+        });
+        self.send(down::Kind::Assignments(message)).await
+    }
+
+    /// A secret of one of this agent's own assignments. One that does not open is sent without its
+    /// value: its instances cannot start, everything else goes on.
+    fn open_secret(&self, state: &State, id: DeploymentId, variable: &str) -> Option<Secret> {
+        let deployment = state.deployments.get(&id)?;
+        let parameter = deployment.origin.parameters.get(variable)?;
+        let secret = parameter.secret.as_ref()?;
+        let key = self.context.authority.key();
+        match secrets::open(key, &secret.parameter, &secret.target, &secret.sealed) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::error!(
+                    parameter = %secret.parameter, deployment = %id,
+                    code = Reason::Credentials.code(), "{error}"
+                );
+                None
+            }
+        }
     }
 
     async fn send_coordinators(&mut self, state: &State) -> Result<(), End> {

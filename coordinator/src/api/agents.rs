@@ -8,9 +8,10 @@ use tidegate_coordinator_core::state::Agent as Known;
 use tidegate_proto::control::v1::agents_client::AgentsClient;
 use tidegate_proto::control::v1::agents_server::Agents;
 use tidegate_proto::control::v1::{
-    Agent, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, RemoveAgentRequest,
-    RemoveAgentResponse,
+    Agent, DrainingProxy, GetAgentRequest, ListAgentsRequest, ListAgentsResponse, ProxyStatus,
+    RemoveAgentRequest, RemoveAgentResponse,
 };
+use tidegate_shared::assignment::ProxyReport;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tonic::{Request, Response, Status};
@@ -55,6 +56,7 @@ fn agent_view(picture: &Picture<'_>, name: &Name, found: &Known) -> Agent {
         disk_total: host.disk_total,
         disk_available: host.disk_available,
         complaints: report.map_or_else(Vec::new, |report| report.complaints.clone()),
+        proxy: report.and_then(|report| report.proxy.as_ref().map(proxy_view)),
         places: report.map_or_else(Vec::new, |report| {
             report
                 .places
@@ -62,6 +64,23 @@ fn agent_view(picture: &Picture<'_>, name: &Name, found: &Known) -> Agent {
                 .map(|place| place_view(name, Some(place), lost, wanted(&place.scope)))
                 .collect()
         }),
+    }
+}
+
+fn proxy_view(found: &ProxyReport) -> ProxyStatus {
+    let draining = found.draining.iter().map(|old| DrainingProxy {
+        pid: old.pid,
+        version: old.version.clone(),
+        since_ms: old.since.millis(),
+        until_ms: old.until.millis(),
+        open: old.open,
+    });
+    ProxyStatus {
+        pid: found.pid,
+        version: found.version.clone(),
+        started_at_ms: found.started_at.millis(),
+        connections: found.connections,
+        draining: draining.collect(),
     }
 }
 

@@ -12,7 +12,7 @@ use tidegate_proto::control::v1::{
 use tonic::{Request, Response, Status};
 
 use super::relay::ask_leader;
-use super::{Context, caller, convert, request_key};
+use super::{Context, caller, past, request_key};
 
 /// The service.
 pub struct ApprovalsApi(pub Arc<Context>);
@@ -53,7 +53,7 @@ impl Approvals for ApprovalsApi {
         let message = request.into_inner();
         let key = request_key(&message.request_id)?;
         let view = self.0.read().await?;
-        let id = convert::deployment_id(&view.state, &message.id)?;
+        let id = past::live(&self.0, &view, &message.id).await?;
         let command = Command::Decide(Decide {
             deployment: id,
             granted: message.grant,

@@ -12,7 +12,7 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::time::Timestamp;
 
-use crate::ca::{self, Validity};
+use crate::ca::Validity;
 use crate::tls::{ConnectionInfo, SpiffeId};
 
 /// Kinds of identities.
@@ -79,7 +79,7 @@ impl Caller {
         trust_domain: &str,
         now: Timestamp,
     ) -> Result<Self, Refused> {
-        let Some(certificate) = &info.certificate else {
+        if info.certificate.is_none() {
             return Ok(Self {
                 kind: Kind::Anonymous,
                 identity: None,
@@ -88,14 +88,14 @@ impl Caller {
                 remote: info.remote,
                 relayed: false,
             });
-        };
+        }
         let Some(identity) = &info.identity else {
             return Err(Refused::new(
                 Reason::Unauthenticated,
                 "the certificate names no one: want exactly one URI spiffe://<trust domain>/<kind>/<name>",
             ));
         };
-        let validity = ca::validity(certificate).ok_or_else(|| {
+        let validity = info.validity.ok_or_else(|| {
             Refused::new(Reason::Unauthenticated, "the certificate cannot be read")
         })?;
         if validity.not_after <= now {

@@ -1,7 +1,6 @@
 //! `Cluster`: its members, who one is, certificates of people, and the audit log.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 use super::authn::Kind;
 use super::relay::ask_leader;
-use super::{Context, caller, convert, request_key, status};
+use super::{Context, caller, convert, past, request_key, status};
 use crate::ca::Subject;
 use crate::raft::membership::MemberError;
 use crate::raft::{RaftStatus, Role};
@@ -306,19 +305,10 @@ impl Cluster for ClusterApi {
         };
         let view = self.0.read().await?;
         let after = (message.after_index, message.after_ordinal);
-        let from = if after == (0, 0) {
-            Bound::Unbounded
-        } else {
-            Bound::Excluded(after)
-        };
+        let after = (after != (0, 0)).then_some(after);
+        let events = past::events(&self.0, &view, after, limit).await?;
         Ok(Response::new(EventsResponse {
-            events: view
-                .state
-                .events
-                .range((from, Bound::Unbounded))
-                .take(limit)
-                .map(|(_, event)| convert::event(event))
-                .collect(),
+            events: events.iter().map(convert::event).collect(),
         }))
     }
 }

@@ -21,7 +21,8 @@ use tonic::{Request, Response, Status};
 
 use super::authn::Caller;
 use super::relay::{self, ask_leader};
-use super::{Context, caller, convert, expected, paging, request_key, status};
+use super::{Context, caller, convert, expected, past, request_key, status};
+use crate::replica::View;
 
 /// Scopes that one request may deploy to.
 const MOST_SCOPES: usize = 1_000;
@@ -39,7 +40,17 @@ pub struct DeploymentsApi(pub Arc<Context>);
 /// No leader in time, or it is gone.
 pub async fn present(context: &Context, id: DeploymentId) -> Result<Response<Deployment>, Status> {
     let view = context.read().await?;
-    show(context, &view.state, id).map(Response::new)
+    show_any(context, &view, id).await.map(Response::new)
+}
+
+/// A deployment wherever it is kept.
+async fn show_any(
+    context: &Context,
+    view: &Arc<View>,
+    id: DeploymentId,
+) -> Result<Deployment, Status> {
+    let state = past::with_deployment(context, view, id).await?;
+    show(context, &state, id)
 }
 
 fn show(context: &Context, state: &State, id: DeploymentId) -> Result<Deployment, Status> {
@@ -167,8 +178,8 @@ impl Deployments for DeploymentsApi {
             return Ok(answer);
         }
         let view = self.0.read().await?;
-        let id = convert::deployment_id(&view.state, &message.id)?;
-        show(&self.0, &view.state, id).map(Response::new)
+        let (state, id) = past::find(&self.0, &view, &message.id).await?;
+        show(&self.0, &state, id).map(Response::new)
     }
 
     async fn list(
@@ -182,31 +193,14 @@ impl Deployments for DeploymentsApi {
             return Ok(answer);
         }
         let view = self.0.read().await?;
-        let scope = optional_name("scope", &message.scope)?;
-        let application = optional_name("application", &message.application)?;
+        let wanted = past::Wanted {
+            scope: optional_name("scope", &message.scope)?,
+            application: optional_name("application", &message.application)?,
+            unfinished: message.unfinished,
+        };
         // Newest first.
-        let rows = view
-            .state
-            .deployments
-            .values()
-            .rev()
-            .filter(|found| {
-                scope
-                    .as_ref()
-                    .is_none_or(|scope| *scope == found.origin.scope)
-                    && application
-                        .as_ref()
-                        .is_none_or(|application| *application == found.origin.application)
-                    && !(message.unfinished && found.status.is_end())
-            })
-            .map(|found| (paging::descending(u128::from(found.id.ulid())), found));
-        let page = paging::page(message.page.as_ref(), rows)?;
-        let deployments = self.0.live.picture(&self.0, &view.state, |picture| {
-            page.rows
-                .iter()
-                .map(|found| picture.summary(found))
-                .collect()
-        });
+        let (state, page) = past::list(&self.0, &view, wanted, message.page).await?;
+        let deployments = summaries(&self.0, &state, &page.rows);
         Ok(Response::new(ListDeploymentsResponse {
             deployments,
             next_page_token: page.next,
@@ -220,7 +214,7 @@ impl Deployments for DeploymentsApi {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
         let view = self.0.read().await?;
-        let id = convert::deployment_id(&view.state, &message.id)?;
+        let (_, id) = past::find(&self.0, &view, &message.id).await?;
         // A short id may mean another one later.
         message.id = id.to_string();
         let (sender, receiver) = mpsc::channel(4);
@@ -243,41 +237,20 @@ impl Deployments for DeploymentsApi {
         let view = self.0.read().await?;
         match (message.id.as_str(), message.scope.as_str()) {
             (id, "") if !id.is_empty() => {
-                let id = convert::deployment_id(&view.state, id)?.to_string();
-                let rows = view
-                    .state
-                    .events
-                    .values()
-                    .filter(|event| event.object_kind == "deployment" && event.object == id)
-                    .map(|event| (format!("{:020}/{:010}", event.index, event.ordinal), event));
-                let page = paging::page(message.page.as_ref(), rows)?;
+                let (_, id) = past::find(&self.0, &view, id).await?;
+                let page = past::events_of(&self.0, &view, id, message.page).await?;
                 Ok(Response::new(HistoryResponse {
-                    events: page.rows.into_iter().map(convert::event).collect(),
+                    events: page.rows.iter().map(convert::event).collect(),
                     deployments: Vec::new(),
                     next_page_token: page.next,
                 }))
             }
             ("", scope) if !scope.is_empty() => {
                 let scope = convert::name("scope", scope)?;
-                let rows = view
-                    .state
-                    .history
-                    .range((scope.clone(), 0)..=(scope.clone(), u64::MAX))
-                    .rev()
-                    .filter_map(|((_, revision), id)| {
-                        let found = view.state.deployments.get(id)?;
-                        Some((paging::descending(u128::from(*revision)), found))
-                    });
-                let page = paging::page(message.page.as_ref(), rows)?;
-                let deployments = self.0.live.picture(&self.0, &view.state, |picture| {
-                    page.rows
-                        .iter()
-                        .map(|found| picture.summary(found))
-                        .collect()
-                });
+                let (state, page) = past::of_scope(&self.0, &view, scope, message.page).await?;
                 Ok(Response::new(HistoryResponse {
                     events: Vec::new(),
-                    deployments,
+                    deployments: summaries(&self.0, &state, &page.rows),
                     next_page_token: page.next,
                 }))
             }
@@ -290,17 +263,29 @@ impl Deployments for DeploymentsApi {
         let message = request.into_inner();
         let key = request_key(&message.request_id)?;
         let view = self.0.read().await?;
-        let id = convert::deployment_id(&view.state, &message.id)?;
+        let id = past::live(&self.0, &view, &message.id).await?;
         let command = Command::ActOnDeployment(ActOnDeployment {
             deployment: id,
             verb: convert::verb(message.verb(), message.weight)?,
             expected_revision: expected(message.expected_revision),
             reason: message.reason,
         });
-        let reply = self.0.propose(actor, key, command).await?;
+        let reply = match self.0.propose(actor, key, command).await {
+            Ok(reply) => reply,
+            Err(refused) => return Err(past::explain_refusal(&self.0, id, refused).await),
+        };
         // A retry or a fast rollback makes a new one, which is then what the caller wants to see.
         present(&self.0, made(&reply).unwrap_or(id)).await
     }
+}
+
+fn summaries(context: &Context, state: &State, ids: &[DeploymentId]) -> Vec<Deployment> {
+    context.live.picture(context, state, |picture| {
+        ids.iter()
+            .filter_map(|id| state.deployments.get(id))
+            .map(|found| picture.summary(found))
+            .collect()
+    })
 }
 
 fn optional_name(field: &str, text: &str) -> Result<Option<Name>, Status> {
@@ -423,7 +408,7 @@ impl Watch {
         loop {
             let view = views.borrow_and_update().clone();
             self.check_caller(&view.state)?;
-            let shown = show(&self.context, &view.state, self.id)?;
+            let shown = show_any(&self.context, &view, self.id).await?;
             let is_over = self.has_ended(&view.state);
             if last.as_ref() != Some(&shown) {
                 last = Some(shown.clone());

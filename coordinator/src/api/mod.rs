@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
-use tidegate_coordinator_core::{Actor, Item, Reply, RequestKey, State};
+use tidegate_coordinator_core::{Actor, Item, Outcome, Reply, RequestKey, State};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::RequestId;
 use tidegate_shared::time::Timestamp;
@@ -31,6 +31,7 @@ use crate::raft::{RaftStatus, Role};
 use crate::replica::{AppliedEntries, View};
 use crate::storage::blobs::Blobs;
 use crate::storage::data_dir::Identity;
+use crate::storage::history::HistoryStore;
 
 pub mod agents;
 pub mod approvals;
@@ -43,6 +44,7 @@ pub mod gate;
 pub mod governance;
 pub mod objects;
 pub mod paging;
+pub mod past;
 pub mod relay;
 pub mod releases;
 pub mod scopes;
@@ -67,6 +69,8 @@ pub struct Context {
     pub proposer: Proposer,
     /// The way to read.
     pub query: Query,
+    /// What has left the state; see [`past`].
+    pub history: HistoryStore,
     /// Applied entries as they come.
     pub entries: AppliedEntries,
     /// How replication stands.
@@ -134,6 +138,26 @@ impl Context {
             .await
             .map_err(|error| status::from_propose(&error))?
             .map_err(|rejection| status::from_rejection(&rejection))
+    }
+
+    /// Proposes a caller's commands, all at one instant, and waits for their outcomes and a state
+    /// that holds their effects.
+    ///
+    /// # Errors
+    /// There are no outcomes, or no leader is there to tell the state.
+    pub async fn propose_and_see(
+        &self,
+        items: Vec<Item>,
+    ) -> Result<(Vec<Outcome>, Arc<View>), Status> {
+        let (outcomes, view) = self
+            .proposer
+            .propose_and_see(items)
+            .await
+            .map_err(|error| status::from_propose(&error))?;
+        match view {
+            Some(view) => Ok((outcomes, view)),
+            None => Ok((outcomes, self.read().await?)),
+        }
     }
 
     /// A request key of this node's own.

@@ -3,38 +3,82 @@
 use std::sync::Arc;
 
 use tidegate_coordinator_core::command::{Command, DeleteObject, PutObject};
-use tidegate_coordinator_core::{Entry, Item, Reply};
-use tidegate_proto::control::v1::apply_response::Change;
+use tidegate_coordinator_core::{Actor, Entry, Item, Outcome, State};
 use tidegate_proto::control::v1::objects_server::Objects;
 use tidegate_proto::control::v1::{
-    ApplyRequest, ApplyResponse, DeleteObjectRequest, DeleteObjectResponse, GetObjectRequest,
-    ListObjectsRequest, ListObjectsResponse, Object,
+    ApplyManyRequest, ApplyManyResponse, ApplyRequest, ApplyResponse, DeleteObjectRequest,
+    DeleteObjectResponse, GetObjectRequest, ListObjectsRequest, ListObjectsResponse, Object,
+    SecretValue,
 };
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::{Kind, ObjectSpec};
+use tidegate_shared::secret::Secret;
+use tidegate_shared::spec::{Kind, ObjectSpec, ParameterKind, check_value};
 use tonic::{Request, Response, Status};
 
 use super::{Context, caller, convert, expected, paging, request_key, status};
+use crate::secrets;
+
+/// Most objects of one call.
+const MOST_OBJECTS: usize = 1_000;
 
 /// The service.
 pub struct ObjectsApi(pub Arc<Context>);
+
+impl ObjectsApi {
+    /// Puts the sealed value of a secret into its spec: from here on nothing holds the value.
+    fn seal(
+        &self,
+        name: &Name,
+        spec: &mut ObjectSpec,
+        value: Option<SecretValue>,
+    ) -> Result<(), Status> {
+        let value = value.map(|value| Secret::new(value.text));
+        let ObjectSpec::Parameter(parameter) = spec else {
+            return match value {
+                None => Ok(()),
+                Some(_) => Err(status::wrong_field("secret", "is for parameters only")),
+            };
+        };
+        for (field, is_set) in [
+            ("spec.sealed", parameter.sealed.is_some()),
+            ("spec.value_from", parameter.value_from.is_some()),
+        ] {
+            if is_set {
+                let message = "is not for the API; a secret's value goes into the field secret of the request";
+                return Err(status::wrong_field(field, message));
+            }
+        }
+        let Some(value) = value else { return Ok(()) };
+        if parameter.kind != ParameterKind::Secret {
+            let message = "came with a parameter that is not of kind secret";
+            return Err(status::wrong_field("secret", message));
+        }
+        check_value(&parameter.variable, value.expose())
+            .map_err(|message| status::wrong_field("secret", message))?;
+        let sealed = secrets::seal(self.0.authority.key(), name, &parameter.target, &value);
+        parameter.sealed = Some(sealed.map_err(|error| status::internal(&error))?);
+        Ok(())
+    }
+}
 
 fn missing(kind: Kind, name: &Name) -> Status {
     status::refusal(Reason::NotFound, format!("there is no {kind} \"{name}\""))
 }
 
-#[tonic::async_trait]
-impl Objects for ObjectsApi {
-    async fn apply(
-        &self,
-        request: Request<ApplyRequest>,
-    ) -> Result<Response<ApplyResponse>, Status> {
-        let actor = caller(&request)?.actor();
-        let message = request.into_inner();
+/// An object as it was asked for.
+struct Wanted {
+    item: Item,
+    kind: Kind,
+    name: Name,
+}
+
+impl ObjectsApi {
+    fn wanted(&self, actor: Actor, message: ApplyRequest) -> Result<Wanted, Status> {
         let kind = convert::kind(&message.kind)?;
         let name = convert::name("name", &message.name)?;
-        let spec = convert::object_spec(kind, &name, &message.spec)?;
+        let mut spec = convert::object_spec(kind, &name, &message.spec)?;
+        self.seal(&name, &mut spec, message.secret)?;
         if let ObjectSpec::Policy(policy) = &spec {
             let what = format!("policy \"{name}\"");
             tidegate_coordinator_core::policy::check::check(policy)
@@ -52,44 +96,78 @@ impl Objects for ObjectsApi {
                 must_not_exist: message.must_not_exist,
             }),
         };
-        let (reply, state) = if message.dry_run {
-            // The same function on a copy that is thrown away.
-            let view = self.0.read().await?;
-            let mut state = view.state.clone();
-            let entry = Entry {
-                at: state.at.max(self.0.now()),
-                items: vec![item],
-            };
-            let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
-            let outcome = applied
-                .into_iter()
-                .next()
-                .ok_or_else(|| status::internal(&"a command without an outcome"))?
-                .outcome;
-            let reply = outcome.map_err(|rejection| status::from_rejection(&rejection))?;
-            (reply, state)
-        } else {
-            let Item {
-                actor,
-                request,
-                command,
-            } = item;
-            let reply = self.0.propose(actor, request, command).await?;
-            (reply, self.0.read().await?.state.clone())
-        };
-        let change = match reply {
-            Reply::Object { created: true, .. } => Change::Created,
-            Reply::Object { changed: true, .. } => Change::Changed,
-            Reply::Object { .. }
-            | Reply::Done
-            | Reply::Named(_)
-            | Reply::Deployments(_)
-            | Reply::Joined { .. } => Change::Unchanged,
-        };
+        Ok(Wanted { item, kind, name })
+    }
+
+    /// Outcomes of commands, and a state that holds their effects; in a dry run one that is thrown
+    /// away.
+    async fn answers(
+        &self,
+        items: Vec<Item>,
+        dry_run: bool,
+    ) -> Result<(Vec<Outcome>, State), Status> {
+        if !dry_run {
+            let (outcomes, view) = self.0.propose_and_see(items).await?;
+            return Ok((outcomes, view.state.clone()));
+        }
+        // The same function on a copy.
+        let view = self.0.read().await?;
+        let mut state = view.state.clone();
+        let at = state.at.max(self.0.now());
+        let entry = Entry { at, items };
+        let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
+        let outcomes = applied.into_iter().map(|one| one.outcome).collect();
+        Ok((outcomes, state))
+    }
+}
+
+#[tonic::async_trait]
+impl Objects for ObjectsApi {
+    async fn apply(
+        &self,
+        request: Request<ApplyRequest>,
+    ) -> Result<Response<ApplyResponse>, Status> {
+        let actor = caller(&request)?.actor();
+        let message = request.into_inner();
+        let dry_run = message.dry_run;
+        let Wanted { item, kind, name } = self.wanted(actor, message)?;
+        let (outcomes, state) = self.answers(vec![item], dry_run).await?;
+        let reply = outcomes
+            .into_iter()
+            .next()
+            .ok_or_else(|| status::internal(&"a command without an outcome"))?
+            .map_err(|rejection| status::from_rejection(&rejection))?;
         Ok(Response::new(ApplyResponse {
             object: convert::object_of(&state, kind, &name),
-            change: change.into(),
+            change: convert::change(&reply).into(),
         }))
+    }
+
+    async fn apply_many(
+        &self,
+        request: Request<ApplyManyRequest>,
+    ) -> Result<Response<ApplyManyResponse>, Status> {
+        let actor = caller(&request)?.actor();
+        let objects = request.into_inner().objects;
+        if objects.is_empty() || objects.len() > MOST_OBJECTS {
+            let count = objects.len();
+            let message = format!("{count} were sent: want 1 to {MOST_OBJECTS}");
+            return Err(status::wrong_field("objects", message));
+        }
+        let dry_run = objects.first().is_some_and(|object| object.dry_run);
+        let mut items = Vec::with_capacity(objects.len());
+        for (position, object) in objects.into_iter().enumerate() {
+            let place = format!("objects[{position}]");
+            if object.dry_run != dry_run {
+                let message = "differs from that of the first object";
+                return Err(status::wrong_field(&format!("{place}.dry_run"), message));
+            }
+            let wanted = self.wanted(actor.clone(), object);
+            items.push(wanted.map_err(|error| status::within(&place, &error))?.item);
+        }
+        let (outcomes, _) = self.answers(items, dry_run).await?;
+        let results = outcomes.iter().map(convert::apply_result).collect();
+        Ok(Response::new(ApplyManyResponse { results }))
     }
 
     async fn get(&self, request: Request<GetObjectRequest>) -> Result<Response<Object>, Status> {

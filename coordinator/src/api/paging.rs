@@ -18,14 +18,11 @@ pub struct Slice<T> {
     pub next: String,
 }
 
-/// Cuts a page out of rows that come with their keys in ascending order.
+/// How many rows a page has, and the key after which it begins.
 ///
 /// # Errors
 /// The size or the token is wrong.
-pub fn page<T>(
-    page: Option<&Page>,
-    rows: impl IntoIterator<Item = (String, T)>,
-) -> Result<Slice<T>, Status> {
+pub fn bounds(page: Option<&Page>) -> Result<(usize, Option<String>), Status> {
     let (size, token) = page.map_or((0, ""), |page| (page.size, page.token.as_str()));
     let size = match usize::try_from(size).unwrap_or(usize::MAX) {
         0 => DEFAULT,
@@ -43,11 +40,21 @@ pub fn page<T>(
             hex::decode(token)
                 .ok()
                 .and_then(|bytes| String::from_utf8(bytes).ok())
-                .ok_or_else(|| {
-                    status::wrong_field("page.token", "want next_page_token of the answer before")
-                })?,
+                .ok_or_else(wrong_token)?,
         ),
     };
+    Ok((size, after))
+}
+
+/// Cuts a page out of rows that come with their keys in ascending order.
+///
+/// # Errors
+/// The size or the token is wrong.
+pub fn page<T>(
+    page: Option<&Page>,
+    rows: impl IntoIterator<Item = (String, T)>,
+) -> Result<Slice<T>, Status> {
+    let (size, after) = bounds(page)?;
     let mut kept = Vec::new();
     let mut last = String::new();
     for (key, row) in rows {
@@ -73,6 +80,38 @@ pub fn page<T>(
 #[must_use]
 pub fn descending(number: u128) -> String {
     format!("{:032x}", u128::MAX - number)
+}
+
+fn wrong_token() -> Status {
+    status::wrong_field("page.token", "want next_page_token of the answer before")
+}
+
+/// The number of a key that [`descending`] made.
+///
+/// # Errors
+/// The key is of another list.
+pub fn number(key: &str) -> Result<u128, Status> {
+    u128::from_str_radix(key, 16)
+        .map(|number| u128::MAX - number)
+        .map_err(|_| wrong_token())
+}
+
+/// A key in the order of the log.
+#[must_use]
+pub fn at(index: u64, ordinal: u32) -> String {
+    format!("{index:020}/{ordinal:010}")
+}
+
+/// The position of a key that [`at`] made.
+///
+/// # Errors
+/// The key is of another list.
+pub fn position(key: &str) -> Result<(u64, u32), Status> {
+    let (index, ordinal) = key.split_once('/').ok_or_else(wrong_token)?;
+    match (index.parse(), ordinal.parse()) {
+        (Ok(index), Ok(ordinal)) => Ok((index, ordinal)),
+        (Err(_), _) | (_, Err(_)) => Err(wrong_token()),
+    }
 }
 
 #[cfg(test)]
@@ -113,5 +152,8 @@ mod tests {
             assert!(page(Some(&wrong), rows()).is_err());
         }
         assert!(descending(2) < descending(1));
+        assert_eq!(number(&descending(7)).unwrap(), 7);
+        assert_eq!(position(&at(7, 3)).unwrap(), (7, 3));
+        assert!(number(&at(7, 3)).is_err() && position(&descending(7)).is_err());
     }
 }

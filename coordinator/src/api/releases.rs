@@ -12,7 +12,7 @@ use tidegate_proto::control::v1::{
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{Name, Version};
-use tidegate_shared::spec::{FieldErrors, ReleaseSpec};
+use tidegate_shared::spec::{FieldErrors, ReleaseSpec, ReleaseStatus};
 use tonic::{Request, Response, Status};
 
 use super::{Context, caller, convert, expected, paging, request_key, status};
@@ -47,12 +47,39 @@ fn is_stored(spec: &ReleaseSpec, holders: &Holders) -> Result<bool, Status> {
                 format!("assets[{position}].size"),
                 format!("is {}, but the stored blob has {size} bytes", asset.size),
             ),
-            Some(_) | None => all_stored &= holders.has_majority(&asset.sha256),
+            Some(_) | None => {
+                all_stored &= !asset.source.needs_store() || holders.has_majority(&asset.sha256);
+            }
         }
     }
     match errors.into_result() {
         Ok(()) => Ok(all_stored),
         Err(errors) => Err(status::wrong_fields("release", errors)),
+    }
+}
+
+impl ReleasesApi {
+    /// A rejected release may have lost its assets; it is offered again only with them.
+    async fn check_stored(&self, application: &Name, version: &Version) -> Result<(), Status> {
+        let view = self.0.read().await?;
+        let key = (application.clone(), version.clone());
+        let Some(found) = view.state.releases.get(&key) else {
+            return Ok(());
+        };
+        if found.status != ReleaseStatus::Rejected {
+            return Ok(());
+        }
+        let digests: Vec<Digest> = found.spec.assets.iter().map(|asset| asset.sha256).collect();
+        let holders = blob_sync::holders(&self.0, &digests).await;
+        if is_stored(&found.spec, &holders)? {
+            return Ok(());
+        }
+        Err(status::refusal(
+            Reason::BlobMissing,
+            format!(
+                "the assets of release {version} of \"{application}\" are not on a majority of the coordinators"
+            ),
+        ))
     }
 }
 
@@ -132,10 +159,14 @@ impl Releases for ReleasesApi {
         let message = request.into_inner();
         let application = convert::name("application", &message.application)?;
         let version = convert::version("version", &message.version)?;
+        let wanted = convert::release_status(&message.status)?;
+        if wanted == ReleaseStatus::Ready {
+            self.check_stored(&application, &version).await?;
+        }
         let command = Command::SetReleaseStatus(SetReleaseStatus {
             application: application.clone(),
             version: version.clone(),
-            status: convert::release_status(&message.status)?,
+            status: wanted,
             reason: message.reason,
             expected_revision: expected(message.expected_revision),
         });

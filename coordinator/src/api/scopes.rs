@@ -8,12 +8,12 @@ use tidegate_coordinator_core::command::{Command, RollbackScope, ScopeName, Stop
 use tidegate_coordinator_core::desired::scope_items;
 use tidegate_coordinator_core::observed::place_in;
 use tidegate_coordinator_core::state::Scope;
-use tidegate_proto::agent::v1::LogsAsk;
+use tidegate_proto::agent::v1::{AnswerChunk, LogsAsk, ask};
 use tidegate_proto::control::v1::scopes_client::ScopesClient;
 use tidegate_proto::control::v1::scopes_server::Scopes;
 use tidegate_proto::control::v1::{
-    Deployment, Leftover, LogLine, LogsRequest, RollbackScopeRequest, ScopeAgent, ScopeRequest,
-    ScopeVerbRequest, ScopeView, StopScopeRequest,
+    CheckScopeRequest, CheckScopeResponse, Deployment, Leftover, LogLine, LogsRequest,
+    RollbackScopeRequest, ScopeAgent, ScopeRequest, ScopeVerbRequest, ScopeView, StopScopeRequest,
 };
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name};
@@ -24,7 +24,8 @@ use tonic::{Request, Response, Status};
 use super::authn::Caller;
 use super::convert::deployment::Picture;
 use super::relay::{self, ask_leader};
-use super::{Context, caller, convert, deployments, request_key, status};
+use super::{Context, caller, convert, deployments, past, request_key, status};
+use crate::agents::host_check;
 
 /// Ended deployments on the screen of a scope.
 const RECENT: usize = 10;
@@ -130,10 +131,12 @@ fn scope_agent(picture: &Picture<'_>, scope: &Scope, agent: &Name) -> ScopeAgent
 impl ScopesApi {
     async fn present(&self, name: &Name) -> Result<Response<ScopeView>, Status> {
         let view = self.0.read().await?;
-        let scope = find(&view.state, name)?;
+        find(&view.state, name)?;
+        let state = past::with_newest(&self.0, &view, name.clone(), None, RECENT).await?;
+        let scope = find(&state, name)?;
         Ok(Response::new(self.0.live.picture(
             &self.0,
-            &view.state,
+            &state,
             |picture| scope_view(&picture, name, scope),
         )))
     }
@@ -222,6 +225,34 @@ impl Scopes for ScopesApi {
         self.verb(&caller, &message.request_id, command).await
     }
 
+    async fn check(
+        &self,
+        request: Request<CheckScopeRequest>,
+    ) -> Result<Response<CheckScopeResponse>, Status> {
+        let caller = caller(&request)?;
+        let message = request.into_inner();
+        if let Some(answer) = ask_leader!(self.0, caller, ScopesClient, check, message.clone()) {
+            return Ok(answer);
+        }
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let wanted = host_check::Wanted {
+            scope: convert::name("name", &message.name)?,
+            version: given(&message.version)
+                .map(|text| convert::version("version", &text))
+                .transpose()?,
+            strategy: given(&message.strategy)
+                .map(|text| convert::name("strategy", &text))
+                .transpose()?,
+        };
+        let (version, findings) = host_check::check(&self.0, &wanted).await?;
+        Ok(Response::new(CheckScopeResponse {
+            version: version
+                .map(|version| version.to_string())
+                .unwrap_or_default(),
+            findings: findings.into_iter().map(convert::finding).collect(),
+        }))
+    }
+
     async fn logs(
         &self,
         request: Request<LogsRequest>,
@@ -235,9 +266,13 @@ impl Scopes for ScopesApi {
             ));
         }
         let view = self.0.read().await?;
-        let (scope, deployment) = logs_of(&view.state, &message)?;
+        let state = match message.deployment.as_str() {
+            "" => view.state.clone(),
+            text => past::find(&self.0, &view, text).await?.0,
+        };
+        let (scope, deployment) = logs_of(&state, &message)?;
         let (sender, receiver) = mpsc::channel(64);
-        let mut asked = self.ask_own(&view.state, &scope, deployment, &message, &sender);
+        let mut asked = self.ask_own(&state, &scope, deployment, &message, &sender);
         if !caller.relayed {
             for node in self.0.peers.directory().others() {
                 asked |= self.ask_other(node, &caller, &message, &sender).await;
@@ -325,7 +360,7 @@ impl ScopesApi {
             if !concerned(&agent) {
                 continue;
             }
-            match self.0.sessions.ask_logs(&agent, ask.clone()) {
+            match self.0.sessions.ask(&agent, ask::Kind::Logs(ask.clone())) {
                 Ok(answers) => {
                     asked = true;
                     tokio::spawn(pass_on_own(agent, answers, lines.clone()));
@@ -374,7 +409,7 @@ impl ScopesApi {
 
 async fn pass_on_own(
     agent: Name,
-    mut answers: mpsc::Receiver<Result<Vec<tidegate_proto::agent::v1::LogLine>, Status>>,
+    mut answers: mpsc::Receiver<Result<AnswerChunk, Status>>,
     lines: mpsc::Sender<Result<LogLine, Status>>,
 ) {
     while let Some(answer) = answers.recv().await {
@@ -385,7 +420,7 @@ async fn pass_on_own(
                 return;
             }
         };
-        for line in chunk {
+        for line in chunk.lines {
             let line = LogLine {
                 agent: agent.to_string(),
                 deployment: line.deployment,

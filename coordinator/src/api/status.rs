@@ -71,6 +71,21 @@ pub fn wrong_fields(what: &str, errors: FieldErrors) -> Status {
     from_rejection(&Rejection::fields(what, errors))
 }
 
+/// A refusal of a part of a request: message and fields with the part in front.
+#[must_use]
+pub fn within(place: &str, status: &Status) -> Status {
+    let mut details = status.get_error_details();
+    if let Some(found) = details.bad_request().cloned() {
+        let fields = found.field_violations.into_iter().map(|violation| {
+            let field = format!("{place}.{}", violation.field);
+            tonic_types::FieldViolation::new(field, violation.description)
+        });
+        details.set_bad_request(fields.collect::<Vec<_>>());
+    }
+    let message = format!("{place}: {}", status.message());
+    Status::with_error_details(status.code(), message, details)
+}
+
 /// The answer of the state machine.
 #[must_use]
 pub fn from_rejection(rejection: &Rejection) -> Status {
@@ -138,5 +153,11 @@ mod tests {
         let bad = status.get_details_bad_request().unwrap();
         assert_eq!(bad.field_violations[0].field, "name");
         assert_eq!(reason_of(&status).as_deref(), Some("INVALID_FIELD"));
+        let part = within("objects[2]", &status);
+        assert_eq!(part.code(), Code::InvalidArgument);
+        assert_eq!(part.message(), "objects[2]: name: \"A\" is not a name");
+        let bad = part.get_details_bad_request().unwrap();
+        assert_eq!(bad.field_violations[0].field, "objects[2].name");
+        assert_eq!(reason_of(&part).as_deref(), Some("INVALID_FIELD"));
     }
 }

@@ -35,10 +35,12 @@ use crate::storage::snapshot::SnapshotFile;
 
 mod cache;
 mod drain;
+mod pulse;
 mod wire;
 
 use cache::Cache;
 use drain::TracingDrain;
+pub use pulse::Pulse;
 use wire::{
     conf_change, from_wire, length_of, membership_of, to_log_entry, to_raft_entry, to_wire_all,
 };
@@ -73,6 +75,7 @@ enum Input {
         newest: SnapshotFile,
         compact: u64,
     },
+    Pulse(oneshot::Sender<()>),
     Stop,
 }
 
@@ -429,6 +432,7 @@ impl Driver {
                 }
             }
             Input::SnapshotTaken { newest, compact } => self.snapshot_taken(newest, compact),
+            Input::Pulse(beat) => drop(self.parts.committed.send(Committed::Pulse(beat))),
             Input::Stop => self.stopping = true,
         }
     }
@@ -649,13 +653,16 @@ impl Driver {
                 cluster_id: self.parts.start.cluster_id.clone(),
                 mark,
                 membership: membership.clone(),
+                // The file that arrived says it; it was looked at then.
+                history: None,
             },
             length: length_of(snapshot),
         };
         batch.restart = Some(mark);
         self.membership = membership;
         self.raw.mut_store().restart(file.clone());
-        self.parts.committed.send(Committed::Install(file)).ok();
+        let install = Committed::Install(Box::new(file));
+        self.parts.committed.send(install).ok();
     }
 
     fn hand_over(&mut self, committed: Vec<Entry>) {

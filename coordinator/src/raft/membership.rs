@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::{Command, MemberId};
-use tidegate_coordinator_core::{Actor, Entry, Item, Outcome, Rejection, RequestKey, State};
+use tidegate_coordinator_core::{
+    Actor, Applied, Entry, Item, Outcome, Rejection, RequestKey, State,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +23,7 @@ use crate::propose::{ProposeError, Proposer};
 use crate::replica::{ApplyFn, Views};
 use crate::storage::data_dir::{DataDir, DataDirError, Identity};
 use crate::storage::disk::FolderDisk;
+use crate::storage::history::{HistoryError, HistoryStore};
 use crate::storage::log::{HardState, LogError, LogStore, Mark, Membership, WriteBatch};
 use crate::storage::segment::SegmentLog;
 use crate::storage::snapshot::{SnapshotError, SnapshotStore};
@@ -41,6 +44,9 @@ pub enum BootstrapError {
     /// The first snapshot cannot be written.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The history cannot be made.
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// A folder cannot be made.
     #[error("cannot create the folders of the log and the snapshots: {0}")]
     Folder(#[from] std::io::Error),
@@ -63,10 +69,9 @@ pub fn bootstrap(
 ) -> Result<State, BootstrapError> {
     dir.require_empty()?;
     let mut state = State::default();
-    for applied in apply(&mut state, 1, entry) {
-        if let Err(rejection) = applied.outcome {
-            return Err(BootstrapError::Refused(rejection));
-        }
+    let applied = apply(&mut state, 1, entry);
+    if let Some(refused) = applied.iter().find_map(|one| one.outcome.as_ref().err()) {
+        return Err(BootstrapError::Refused(refused.clone()));
     }
     // An attempt that ended half-way may have left something.
     for folder in [dir.log(), dir.snapshots()] {
@@ -75,6 +80,14 @@ pub fn bootstrap(
             _ => {}
         }
     }
+    match std::fs::remove_file(dir.history()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+        _ => {}
+    }
+    let history = HistoryStore::open(&dir.history(), &identity.cluster_id, None)?;
+    history.write(applied.iter().flat_map(Applied::rows))?;
+    history.sync()?;
+    history.close();
     let mark = Mark { index: 1, term: 1 };
     let membership = Membership {
         voters: vec![identity.node_id],

@@ -18,6 +18,7 @@ use crate::storage::snapshot::SnapshotFile;
 
 pub mod driver;
 pub mod membership;
+mod peer_history;
 pub mod peer_service;
 pub mod snapshot;
 pub mod transport;
@@ -126,9 +127,11 @@ pub enum Committed {
     /// Entries with the tickets of those that were proposed here.
     Entries(Vec<CommittedEntry>),
     /// The state continues from this snapshot.
-    Install(SnapshotFile),
+    Install(Box<SnapshotFile>),
     /// Somebody needs a snapshot that is newer than what there is.
     TakeSnapshot,
+    /// Somebody wants to know that both threads still turn.
+    Pulse(oneshot::Sender<()>),
 }
 
 /// One committed entry.

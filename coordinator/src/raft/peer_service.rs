@@ -13,18 +13,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_proto::peer::v1::peer_server::Peer as PeerApi;
 use tidegate_proto::peer::v1::{
-    AskReply, AskRequest, Envelope, ExchangeEnd, ProposeReply, ProposeRequest, RaftBatch,
-    RaftMessage, SnapshotPart, SnapshotReceipt, raft_message, snapshot_part,
+    AskReply, AskRequest, Envelope, ExchangeEnd, HistoryRequest, ProposeReply, ProposeRequest,
+    RaftBatch, RaftMessage, SnapshotPart, SnapshotReceipt, raft_message, snapshot_part,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::driver::RaftHandle;
-use super::transport::Directory;
+use super::peer_history;
+use super::transport::{Directory, PeerClients};
 use crate::ca::{self, Validity};
 use crate::clock::Clock;
 use crate::propose::Proposer;
 use crate::storage::data_dir::Peer;
+use crate::storage::history::HistoryStore;
 use crate::storage::log::Mark;
 use crate::storage::snapshot::SnapshotStore;
 use crate::tls::ConnectionInfo;
@@ -130,6 +132,8 @@ pub struct PeerService {
     pub(crate) directory: Arc<Directory>,
     pub(crate) raft: RaftHandle,
     pub(crate) snapshots: SnapshotStore,
+    pub(crate) history: HistoryStore,
+    pub(crate) clients: PeerClients,
     pub(crate) proposer: Proposer,
     pub(crate) clocks: Arc<ClockWatch>,
     pub(crate) asks: Asks,
@@ -174,9 +178,8 @@ impl PeerService {
                 if id.kind == "coordinator"
                     && id.trust_domain == self.directory.identity().trust_domain =>
             {
-                let certificate = info.certificate.as_deref();
-                let validity = certificate
-                    .and_then(ca::validity)
+                let validity = info
+                    .validity
                     .ok_or_else(|| Status::unauthenticated("the certificate cannot be read"))?;
                 Ok(Certified {
                     name: id.name.clone(),
@@ -325,7 +328,22 @@ impl PeerService {
             index: descriptor.index,
             term: descriptor.term,
         };
-        let file = tokio::task::spawn_blocking(move || incoming.finish(mark, descriptor.length))
+        let checked = tokio::task::spawn_blocking(move || incoming.finish(mark, descriptor.length))
+            .await
+            .map_err(|e| failed(&e))?
+            .map_err(|e| failed(&e))?;
+        // A node may start from a snapshot in its place, so what has left the state comes first.
+        if let Some(extent) = checked.head().history {
+            peer_history::fetch(
+                &self.clients,
+                &self.history,
+                peer.node_id,
+                extent,
+                mark.index,
+            )
+            .await?;
+        }
+        let file = tokio::task::spawn_blocking(move || checked.publish())
             .await
             .map_err(|e| failed(&e))?
             .map_err(|e| failed(&e))?;
@@ -359,6 +377,21 @@ impl PeerApi for PeerService {
             () = self.stop.cancelled() => return Err(Status::unavailable("this coordinator is stopping")),
         }
         Ok(Response::new(SnapshotReceipt {}))
+    }
+
+    type HistoryStream = peer_history::Rows;
+
+    async fn history(
+        &self,
+        request: Request<HistoryRequest>,
+    ) -> Result<Response<Self::HistoryStream>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        self.admit_member(&caller, request.envelope.as_ref())?;
+        Ok(Response::new(peer_history::send(
+            self.history.clone(),
+            &request,
+        )))
     }
 
     async fn propose(

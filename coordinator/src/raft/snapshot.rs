@@ -12,6 +12,7 @@ use tidegate_coordinator_core::State;
 use super::driver::RaftHandle;
 use super::{OnFatal, RaftSettings, spawn_thread};
 use crate::storage::codec;
+use crate::storage::history::{HistoryError, HistoryStore};
 use crate::storage::log::{HardState, LogError, LogStore, Mark, Membership, Recovered, WriteBatch};
 use crate::storage::snapshot::{SnapshotError, SnapshotFile, SnapshotStore, mark_of};
 
@@ -35,6 +36,9 @@ pub enum StartError {
     /// A snapshot cannot be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The history cannot be used.
+    #[error(transparent)]
+    History(#[from] HistoryError),
 }
 
 /// Fits the log to the newest good snapshot, and writes to `store` what that changes.
@@ -144,12 +148,15 @@ pub fn write_state(
     membership: &Membership,
     state: &State,
 ) -> Result<SnapshotFile, SnapshotError> {
-    store.write(mark, membership, |out| codec::encode_into(state, out))
+    store.write(mark, membership, state.extent(), |out| {
+        codec::encode_into(state, out)
+    })
 }
 
 /// Decides when to write, and writes beside everything else. Owned by the replica's thread.
 pub struct Snapshotter {
     store: SnapshotStore,
+    history: HistoryStore,
     settings: RaftSettings,
     raft: RaftHandle,
     on_fatal: OnFatal,
@@ -164,6 +171,7 @@ impl Snapshotter {
     #[must_use]
     pub fn new(
         store: SnapshotStore,
+        history: HistoryStore,
         settings: RaftSettings,
         raft: RaftHandle,
         on_fatal: OnFatal,
@@ -171,6 +179,7 @@ impl Snapshotter {
     ) -> Snapshotter {
         Snapshotter {
             store,
+            history,
             settings,
             raft,
             on_fatal,
@@ -210,16 +219,20 @@ impl Snapshotter {
         self.newest = mark.index;
         self.entries = 0;
         self.bytes = 0;
-        let (store, raft, is_writing) = (
+        let (store, history, raft, is_writing) = (
             self.store.clone(),
+            self.history.clone(),
             self.raft.clone(),
             self.is_writing.clone(),
         );
         let (membership, state) = (membership.clone(), state.clone());
         let keep = self.settings.keep_entries;
         let spawned = spawn_thread("snapshot", self.on_fatal.clone(), move || {
-            let result = write_state(&store, mark, &membership, &state)
-                .and_then(|file| Ok((file, store.retain()?)));
+            // Whoever starts from the snapshot needs what has left its state.
+            let result = history.sync().map_err(StartError::from).and_then(|()| {
+                let file = write_state(&store, mark, &membership, &state)?;
+                Ok((file, store.retain()?))
+            });
             match result {
                 Ok((file, kept)) => {
                     // Behind the older one, so that a damaged newest one can be passed over.

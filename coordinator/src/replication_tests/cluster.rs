@@ -7,10 +7,11 @@ use std::time::Duration;
 use tidegate_coordinator_core::command::{
     Applied, Command, InitCluster, MemberId, RaiseLevel, UpdateMember,
 };
+use tidegate_coordinator_core::event::verify_chain;
 use tidegate_coordinator_core::state::{
     Addresses, CaRecord, Cluster, Member, Remembered, SealedKey,
 };
-use tidegate_coordinator_core::{Actor, Entry, Item, Reply, RequestKey, State};
+use tidegate_coordinator_core::{Actor, Entry, Event, Item, Reply, RequestKey, State};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{ClusterId, Name, RequestId};
 use tidegate_shared::time::Timestamp;
@@ -40,7 +41,7 @@ pub(super) fn apply(state: &mut State, _index: u64, entry: &Entry) -> Vec<Applie
             if let Some(known) = state.requests.get(&item.request) {
                 return Applied {
                     outcome: known.outcome.clone(),
-                    events: Vec::new(),
+                    ..Applied::default()
                 };
             }
             state.last_revision += 1;
@@ -58,10 +59,39 @@ pub(super) fn apply(state: &mut State, _index: u64, entry: &Entry) -> Vec<Applie
             state.requests.insert(item.request, remembered);
             Applied {
                 outcome,
-                events: Vec::new(),
+                ..Applied::default()
             }
         })
         .collect()
+}
+
+/// As [`apply`], with a line of the audit log for each command, which leaves the state at once.
+pub(super) fn apply_with_past(state: &mut State, index: u64, entry: &Entry) -> Vec<Applied> {
+    let mut applied = apply(state, index, entry);
+    let mut archive = state.archive.unwrap_or_default();
+    for (ordinal, one) in (0..).zip(&mut applied) {
+        let event = Event {
+            index,
+            ordinal,
+            at: entry.at,
+            actor: Actor::System,
+            kind: "written".to_owned(),
+            object_kind: "test".to_owned(),
+            object: String::new(),
+            outcome: "ok".to_owned(),
+            message: "x".repeat(2_000),
+            details: BTreeMap::new(),
+            previous_hash: state.last_hash.unwrap_or(Digest::ZERO),
+            hash: Digest::ZERO,
+        }
+        .sealed();
+        archive.events += 1;
+        state.last_hash = Some(event.hash);
+        one.events.push(event);
+        one.events_leave = true;
+    }
+    state.archive = Some(archive);
+    applied
 }
 
 pub(super) fn change(state: &mut State, command: &Command) {
@@ -347,6 +377,20 @@ impl TestCluster {
             assert_eq!(other.state, view.state);
         }
         assert_eq!(*self.fatal.lock().unwrap(), Vec::<String>::new());
+    }
+
+    /// Every running node has the whole audit log, unbroken, up to the end that its state names.
+    pub(super) async fn assert_whole_past(&self) {
+        self.assert_equal().await;
+        for (id, node) in &self.nodes {
+            let Some(node) = &node.running else { continue };
+            let view = node.query.linearizable().await.unwrap();
+            let events = node.history.events(None, view.index, usize::MAX).unwrap();
+            let last = verify_chain(&events).unwrap();
+            assert_eq!(view.state.last_hash, Some(last), "node {id}");
+            let count = view.state.archive.unwrap().events;
+            assert_eq!(events.len() as u64, count, "node {id}");
+        }
     }
 
     pub(super) async fn stop(mut self) {

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest as _, Sha256};
 use tidegate_shared::digest::Digest;
+use tidegate_shared::time::Timestamp;
 use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
@@ -32,8 +33,11 @@ pub enum BlobError {
         limit: u64,
     },
     /// No room for it.
-    #[error("the disk of the store is full: nothing was kept")]
-    DiskFull,
+    #[error("the disk of the store is full ({free} bytes are free): nothing was kept")]
+    DiskFull {
+        /// Bytes.
+        free: u64,
+    },
     /// The system refused.
     #[error("cannot {action} blob {digest}: {source}")]
     Io {
@@ -46,20 +50,9 @@ pub enum BlobError {
     },
 }
 
-impl BlobError {
-    fn io(action: &'static str, digest: Digest) -> impl FnOnce(io::Error) -> Self {
-        move |source| {
-            if source.kind() == io::ErrorKind::StorageFull {
-                Self::DiskFull
-            } else {
-                Self::Io {
-                    action,
-                    digest,
-                    source,
-                }
-            }
-        }
-    }
+/// Free bytes for this user where a folder lies.
+fn free(folder: &Path) -> u64 {
+    rustix::fs::statvfs(folder).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// The store of one coordinator. Cheap to clone.
@@ -100,6 +93,96 @@ impl Blobs {
         self.folder.join(digest.to_string())
     }
 
+    fn failed(
+        &self,
+        action: &'static str,
+        digest: Digest,
+    ) -> impl FnOnce(io::Error) -> BlobError + use<> {
+        let folder = self.folder.clone();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => BlobError::DiskFull {
+                free: free(&folder),
+            },
+            _ => BlobError::Io {
+                action,
+                digest,
+                source,
+            },
+        }
+    }
+
+    /// Refuses what cannot fit before any of it is taken.
+    ///
+    /// # Errors
+    /// [`BlobError::TooLarge`], [`BlobError::DiskFull`].
+    pub fn check_room(&self, bytes: u64) -> Result<(), BlobError> {
+        if bytes > self.limit {
+            return Err(BlobError::TooLarge { limit: self.limit });
+        }
+        let free = free(&self.folder);
+        if bytes > free {
+            return Err(BlobError::DiskFull { free });
+        }
+        Ok(())
+    }
+
+    /// Every blob that is here, with the time at which it was stored or last claimed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn list(&self) -> io::Result<Vec<(Digest, Timestamp)>> {
+        let folder = self.folder.clone();
+        let listing = tokio::task::spawn_blocking(move || {
+            let mut found = Vec::new();
+            for entry in std::fs::read_dir(&folder)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                let Some(digest) = name.to_str().and_then(|name| name.parse().ok()) else {
+                    continue;
+                };
+                // One that goes meanwhile is none.
+                let Ok(changed) = entry.metadata().and_then(|data| data.modified()) else {
+                    continue;
+                };
+                let since = changed.duration_since(std::time::UNIX_EPOCH);
+                let millis = since.unwrap_or_default().as_millis();
+                let at = Timestamp::from_millis(u64::try_from(millis).unwrap_or(u64::MAX));
+                found.push((digest, at));
+            }
+            Ok(found)
+        });
+        listing
+            .await
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+
+    /// Somebody asks for a blob in order to use it: its time begins anew. Nothing is said if it is
+    /// not here.
+    pub fn claim(&self, digest: &Digest) {
+        let now = rustix::fs::Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        };
+        let times = rustix::fs::Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        let flags = rustix::fs::AtFlags::empty();
+        // A claim that cannot be written leaves the blob at least as long as before.
+        rustix::fs::utimensat(rustix::fs::CWD, self.path(digest), &times, flags).ok();
+    }
+
+    /// Removes a blob; transfers that are under way come to their end.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn remove(&self, digest: &Digest) -> io::Result<()> {
+        match fs::remove_file(self.path(digest)).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
     /// The size of a blob, if it is here.
     pub async fn size(&self, digest: &Digest) -> Option<u64> {
         fs::metadata(self.path(digest)).await.ok().map(|m| m.len())
@@ -108,13 +191,13 @@ impl Blobs {
     /// Begins to take a blob.
     ///
     /// # Errors
-    /// [`BlobError::DiskFull`], [`BlobError::Io`].
+    /// [`BlobError::Io`], [`BlobError::DiskFull`].
     pub async fn receive(&self, digest: Digest) -> Result<Incoming, BlobError> {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
         let temporary = Temporary(self.folder.join(format!("{digest}.{number}.tmp")));
         let file = File::create(&temporary.0)
             .await
-            .map_err(BlobError::io("write", digest))?;
+            .map_err(self.failed("write", digest))?;
         Ok(Incoming {
             blobs: self.clone(),
             digest,
@@ -137,10 +220,10 @@ impl Blobs {
     ) -> Result<tokio::io::Take<File>, BlobError> {
         let mut file = File::open(self.path(&digest))
             .await
-            .map_err(BlobError::io("read", digest))?;
+            .map_err(self.failed("read", digest))?;
         file.seek(io::SeekFrom::Start(start))
             .await
-            .map_err(BlobError::io("read", digest))?;
+            .map_err(self.failed("read", digest))?;
         Ok(file.take(length))
     }
 }
@@ -183,7 +266,7 @@ impl Incoming {
         self.file
             .write_all(bytes)
             .await
-            .map_err(BlobError::io("write", self.digest))
+            .map_err(self.blobs.failed("write", self.digest))
     }
 
     /// Checks the digest, puts everything on disk, and gives the blob its name: its size.
@@ -198,7 +281,8 @@ impl Incoming {
                 found,
             });
         }
-        let io = |action| BlobError::io(action, self.digest);
+        let blobs = self.blobs.clone();
+        let io = |action| blobs.failed(action, self.digest);
         self.file.flush().await.map_err(io("write"))?;
         self.file.sync_all().await.map_err(io("write"))?;
         fs::rename(&self.temporary.0, self.blobs.path(&self.digest))
@@ -261,6 +345,46 @@ mod tests {
         drop(half);
         assert_eq!(files(folder.path()), 0);
         assert_eq!(blobs.size(&digest).await, None);
+    }
+
+    #[tokio::test]
+    async fn blobs_are_listed_claimed_and_removed() {
+        let (folder, blobs) = store().await;
+        let digest = Digest::of(b"hello");
+        let mut incoming = blobs.receive(digest).await.unwrap();
+        incoming.push(b"hello").await.unwrap();
+        incoming.finish().await.unwrap();
+        std::fs::write(folder.path().join("a-stranger"), b"x").unwrap();
+        let file = File::open(blobs.path(&digest)).await.unwrap();
+        let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(5);
+        file.into_std().await.set_modified(long_ago).unwrap();
+        let listed = blobs.list().await.unwrap();
+        assert_eq!(listed, [(digest, Timestamp::from_millis(5_000))]);
+        blobs.claim(&digest);
+        blobs.claim(&Digest::ZERO);
+        assert!(blobs.list().await.unwrap()[0].1 > Timestamp::from_millis(1_000_000));
+        blobs.remove(&digest).await.unwrap();
+        blobs.remove(&digest).await.unwrap();
+        assert!(blobs.list().await.unwrap().is_empty());
+        assert_eq!(files(folder.path()), 1);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_refused_before_it_comes() {
+        let (_folder, blobs) = store().await;
+        assert!(blobs.check_room(1_000).is_ok());
+        assert!(matches!(
+            blobs.check_room(1_001),
+            Err(BlobError::TooLarge { limit: 1_000 })
+        ));
+        let large = Blobs {
+            limit: u64::MAX,
+            ..blobs
+        };
+        assert!(matches!(
+            large.check_room(u64::MAX - 1),
+            Err(BlobError::DiskFull { .. })
+        ));
     }
 
     #[tokio::test]

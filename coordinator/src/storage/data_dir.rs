@@ -154,6 +154,12 @@ impl DataDir {
         self.path.join(SNAPSHOTS)
     }
 
+    /// The file of the history.
+    #[must_use]
+    pub fn history(&self) -> PathBuf {
+        self.path.join("history.redb")
+    }
+
     /// The folder itself.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -1,9 +1,11 @@
-//! What a coordinator keeps on its own disk: the Raft log and the snapshots of the state.
+//! What a coordinator keeps on its own disk: the Raft log, the snapshots of the state, and the
+//! history of what has left it.
 //!
 //! [`log::LogStore`] is the trait that the Raft driver writes through; [`segment`] is the store of
 //! production and [`memory`] one for tests and simulations. Both pass `conformance`. Everything
 //! goes through [`disk::Disk`], so tests run the same code over a disk that tears and forgets.
-//! Only [`codec`] turns values into bytes and back.
+//! [`history`] keeps an
+//! embedded store's file, through the system alone. Only [`codec`] turns values into bytes and back.
 
 pub mod blobs;
 pub mod codec;
@@ -13,6 +15,7 @@ pub mod data_dir;
 pub mod disk;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
+pub mod history;
 pub mod log;
 pub mod memory;
 pub mod segment;

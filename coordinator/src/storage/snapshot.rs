@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tidegate_coordinator_core::Extent;
 
 use super::codec::{self, CodecError};
 use super::disk::{Disk, DiskFile};
@@ -34,6 +35,9 @@ pub struct SnapshotHead {
     pub mark: Mark,
     /// Who replicated the log at that entry.
     pub membership: Membership,
+    /// What the history has to hold beside the state; none: nothing has left it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<Extent>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -180,6 +184,7 @@ impl SnapshotStore {
         &self,
         mark: Mark,
         membership: &Membership,
+        history: Option<Extent>,
         write_state: impl FnOnce(&mut dyn Write) -> Result<(), CodecError>,
     ) -> Result<SnapshotFile, SnapshotError> {
         let name = file_name(mark);
@@ -188,6 +193,7 @@ impl SnapshotStore {
             cluster_id: self.cluster_id.to_string(),
             mark,
             membership: membership.clone(),
+            history,
         };
         let mut file = self
             .disk
@@ -395,19 +401,16 @@ impl IncomingSnapshot {
         Ok(())
     }
 
-    /// Checks the whole file against what was announced and puts it in its place.
+    /// Checks the whole file against what was announced.
     ///
     /// # Errors
     /// [`SnapshotError::Damaged`] or [`SnapshotError::Foreign`]; the file is then removed.
-    pub fn finish(self, mark: Mark, length: u64) -> Result<SnapshotFile, SnapshotError> {
-        let result = self.check(mark, length);
-        match result {
-            Ok(mut found) => {
-                let name = file_name(mark);
-                self.store.publish(self.file.as_ref(), &self.name, &name)?;
-                found.name = name;
-                Ok(found)
-            }
+    pub fn finish(self, mark: Mark, length: u64) -> Result<CheckedSnapshot, SnapshotError> {
+        match self.check(mark, length) {
+            Ok(found) => Ok(CheckedSnapshot {
+                incoming: self,
+                found,
+            }),
             Err(error) => {
                 self.store.disk.remove(&self.name).ok();
                 Err(error)
@@ -432,6 +435,37 @@ impl IncomingSnapshot {
                 ),
             });
         }
+        Ok(found)
+    }
+}
+
+/// A snapshot that arrived whole and is not in its place yet.
+pub struct CheckedSnapshot {
+    incoming: IncomingSnapshot,
+    found: SnapshotFile,
+}
+
+impl CheckedSnapshot {
+    /// What its head says.
+    #[must_use]
+    pub fn head(&self) -> &SnapshotHead {
+        &self.found.head
+    }
+
+    /// Puts it in its place: from then on the node may start from it.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`].
+    pub fn publish(self) -> Result<SnapshotFile, SnapshotError> {
+        let CheckedSnapshot {
+            incoming,
+            mut found,
+        } = self;
+        let name = file_name(found.head.mark);
+        incoming
+            .store
+            .publish(incoming.file.as_ref(), &incoming.name, &name)?;
+        found.name = name;
         Ok(found)
     }
 }
@@ -606,7 +640,7 @@ mod tests {
             ..Membership::default()
         };
         store
-            .write(Mark { index, term: 2 }, &membership, |out| {
+            .write(Mark { index, term: 2 }, &membership, None, |out| {
                 out.write_all(state)
                     .map_err(|e| CodecError::Encode(e.to_string()))
             })
@@ -690,8 +724,10 @@ mod tests {
             transfer(false, Mark { index: 10, term: 2 }),
             Err(SnapshotError::Foreign { .. })
         ));
+        let checked = transfer(false, mark).unwrap();
+        assert_eq!(checked.head(), &file.head);
         assert!(to.usable(|_| ()).unwrap().is_empty());
-        assert_eq!(transfer(false, mark).unwrap(), file);
+        assert_eq!(checked.publish().unwrap(), file);
         assert_eq!(to.usable(|_| ()).unwrap(), [file]);
     }
 
@@ -713,10 +749,15 @@ mod tests {
             let store = store(&disk);
             write(&store, 1, b"old");
             disk.fail_after(disk.draw(8));
-            let result = store.write(Mark { index: 2, term: 2 }, &Membership::default(), |out| {
-                out.write_all(b"new")
-                    .map_err(|e| CodecError::Encode(e.to_string()))
-            });
+            let result = store.write(
+                Mark { index: 2, term: 2 },
+                &Membership::default(),
+                None,
+                |out| {
+                    out.write_all(b"new")
+                        .map_err(|e| CodecError::Encode(e.to_string()))
+                },
+            );
             disk.crash();
             store.remove_leftovers().unwrap();
             let usable = store.usable(|e| panic!("seed {seed}: {e}")).unwrap();

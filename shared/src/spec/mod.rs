@@ -4,25 +4,34 @@
 //! `validate` is internally sound; whether the objects it names exist is checked where it is
 //! applied.
 
+mod file;
 mod health;
 mod object;
 mod parameter;
 mod policy;
 mod release;
+mod run;
 mod scope;
+mod source;
 mod strategy;
 
+pub use file::{FileMode, FileModeError, FileSpec, OnCollision};
 pub use health::{ExecProbe, HealthCheck, HttpProbe, Probe};
 pub use object::{ApplicationSpec, EnvironmentSpec, Kind, Manifest, ObjectSpec, validate_labels};
-pub use parameter::{ParameterSpec, ParameterTarget, check_variable};
+pub use parameter::{
+    MAX_VALUE_BYTES, OnRollback, ParameterKind, ParameterSpec, ParameterTarget, ValueFrom,
+    check_value, check_variable,
+};
 pub use policy::{
     ApprovalRule, Approver, Approvers, Backoff, ConcurrencyRule, CooldownRule, DependencyRule,
     DependencyWhere, FirstDeployment, GradualRolloutRule, GradualType, GuardrailRule, Matching,
     OnEmpty, OnTrue, PolicySpec, ProgressionRule, ReleaseSelectorRule, RetryOn, RetryRule, Role,
     WindowKind, WindowOutcome, WindowRule,
 };
-pub use release::{AssetKind, AssetSource, AssetSpec, ReleaseSpec, ReleaseStatus, RunSpec};
+pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
+pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
+pub use source::{AssetSource, Place, PlaceKind};
 pub use strategy::{
     Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
     MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,

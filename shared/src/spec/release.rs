@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, HealthCheck, check_variable};
+use super::{AssetSource, FieldErrors, RunSpec, check_variable};
 use crate::digest::Digest;
 use crate::id::Name;
 
@@ -35,6 +35,8 @@ pub enum ReleaseStatus {
     Paused,
     /// Waiting ones are cancelled, running ones roll back, finalized ones are flagged.
     Rejected,
+    /// Out of use for so long that its assets were removed from the store.
+    Collected,
 }
 
 impl ReleaseStatus {
@@ -45,6 +47,7 @@ impl ReleaseStatus {
             Self::Ready => "ready",
             Self::Paused => "paused",
             Self::Rejected => "rejected",
+            Self::Collected => "collected",
         }
     }
 }
@@ -85,7 +88,7 @@ fn any() -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AssetKind {
-    /// A tar.gz, unpacked into the release's folder.
+    /// A tar, tar.gz, tar.zst or zip, unpacked into the release's folder.
     Archive,
     /// One executable file.
     Binary,
@@ -99,34 +102,6 @@ impl AssetKind {
             Self::Binary => "binary",
         }
     }
-}
-
-/// Where an asset is fetched from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AssetSource {
-    /// The coordinators' built-in store.
-    #[default]
-    Store,
-}
-
-/// How an asset is run. In `command`, `args` and the values of `env`, `${PORT}`, `${RELEASE_DIR}`,
-/// `${INSTANCE_DIR}` and `${INSTANCE}` stand for the instance's own.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RunSpec {
-    /// The program. Absolute: on the host; with a slash: inside the release; a bare name: inside
-    /// the release if it is there, else found through `PATH`.
-    pub command: String,
-    /// Its arguments.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub args: Vec<String>,
-    /// Environment variables; parameters go before them.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
-    /// Used by scopes that have no check of their own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health_check: Option<HealthCheck>,
 }
 
 /// Largest asset that the built-in store takes: 4 GiB.
@@ -164,6 +139,15 @@ impl ReleaseSpec {
         errors
     }
 
+    /// The asset that a scope takes: the one that it names, or the only one.
+    pub fn asset_for(&self, named: Option<&Name>) -> Option<&AssetSpec> {
+        match named {
+            Some(name) => self.assets.iter().find(|asset| asset.name == *name),
+            None if self.assets.len() == 1 => self.assets.first(),
+            None => None,
+        }
+    }
+
     /// Digest over the canonical JSON: what an approval is bound to.
     pub fn digest(&self) -> Digest {
         Digest::of(&serde_json::to_vec(self).unwrap_or_default())
@@ -192,15 +176,8 @@ impl AssetSpec {
                 self.platform
             ),
         );
-        errors.require(!self.run.command.is_empty(), "run.command", "is empty");
-        for (variable, value) in &self.run.env {
-            if let Err(message) = check_variable(variable, value) {
-                errors.add("run.env", message);
-            }
-        }
-        if let Some(check) = &self.run.health_check {
-            errors.nest("run.health_check", check.validate());
-        }
+        errors.0.extend(self.source.validate().0);
+        errors.nest("run", self.run.validate());
         errors
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, HealthCheck, check_variable};
+use super::{FieldErrors, HealthCheck, Limits, check_variable};
 use crate::id::Name;
 use crate::selector::{LabelSelector, check_label};
 
@@ -43,6 +43,9 @@ pub struct ScopeSpec {
     /// Values of environment variables, above every other source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, String>,
+    /// What an instance may use, above what the asset says.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 const fn one() -> u32 {
@@ -158,6 +161,7 @@ impl ScopeSpec {
         if let Some(check) = &self.health_check {
             errors.nest("health_check", check.validate());
         }
+        errors.nest("limits", self.limits.validate());
         errors
     }
 }

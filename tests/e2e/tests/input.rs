@@ -533,7 +533,7 @@ fn check_config(
 }
 
 /// Keys of the coordinator, values that they do not take, and what must be told.
-const COORDINATOR: [(&str, &str, &str); 20] = [
+const COORDINATOR: [(&str, &str, &str); 23] = [
     ("name", "Not A Name", "lower-case"),
     ("data_dir", "", "empty"),
     ("listen.control", "here", "IP:PORT"),
@@ -548,9 +548,12 @@ const COORDINATOR: [(&str, &str, &str); 20] = [
     ("certificate_life.user", "soon", "10s to 366d"),
     ("certificate_life.coordinator", "400d", "10s to 366d"),
     ("raft.tick", "1ms", "5ms to 1s"),
+    ("raft.snapshot_entries", "9", "10 to 10000000"),
     ("agents.lost_after", "2h", "1s to 1h"),
     ("agents.sessions_per_second", "0", "1 to 100000"),
     ("blobs.max_bytes", "-1", "1 to 4294967296"),
+    ("blobs.keep", "0s", "1s to 3660d"),
+    ("blobs.unclaimed", "for ever", "1s to 366d"),
     ("log.format", "xml", "text or json"),
     ("log.filter", "a=b=c", "levels"),
     ("shutdown_timeout", "1h", "1s to 10m"),

@@ -90,7 +90,7 @@ fn guardrails(cluster: &Cluster) -> anyhow::Result<()> {
     ];
     cluster.tidegate(&deploy)?.refused(
         1,
-        &["careful/guardrail", "no sudden cut-over here", "TG-1213"],
+        &["careful/guardrail", "no sudden cut-over here", "TG-1214"],
     )?;
     cluster.tidegate(&["policy", "delete", "careful"])?.ok()?;
     Ok(())

@@ -147,6 +147,7 @@ pub struct Cluster {
     dir: PathBuf,
     programs: PathBuf,
     context: String,
+    tick: String,
     coordinators: Vec<Coordinator>,
     agents: Vec<Agent>,
 }
@@ -176,6 +177,14 @@ impl Cluster {
     /// # Errors
     /// What did not start, with the end of its log.
     pub fn start(shape: Shape) -> anyhow::Result<Self> {
+        Self::start_with_tick(shape, "20ms")
+    }
+
+    /// As [`Cluster::start`], with another tick of the coordinators' Raft, as `50ms`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with_tick(shape: Shape, tick: &str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("tidegate-").tempdir()?;
         let dir = folder.path().to_owned();
         fs::create_dir(dir.join("logs"))?;
@@ -185,6 +194,7 @@ impl Cluster {
             folder: Some(folder),
             dir,
             programs: programs()?,
+            tick: tick.to_owned(),
             coordinators: Vec::new(),
             agents: Vec::new(),
         };
@@ -392,7 +402,7 @@ impl Cluster {
             &coordinator.name,
             &self.programs.join("tidegate-coordinator"),
             &arguments,
-            &[("TIDEGATE_COORDINATOR_RAFT_TICK", "20ms".to_owned())],
+            &[("TIDEGATE_COORDINATOR_RAFT_TICK", self.tick.clone())],
             &self.log(&coordinator.name),
         )?;
         self.coordinators[position].process = Some(process);

@@ -20,7 +20,7 @@ use crate::poll;
 /// Header in which the applications of the tests tell their version.
 pub const VERSION_HEADER: &str = "x-demo-version";
 
-/// Time between two requests of a worker; there are two workers per target.
+/// Time between two requests of a worker of [`Load::start`]; there are two workers per target.
 const PACE: Duration = Duration::from_millis(25);
 /// An answer that takes longer is a failure.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -69,16 +69,35 @@ pub struct Load {
 impl Load {
     /// Starts on these targets, with one connection that stays and one that is made anew at each.
     pub fn start(targets: &[SocketAddr]) -> Self {
+        Self::of(targets, 2, PACE)
+    }
+
+    /// Starts with so many requests a second in all, over sixteen connections at a time to each
+    /// target, every fourth of them made anew for each request. A machine that is too busy for
+    /// the rate gets less.
+    pub fn at_rate(targets: &[SocketAddr], per_second: u32) -> Self {
+        let workers = 16 * u32::try_from(targets.len()).unwrap_or(1);
+        Self::of(
+            targets,
+            16,
+            Duration::from_secs(1) * workers / per_second.max(1),
+        )
+    }
+
+    fn of(targets: &[SocketAddr], workers: usize, pace: Duration) -> Self {
         let shared = Arc::new(Shared {
             seen: Mutex::default(),
             stop: AtomicBool::new(false),
             began: Instant::now(),
         });
-        let kinds = targets.iter().flat_map(|at| [(*at, true), (*at, false)]);
+        let fresh_every = workers.min(4);
+        let kinds = targets.iter().flat_map(|at| {
+            (0..workers).map(move |number| (*at, number % fresh_every != fresh_every - 1))
+        });
         let workers = kinds
             .map(|(target, keep)| {
                 let shared = Arc::clone(&shared);
-                std::thread::spawn(move || work(&shared, target, keep))
+                std::thread::spawn(move || work(&shared, target, keep, pace))
             })
             .collect();
         Self { shared, workers }
@@ -136,9 +155,10 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn work(shared: &Shared, target: SocketAddr, keep: bool) {
+fn work(shared: &Shared, target: SocketAddr, keep: bool, pace: Duration) {
     let mut kept: Option<BufReader<TcpStream>> = None;
     while !shared.stop.load(Ordering::Relaxed) {
+        let began = Instant::now();
         let asked = ask(target, kept.take(), keep);
         let mut seen = lock(&shared.seen);
         match asked {
@@ -157,7 +177,7 @@ fn work(shared: &Shared, target: SocketAddr, keep: bool) {
             }
         }
         drop(seen);
-        std::thread::sleep(PACE);
+        std::thread::sleep(pace.saturating_sub(began.elapsed()));
     }
 }
 

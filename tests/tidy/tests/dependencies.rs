@@ -7,19 +7,26 @@ use tidegate_tidy::{Package, locked, packages, report, toml_file};
 const OURS: &[(&str, &[&str])] = &[
     ("tidegate-proto", &[]),
     ("tidegate-shared", &[]),
+    ("tidegate-packaging", &[]),
     ("tidegate-coordinator-core", &["tidegate-shared"]),
     ("tidegate-agent-core", &["tidegate-shared"]),
     (
         "tidegate-coordinator",
         &[
             "tidegate-coordinator-core",
+            "tidegate-packaging",
             "tidegate-proto",
             "tidegate-shared",
         ],
     ),
     (
         "tidegate-agent",
-        &["tidegate-agent-core", "tidegate-proto", "tidegate-shared"],
+        &[
+            "tidegate-agent-core",
+            "tidegate-packaging",
+            "tidegate-proto",
+            "tidegate-shared",
+        ],
     ),
     ("tidegate-cli", &["tidegate-proto", "tidegate-shared"]),
 ];
@@ -39,6 +46,7 @@ const PURE: &[&str] = &[
     "sha2",
     "thiserror",
     "ulid",
+    "zeroize",
 ];
 
 const PURE_PACKAGES: &[&str] = &[

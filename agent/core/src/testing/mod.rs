@@ -164,6 +164,7 @@ impl AgentModel {
             places: report::places(&mind.observed, self.now),
             host: tidegate_shared::assignment::HostMetrics::default(),
             complaints: self.complaints.clone(),
+            proxy: None,
         };
         let marks = report::landmarks(report.applied, &report.places);
         self.last_report = Some((self.now, marks));

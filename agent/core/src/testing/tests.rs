@@ -55,11 +55,13 @@ pub(super) fn item(scope: &str, n: u8, state: WishedState, weight: u64) -> Assig
             kind: AssetKind::Archive,
             sha256: Digest::from_bytes([n; 32]),
             size: 1,
+            sources: Vec::new(),
         },
         run: RunSpec {
             command: "./shop".to_owned(),
             ..RunSpec::default()
         },
+        parameters: Vec::new(),
         port: if scope == "worker" {
             Port::None
         } else {

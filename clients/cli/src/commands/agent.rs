@@ -217,6 +217,29 @@ fn page(output: Output, agent: &api::Agent) -> String {
             bytes(agent.disk_total)
         ),
     );
+    if let Some(proxy) = &agent.proxy {
+        field(
+            "proxy",
+            format!(
+                "version {}, pid {}, since {}, {} connections",
+                dash(&printable(&proxy.version)),
+                proxy.pid,
+                time::stamp(proxy.started_at_ms),
+                proxy.connections
+            ),
+        );
+        for old in &proxy.draining {
+            let line = format!(
+                "draining: version {}, pid {}, {} open, until {} ({})",
+                dash(&printable(&old.version)),
+                old.pid,
+                old.open,
+                time::stamp(old.until_ms),
+                time::until(old.until_ms, now)
+            );
+            field("", line);
+        }
+    }
     for complaint in &agent.complaints {
         field("complaint", output.paint(Tone::Bad, &printable(complaint)));
     }

@@ -44,6 +44,7 @@ impl ApplyArgs {
                 name: object.name.clone(),
                 labels: object.labels.clone(),
                 spec: object.spec.clone(),
+                secret: object.secret.clone(),
                 revision: 0,
                 dry_run: self.dry_run,
                 must_not_exist: false,

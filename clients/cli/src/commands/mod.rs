@@ -78,7 +78,7 @@ pub enum Command {
     Policy(ObjectCommand<policy::PolicyFlags>),
     /// Configuration values of applications
     #[command(subcommand)]
-    Parameter(ObjectCommand<parameter::ParameterFlags>),
+    Parameter(Box<ObjectCommand<parameter::ParameterFlags>>),
     /// Make the cluster's objects as manifests describe them
     Apply(apply::ApplyArgs),
     /// Print objects as manifests
@@ -215,7 +215,7 @@ impl Command {
             Self::Environment(command) => command.run(session).await?,
             Self::Strategy(command) => command.run(session).await?,
             Self::Policy(command) => command.run(session).await?,
-            Self::Parameter(command) => command.run(session).await?,
+            Self::Parameter(command) => (*command).run(session).await?,
             Self::Apply(args) => args.run(session).await?,
             Self::Export(args) => args.run(session).await?,
             Self::Logs(args) => args.run(session).await?,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tidegate_proto::control::v1 as api;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
+use tidegate_shared::secret::Secret;
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec};
 
@@ -25,6 +26,14 @@ pub trait SpecFlags: Args {
     /// # Errors
     /// A flag that cannot be understood; names it.
     fn fill(&self, spec: &mut Map<String, Value>) -> Result<()>;
+
+    /// The value that does not stand in the spec.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn secret(&self, _name: &str) -> Result<Option<Secret>> {
+        Ok(None)
+    }
 }
 
 /// The verbs of a kind.
@@ -110,6 +119,8 @@ pub struct Change {
     pub labels: Labels,
     /// Its spec.
     pub spec: ObjectSpec,
+    /// The value of a secret parameter; none: it stays.
+    pub secret: Option<Secret>,
     /// 0: any.
     pub revision: u64,
     /// Only check.
@@ -235,7 +246,8 @@ fn cell(spec: &Value, path: &str) -> String {
     }
     let text = match value {
         Value::Null => String::new(),
-        Value::String(text) => text.clone(),
+        // A file's lines would break the table.
+        Value::String(text) => text.replace(char::is_control, " "),
         Value::Array(items) if path.ends_with("steps") => items
             .iter()
             .map(|step| {
@@ -388,6 +400,7 @@ fn from_file<F: SpecFlags>(
         name: object.name,
         labels,
         spec: object.spec,
+        secret: object.secret,
         revision: args.revision,
         dry_run: args.dry_run,
         must_not_exist,
@@ -452,6 +465,7 @@ async fn from_flags<F: SpecFlags>(
     }
     Ok(Change {
         kind,
+        secret: args.flags.secret(&name)?,
         name,
         labels,
         spec,
@@ -480,6 +494,9 @@ pub async fn apply(session: &Session, change: Change) -> Result<api::ApplyRespon
         spec,
         dry_run: change.dry_run,
         must_not_exist: change.must_not_exist,
+        secret: change.secret.map(|secret| api::SecretValue {
+            text: secret.expose().to_owned(),
+        }),
     };
     rpc!(client, objects_client::ObjectsClient, apply, request).await
 }

@@ -1,8 +1,9 @@
-//! `tidegate release`: makes a release from files and shows what is there.
+//! `tidegate release`: makes a release from files, folders and addresses, and shows what is there.
+
+mod asset;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::str::FromStr as _;
 
 use clap::{Args, Subcommand};
@@ -10,14 +11,15 @@ use tidegate_proto::control::v1 as api;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::spec::{
-    AssetKind, AssetSource, AssetSpec, HealthCheck, HttpProbe, Kind, ReleaseSpec, RunSpec,
+    AssetKind, AssetSpec, HealthCheck, Hooks, HttpProbe, Kind, Limits, ReleaseSpec, RunSpec,
 };
 
 use crate::errors::{Failure, Result};
 use crate::output::{Output, Table, Tone, bytes, dash, pairs, printable};
 use crate::session::{self, Session};
 use crate::upload::{self, Asset};
-use crate::{entropy, names, rpc, time};
+use crate::{entropy, manifest, names, rpc, time};
+use asset::Deliverable;
 
 /// The verbs of a release.
 #[derive(Debug, Subcommand)]
@@ -39,19 +41,35 @@ pub enum ReleaseCommand {
 /// What a release is made of.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "In COMMAND and ARGS, ${PORT} stands for the port that the instance must listen on;\n${RELEASE_DIR}, ${INSTANCE_DIR} and ${INSTANCE} are known too. The port is in $PORT as well.\n\nExamples:\n  tidegate release create web 1.4.0 --asset dist.tar.gz --run './server --port ${PORT}'\n  tidegate release create web 1.4.0 --asset build/web,platform=linux/amd64 --health-http /healthz\n  tidegate release create site 7 --asset site.tar.gz --run 'python3 -m http.server ${PORT}'"
+    after_help = "In COMMAND and ARGS, ${PORT} stands for the port that the instance must listen on;\n${RELEASE_DIR}, ${INSTANCE_DIR} and ${INSTANCE} are known too. The port is in $PORT as well.\n\nExamples:\n  tidegate release create web 1.4.0 --asset dist.tar.gz --run './server --port ${PORT}'\n  tidegate release create web 1.4.0 --asset build/web,platform=linux/amd64 --health-http /healthz\n  tidegate release create site 7 --asset site.tar.gz --run 'python3 -m http.server ${PORT}'\n  tidegate release create web 1.5.0 --asset dist.tar.gz --run-file run.yaml"
 )]
 pub struct CreateArgs {
     /// Name of the application
     application: String,
     /// Its version: letters, digits and . _ + -
     version: String,
-    /// File to deliver, with kind=archive|binary (default: by its name), platform=os/arch (default: any) and name=NAME
-    #[arg(long = "asset", value_name = "FILE[,KEY=VALUE]", required = true)]
+    /// File or folder to deliver (tar, tar.gz, tar.zst, zip, or one program; a folder is packed), with kind=archive|binary (default: by its content), platform=os/arch (default: any) and name=NAME
+    #[arg(
+        long = "asset",
+        value_name = "FILE|FOLDER[,KEY=VALUE]",
+        required_unless_present = "sources"
+    )]
     assets: Vec<String>,
+    /// Where agents fetch the asset instead of the built-in store: https://…, http://…, file:///… or store; several are tried in order. With --asset FILE nothing is uploaded unless one of them is store
+    #[arg(long = "source", value_name = "ADDRESS")]
+    sources: Vec<String>,
+    /// Digest of the asset, with --source and no file at hand
+    #[arg(long, value_name = "HEX", requires = "sources", requires = "size")]
+    sha256: Option<String>,
+    /// Bytes of the asset, with --source and no file at hand
+    #[arg(long, value_name = "BYTES", requires = "sources", requires = "sha256")]
+    size: Option<u64>,
     /// Command and arguments; default for a binary: the file itself
     #[arg(long, value_name = "COMMAND ARGS")]
     run: Option<String>,
+    /// Read how it is run from a file (YAML or JSON): command, args, env, health_check, hooks, limits
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["run", "env", "health_http", "health_interval"])]
+    run_file: Option<PathBuf>,
     /// Environment variable of the command
     #[arg(long = "env", value_name = "K=V")]
     env: Vec<String>,
@@ -117,99 +135,6 @@ impl ReleaseCommand {
     }
 }
 
-/// One `--asset` as given.
-#[derive(Debug, PartialEq, Eq)]
-struct AssetFlag {
-    path: PathBuf,
-    kind: AssetKind,
-    platform: String,
-    name: Name,
-}
-
-fn parse_asset(text: &str) -> Result<AssetFlag> {
-    let wrong = |message: String| {
-        Failure::usage(format!("--asset {text}: {message}"))
-            .hint("for example --asset dist.tar.gz,platform=linux/amd64,name=server")
-    };
-    let mut pieces = text.split(',');
-    let path = PathBuf::from(pieces.next().unwrap_or_default());
-    let file = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .ok_or_else(|| wrong("names no file".to_owned()))?;
-    let lower = file.to_lowercase();
-    let is_archive = lower.ends_with(".tar.gz") || lower.ends_with(".tgz");
-    for (suffix, what) in [
-        (".zip", "zip"),
-        (".tar.zst", "tar.zst"),
-        (".tar.xz", "tar.xz"),
-        (".tar.bz2", "tar.bz2"),
-        (".tar", "tar without gzip"),
-    ] {
-        if lower.ends_with(suffix) {
-            return Err(Failure::new(
-                Reason::NotSupported,
-                format!("--asset {text}: {what} archives are not supported"),
-            )
-            .hint("pack it as .tar.gz"));
-        }
-    }
-    let mut flag = AssetFlag {
-        kind: if is_archive {
-            AssetKind::Archive
-        } else {
-            AssetKind::Binary
-        },
-        platform: "any".to_owned(),
-        name: default_name(&lower).map_err(&wrong)?,
-        path,
-    };
-    for piece in pieces {
-        let (key, value) = piece
-            .split_once('=')
-            .ok_or_else(|| wrong(format!("\"{piece}\" is not KEY=VALUE")))?;
-        match key {
-            "kind" => {
-                flag.kind = match value {
-                    "archive" => AssetKind::Archive,
-                    "binary" => AssetKind::Binary,
-                    other => {
-                        return Err(wrong(format!(
-                            "\"{other}\" is not a kind: want archive or binary"
-                        )));
-                    }
-                }
-            }
-            "platform" => value.clone_into(&mut flag.platform),
-            "name" => flag.name = Name::new(value).map_err(|error| wrong(error.to_string()))?,
-            other => {
-                let near = names::nearest(other, ["kind", "platform", "name"])
-                    .map(|near| format!(", did you mean {near}?"))
-                    .unwrap_or_default();
-                return Err(wrong(format!(
-                    "\"{other}\" is not known: want kind, platform or name{near}"
-                )));
-            }
-        }
-    }
-    Ok(flag)
-}
-
-/// A name from the file's: what a DNS label cannot hold becomes a hyphen.
-fn default_name(file: &str) -> std::result::Result<Name, String> {
-    let stem = file
-        .strip_suffix(".tar.gz")
-        .or_else(|| file.strip_suffix(".tgz"))
-        .unwrap_or(file);
-    let fitting: String = stem
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(63)
-        .collect();
-    Name::new(fitting.trim_matches('-'))
-        .map_err(|_| "no name can be made of the file's; say name=NAME".to_owned())
-}
-
 /// Splits a command line as a shell does: quotes and backslashes, nothing more.
 fn split_command(text: &str) -> Result<Vec<String>> {
     let mut words = Vec::new();
@@ -246,13 +171,14 @@ fn split_command(text: &str) -> Result<Vec<String>> {
     Ok(words)
 }
 
-fn run_of(args: &CreateArgs, flag: &AssetFlag) -> Result<RunSpec> {
-    let words = match (&args.run, flag.kind) {
+fn run_of(args: &CreateArgs, name: &Name, kind: AssetKind) -> Result<RunSpec> {
+    if let Some(path) = &args.run_file {
+        return manifest::run::load(path);
+    }
+    let words = match (&args.run, kind) {
         (Some(run), _) => split_command(run)?,
-        (None, AssetKind::Binary) => {
-            let name = flag.path.file_name().unwrap_or_default();
-            vec![format!("./{}", name.to_string_lossy())]
-        }
+        // An agent gives the file the asset's name.
+        (None, AssetKind::Binary) => vec![format!("./{name}")],
         (None, AssetKind::Archive) => {
             return Err(Failure::usage(
                 "an archive needs --run: which command of it is to be run is not known",
@@ -285,6 +211,8 @@ fn run_of(args: &CreateArgs, flag: &AssetFlag) -> Result<RunSpec> {
         args: words.collect(),
         env: session::pairs("--env", &args.env, false)?,
         health_check,
+        hooks: Hooks::default(),
+        limits: Limits::default(),
     })
 }
 
@@ -295,31 +223,54 @@ async fn create(session: &Session, args: &CreateArgs) -> Result<()> {
         .map_err(|error| Failure::new(Reason::InvalidField, format!("version: {error}")))?;
     let labels = session::pairs("--label", &args.labels, true)?;
     let parameters = session::pairs("--parameter", &args.parameters, false)?;
-    let mut flags = Vec::new();
-    for text in &args.assets {
-        let flag = parse_asset(text)?;
-        let run = run_of(args, &flag)?;
-        flags.push((flag, run));
-    }
+    let deliverables = asset::gather(args)?;
     let mut files = Vec::new();
+    let mut told = Vec::new();
     let mut spec = ReleaseSpec {
         assets: Vec::new(),
         parameters,
         notes: args.notes.clone(),
     };
-    for (flag, run) in flags {
-        let asset = upload::measure(&flag.path).await?;
-        check_kind(&asset, flag.kind)?;
+    // Packed folders last as long as this does.
+    let mut packed = Vec::new();
+    for deliverable in deliverables {
+        let run = run_of(args, &deliverable.name, deliverable.kind)?;
+        let (sha256, size) = match &deliverable.content {
+            asset::Content::Known { sha256, size } => (*sha256, *size),
+            asset::Content::File(path) => {
+                let measured = upload::measure(path).await?;
+                let known = (measured.digest, measured.size);
+                if deliverable.source.needs_store() {
+                    files.push(measured);
+                }
+                known
+            }
+            asset::Content::Folder(path) => {
+                let file = asset::pack(path.clone()).await?;
+                let measured = upload::measure(file.path()).await?;
+                let known = (measured.digest, measured.size);
+                files.push(measured);
+                packed.push(file);
+                known
+            }
+        };
+        told.push(format!("{} {}", sha256.short(), bytes(size)));
+        let Deliverable {
+            name,
+            kind,
+            platform,
+            source,
+            ..
+        } = deliverable;
         spec.assets.push(AssetSpec {
-            name: flag.name,
-            kind: flag.kind,
-            platform: flag.platform,
-            sha256: asset.digest,
-            size: asset.size,
-            source: AssetSource::Store,
+            name,
+            kind,
+            platform,
+            sha256,
+            size,
+            source,
             run,
         });
-        files.push(asset);
     }
     let release = publish(
         session,
@@ -331,16 +282,12 @@ async fn create(session: &Session, args: &CreateArgs) -> Result<()> {
     )
     .await?;
     session.output.emit(&release, |_| {
-        let digests: Vec<_> = files
-            .iter()
-            .map(|file| format!("{} {}", file.digest.short(), bytes(file.size)))
-            .collect();
         format!(
             "release {} {} is {} ({})\nnext: tidegate deploy {} {} --scope SCOPE --wait\n",
             args.application,
             args.version,
             release.status,
-            digests.join(", "),
+            told.join(", "),
             args.application,
             args.version
         )
@@ -395,32 +342,6 @@ pub async fn publish(
             .map_err(|error| Failure::new(Reason::Internal, error.to_string()))?,
     };
     rpc!(client, releases_client::ReleasesClient, create, request).await
-}
-
-/// A file that is plainly not what it is said to be is told before it is uploaded.
-fn check_kind(asset: &Asset, kind: AssetKind) -> Result<()> {
-    use std::io::Read as _;
-    let mut start = [0_u8; 2];
-    let read = std::fs::File::open(&asset.path)
-        .and_then(|mut file| file.read(&mut start))
-        .map_err(|error| Failure::file(Reason::InvalidRequest, &asset.path, "read", &error))?;
-    let is_gzip = read == 2 && start == [0x1f, 0x8b];
-    match kind {
-        AssetKind::Archive if !is_gzip => Err(Failure::new(
-            Reason::MalformedFile,
-            format!("{} is no gzip-compressed tar", asset.path.display()),
-        )
-        .hint("pack it with `tar czf`, or say kind=binary")),
-        AssetKind::Binary if is_gzip => Err(Failure::new(
-            Reason::MalformedFile,
-            format!(
-                "{} is compressed, so it cannot be run as a binary",
-                asset.path.display()
-            ),
-        )
-        .hint("say kind=archive for a tar.gz")),
-        AssetKind::Archive | AssetKind::Binary => Ok(()),
-    }
 }
 
 async fn list(session: &Session, application: &str) -> Result<()> {
@@ -607,6 +528,7 @@ fn page(output: Output, release: &api::Release) -> String {
             ),
         );
         field("  sha256", asset.sha256.to_string());
+        field("  source", printable(&asset.source.to_string()));
         let run = std::iter::once(&asset.run.command).chain(&asset.run.args);
         field(
             "  run",
@@ -650,33 +572,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_and_names_come_from_the_file() {
-        let flag = parse_asset("build/My_App-1.2.tar.gz").unwrap();
-        assert_eq!(
-            (flag.kind, flag.name.as_str()),
-            (AssetKind::Archive, "my-app-1-2")
-        );
-        let flag = parse_asset("server,platform=linux/amd64,name=api").unwrap();
-        assert_eq!((flag.kind, flag.name.as_str()), (AssetKind::Binary, "api"));
-        assert_eq!(flag.platform, "linux/amd64");
-    }
-
-    #[test]
-    fn wrong_assets_are_told() {
-        for (text, says) in [
-            ("a.zip", "zip archives are not supported"),
-            ("a,kind=image", "\"image\" is not a kind"),
-            ("a,plattform=x", "did you mean platform?"),
-            ("a,x", "is not KEY=VALUE"),
-            ("", "names no file"),
-            ("a,name=A_B", "is not a name"),
-        ] {
-            let failure = parse_asset(text).unwrap_err();
-            assert!(failure.message().contains(says), "{text}: {failure}");
-        }
-    }
-
-    #[test]
     fn commands_split_like_in_a_shell() {
         let words = split_command(r#"./run  --a 'b c' "d \" e" f\ g '' ${PORT}"#).unwrap();
         assert_eq!(
@@ -690,16 +585,5 @@ mod tests {
                 .contains("not closed")
         );
         assert!(split_command("  ").unwrap_err().message().contains("empty"));
-    }
-
-    #[tokio::test]
-    async fn files_that_are_not_what_they_should_be_are_told() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.tar.gz");
-        std::fs::write(&path, b"plain").unwrap();
-        let asset = upload::measure(&path).await.unwrap();
-        let failure = check_kind(&asset, AssetKind::Archive).unwrap_err();
-        assert_eq!(failure.code(), "TG-1002");
-        assert!(check_kind(&asset, AssetKind::Binary).is_ok());
     }
 }

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 use tidegate_proto::control::v1 as api;
+use tidegate_proto::control::v1::check_finding::Severity;
 use tidegate_shared::spec::Kind;
 
 use super::WaitArgs;
@@ -125,6 +126,11 @@ pub enum ScopeCommand {
     Create(DescribeArgs<ScopeFlags>),
     /// Change what the flags name, or all of it by a manifest
     Update(DescribeArgs<ScopeFlags>),
+    /// Say what would stop a deployment before one is made: agents, ports, disks, platforms, gates
+    #[command(
+        after_help = "Exit code 0: nothing is in the way (warnings may be told); 1: a deployment would be refused or fail.\n\nExample:\n  tidegate scope check web-prod --release 1.4.0"
+    )]
+    Check(CheckArgs),
     /// Delete one that is stopped
     Delete(DeleteArgs),
     /// Stop it: the active version drains and goes away
@@ -133,6 +139,19 @@ pub enum ScopeCommand {
     Start(VerbArgs),
     /// Replace its instances by new ones of the same release, through all steps
     Restart(VerbArgs),
+}
+
+/// What to look at.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The scope
+    name: String,
+    /// The release that would be deployed [default: the newest one that is ready]
+    #[arg(long, value_name = "VERSION")]
+    release: Option<String>,
+    /// The strategy that would be used [default: the built-in one]
+    #[arg(long, value_name = "NAME")]
+    strategy: Option<String>,
 }
 
 /// What to stop.
@@ -172,6 +191,7 @@ impl ScopeCommand {
                     .await?;
             }
             Self::Stop(args) => stop(session, &args).await?,
+            Self::Check(args) => return check(session, args).await,
             Self::Start(args) => return start(session, args, false).await,
             Self::Restart(args) => return start(session, args, true).await,
         }
@@ -190,6 +210,76 @@ async fn get(session: &Session, name: &str) -> Result<()> {
             .emit(&view, |wide| screen(session.output, &view, wide)),
         Err(failure) => Err(session.suggest(failure, &[(Kind::Scope, name)]).await),
     }
+}
+
+async fn check(session: &Session, args: CheckArgs) -> Result<u8> {
+    let client = session.client().await?;
+    let request = api::CheckScopeRequest {
+        name: args.name.clone(),
+        version: args.release.unwrap_or_default(),
+        strategy: args.strategy.unwrap_or_default(),
+    };
+    match rpc!(client, scopes_client::ScopesClient, check, request).await {
+        Ok(answer) => {
+            session
+                .output
+                .emit(&answer, |_| findings(session.output, &args.name, &answer))?;
+            let is_bad = |finding: &api::CheckFinding| finding.severity() == Severity::Error;
+            Ok(u8::from(answer.findings.iter().any(is_bad)))
+        }
+        Err(failure) => Err(session.suggest(failure, &[(Kind::Scope, &args.name)]).await),
+    }
+}
+
+/// The findings, each with its next step, and what follows from them.
+fn findings(output: Output, scope: &str, answer: &api::CheckScopeResponse) -> String {
+    let mut text = String::new();
+    let (mut errors, mut warnings) = (0, 0);
+    for finding in &answer.findings {
+        let (tone, word) = match finding.severity() {
+            Severity::Good => (Tone::Good, "ok"),
+            Severity::Warning => (Tone::Busy, "warning"),
+            Severity::Error => (Tone::Bad, "error"),
+            Severity::Unspecified => (Tone::Plain, "?"),
+        };
+        errors += usize::from(tone == Tone::Bad);
+        warnings += usize::from(tone == Tone::Busy);
+        writeln!(
+            text,
+            "{} {:<12} {}",
+            output.paint(tone, &format!("{word:<8}")),
+            printable(&finding.subject),
+            printable(&finding.message)
+        )
+        .ok();
+        if !finding.hint.is_empty() {
+            let hint = format!("{:<21} {}", "", printable(&finding.hint));
+            writeln!(text, "{}", output.paint(Tone::Faint, &hint)).ok();
+        }
+    }
+    let release = if answer.version.is_empty() {
+        "a deployment".to_owned()
+    } else {
+        format!("release {}", printable(&answer.version))
+    };
+    let verdict = match (errors, warnings) {
+        (0, 0) => output.paint(
+            Tone::Good,
+            &format!("nothing is in the way of {release} in scope \"{scope}\""),
+        ),
+        (0, warnings) => output.paint(
+            Tone::Busy,
+            &format!("{release} can be deployed to scope \"{scope}\"; warnings: {warnings}"),
+        ),
+        (errors, _) => output.paint(
+            Tone::Bad,
+            &format!(
+                "{release} cannot be deployed to scope \"{scope}\" as it stands; errors: {errors}"
+            ),
+        ),
+    };
+    writeln!(text, "{verdict}").ok();
+    text
 }
 
 async fn stop(session: &Session, args: &StopArgs) -> Result<()> {

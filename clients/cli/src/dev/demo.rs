@@ -121,6 +121,7 @@ async fn describe(session: &Session, port: u16) -> Result<()> {
         let spec = ObjectSpec::from_json(kind, &spec.to_string())
             .map_err(|error| Failure::new(Reason::Internal, error.to_string()))?;
         let change = Change {
+            secret: None,
             kind,
             name: name.to_owned(),
             labels: Labels::new(),

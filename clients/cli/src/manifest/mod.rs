@@ -5,12 +5,15 @@
 
 mod documents;
 mod locate;
+pub mod run;
+pub mod value;
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tidegate_shared::error::Reason;
+use tidegate_shared::secret::Secret;
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, Manifest, ObjectSpec, validate_labels};
 
@@ -35,6 +38,8 @@ pub struct Wanted {
     pub labels: Labels,
     /// Its spec.
     pub spec: ObjectSpec,
+    /// The value of a secret parameter, read from where the manifest says.
+    pub secret: Option<Secret>,
     /// `file:line`.
     pub place: String,
     /// The file.
@@ -237,7 +242,7 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
             .unwrap_or_default();
         vec![place.at("kind", &format!("{message}{near}"))]
     })?;
-    let (name, labels, spec) = match kind {
+    let (name, labels, mut spec) = match kind {
         Kind::Application => typed(&place, ObjectSpec::Application),
         Kind::Environment => typed(&place, ObjectSpec::Environment),
         Kind::Strategy => typed(&place, ObjectSpec::Strategy),
@@ -254,11 +259,21 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
             .map(|error| place.at(&error.field, &error.message));
         return Err(told.collect());
     }
+    let secret = match &mut spec {
+        ObjectSpec::Parameter(parameter) => value::take(parameter, path)
+            .map_err(|message| vec![place.at("spec.value_from", &message)])?,
+        ObjectSpec::Application(_)
+        | ObjectSpec::Environment(_)
+        | ObjectSpec::Strategy(_)
+        | ObjectSpec::Scope(_)
+        | ObjectSpec::Policy(_) => None,
+    };
     Ok(Some(Wanted {
         kind,
         name,
         labels,
         spec,
+        secret,
         place: format!("{}:{}", path.display(), document.first_line),
         path: path.to_owned(),
         text: document.text.clone(),

@@ -14,7 +14,7 @@ use crate::rejection::Rejection;
 use crate::state::Agent;
 
 /// How long a removal is remembered: longer than any certificate of an agent lives.
-const REMEMBERED: Span = Span::from_hours(90 * 24);
+const REMEMBERED: Span = Span::from_hours(400 * 24);
 
 /// Facts beyond these bounds are refused: they are replicated.
 fn check_facts(facts: &Facts) -> Result<(), Rejection> {

@@ -54,6 +54,7 @@ pub(super) fn init(tx: &mut Tx<'_>, command: &InitCluster) -> Outcome {
         former: Table::new(),
         ca: command.ca.clone(),
     });
+    tx.begin_archive(command.level);
     let meta = tx.new_meta(std::collections::BTreeMap::new());
     tx.state
         .people
@@ -156,6 +157,7 @@ pub(super) fn raise_level(tx: &mut Tx<'_>, level: u32) -> Outcome {
         ));
     }
     cluster.level = level;
+    tx.begin_archive(level);
     tx.note(
         "cluster_level_raised",
         "cluster",

@@ -120,6 +120,7 @@ pub(super) fn check_ready(
         ReleaseStatus::Ready => return Ok(()),
         ReleaseStatus::Building | ReleaseStatus::Paused => Reason::ReleaseNotReady,
         ReleaseStatus::Rejected => Reason::ReleaseRejected,
+        ReleaseStatus::Collected => Reason::ReleaseCollected,
     };
     let why = lifecycle::because(&release.reason);
     Err(Rejection::new(
@@ -215,6 +216,14 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
         lifecycle::take_back(tx, other, EndCause::Superseded, "superseded", message)?;
         scope = tx.state.scope(&wanted.scope)?.clone();
     }
+    if release.idle_since.is_some() {
+        let key = (origin.application.clone(), origin.version.clone());
+        let in_use = Release {
+            idle_since: None,
+            ..release
+        };
+        tx.state.releases.insert(key, in_use);
+    }
     let id = tx.new_deployment_id(&wanted.scope);
     let deployment = record(tx, id, origin, &wanted);
     let by = match &wanted.link {
@@ -258,6 +267,7 @@ fn origin(
         .parameters
         .clone()
         .unwrap_or_else(|| parameters::resolve(&tx.state, &wanted.scope, spec, &release.spec));
+    parameters::check_files(&wanted.scope, &parameters)?;
     Ok(Origin {
         application: spec.application.clone(),
         version: wanted.version.clone(),
@@ -279,11 +289,7 @@ fn origin(
 /// The asset that the scope names, or the release's only one.
 fn asset_for(wanted: &Wanted, spec: &ScopeSpec, release: &Release) -> Result<AssetSpec, Rejection> {
     let assets = &release.spec.assets;
-    let found = match &spec.asset {
-        Some(name) => assets.iter().find(|asset| asset.name == *name),
-        None if assets.len() == 1 => assets.first(),
-        None => None,
-    };
+    let found = release.spec.asset_for(spec.asset.as_ref());
     found.cloned().ok_or_else(|| {
         let names: Vec<&str> = assets.iter().map(|asset| asset.name.as_str()).collect();
         let takes = match &spec.asset {
@@ -364,7 +370,7 @@ pub(super) fn fast(
     on_conflict: OnConflict,
 ) -> Result<DeploymentId, Rejection> {
     let wanted = Wanted {
-        parameters: Some(target.origin.parameters.clone()),
+        parameters: Some(parameters::returning(&tx.state, &target.origin.parameters)),
         on_conflict,
         fast: true,
         forced,

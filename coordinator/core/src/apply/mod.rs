@@ -8,6 +8,7 @@
 mod advance;
 mod agent;
 mod approval;
+mod archive;
 mod binding;
 mod cluster;
 mod create;
@@ -59,7 +60,7 @@ fn apply_item(state: &mut State, index: u64, position: u32, ordinal: u32, item: 
         Recall::Known(outcome) => {
             return Applied {
                 outcome,
-                events: Vec::new(),
+                ..Applied::default()
             };
         }
         Recall::Refused(rejection) => {
@@ -70,11 +71,13 @@ fn apply_item(state: &mut State, index: u64, position: u32, ordinal: u32, item: 
     let mut tx = Tx::new(state, index, position, &item.actor);
     let applied = match run(&mut tx, &item.command) {
         Ok(reply) => {
-            let (after, events) = tx.commit(state, ordinal, &item.command);
-            *state = after;
+            let done = tx.commit(state, ordinal, &item.command);
+            *state = done.state;
             Applied {
                 outcome: Ok(reply),
-                events,
+                events: done.events,
+                archived: done.archived,
+                events_leave: state.archive.is_some(),
             }
         }
         Err(rejection) => refuse(state, index, ordinal, item, rejection),
@@ -101,6 +104,8 @@ fn refuse(
     Applied {
         outcome: Err(rejection),
         events,
+        archived: Vec::new(),
+        events_leave: state.archive.is_some(),
     }
 }
 
@@ -120,6 +125,7 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::DeleteObject(command) => delete::delete(tx, command),
         Command::CreateRelease(command) => release::create(tx, command),
         Command::SetReleaseStatus(command) => release::set_status(tx, command),
+        Command::ReviewReleases(command) => release::review(tx, command),
         Command::CreateDeployments(command) => create::create(tx, command),
         Command::ActOnDeployment(command) => verb::act(tx, command),
         Command::Decide(command) => approval::decide(tx, command),

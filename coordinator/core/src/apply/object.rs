@@ -6,7 +6,7 @@ use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate_labels};
 
 use super::tx::{Tx, expect_revision};
-use super::{governance, lifecycle};
+use super::{governance, lifecycle, parameters};
 use crate::command::{Outcome, PutObject, Reply};
 use crate::rejection::Rejection;
 use crate::state::{Meta, Object, Scope, ScopeStatus, State, Table};
@@ -33,7 +33,8 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         }
         ObjectSpec::Parameter(spec) => {
             check_target(tx, &what, spec)?;
-            put_plain(tx, command, spec, |state| &mut state.parameters)
+            let spec = parameters::stored(&tx.state, command, spec)?;
+            put_plain(tx, command, &spec, |state| &mut state.parameters)
         }
         ObjectSpec::Scope(spec) => put_scope(tx, command, spec),
     }

@@ -5,7 +5,8 @@ use tidegate_shared::spec::{ReleaseStatus, validate_labels};
 
 use super::lifecycle;
 use super::tx::{Tx, expect_revision};
-use crate::command::{CreateRelease, Outcome, Reply, SetReleaseStatus};
+use crate::collection;
+use crate::command::{CreateRelease, Outcome, Reply, ReviewReleases, SetReleaseStatus};
 use crate::rejection::Rejection;
 use crate::state::{EndCause, Release};
 
@@ -27,6 +28,9 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateRelease) -> Outcome {
     let key = (command.application.clone(), command.version.clone());
     let digest = command.spec.digest();
     if let Some(present) = tx.state.releases.get(&key) {
+        if present.digest == digest && present.status == ReleaseStatus::Collected {
+            return bring_back(tx, command);
+        }
         if present.digest == digest {
             return Ok(Reply::Object {
                 revision: present.meta.revision,
@@ -52,6 +56,7 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateRelease) -> Outcome {
         digest,
         status,
         reason: String::new(),
+        idle_since: None,
     };
     let revision = release.meta.revision;
     tx.state.releases.insert(key, release);
@@ -67,6 +72,78 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateRelease) -> Outcome {
         created: true,
         changed: true,
     })
+}
+
+/// The same release again after its assets were collected: they were uploaded once more.
+fn bring_back(tx: &mut Tx<'_>, command: &CreateRelease) -> Outcome {
+    let mut release = tx
+        .state
+        .release(&command.application, &command.version)?
+        .clone();
+    release.status = if command.stored {
+        ReleaseStatus::Ready
+    } else {
+        ReleaseStatus::Building
+    };
+    release.reason = String::new();
+    release.idle_since = None;
+    release.meta.revision = tx.next_revision();
+    let (revision, status) = (release.meta.revision, release.status);
+    let object = format!("{} {}", command.application, command.version);
+    let key = (command.application.clone(), command.version.clone());
+    tx.state.releases.insert(key, release);
+    let message = format!("release {object} has its assets again and is {status}");
+    tx.note("release_status_changed", "release", object, message);
+    Ok(Reply::Object {
+        revision,
+        created: false,
+        changed: true,
+    })
+}
+
+/// Notes which releases are out of use, and lets go of those that have been for long. One that is
+/// in use after all is passed over.
+pub(super) fn review(tx: &mut Tx<'_>, command: &ReviewReleases) -> Outcome {
+    let used = collection::used(&tx.state);
+    let offered = |status| matches!(status, ReleaseStatus::Ready | ReleaseStatus::Paused);
+    let mut idle = 0;
+    for key in &command.idle {
+        let found = tx.state.releases.get(key);
+        if let Some(found) = found.filter(|found| !used.contains(key) && offered(found.status)) {
+            let mut release = found.clone();
+            release.idle_since = Some(tx.at);
+            tx.state.releases.insert(key.clone(), release);
+            idle += 1;
+        }
+    }
+    let mut collected = Vec::new();
+    for key in &command.collected {
+        let found = tx.state.releases.get(key);
+        let out_of_use = |found: &&Release| found.idle_since.is_some() && offered(found.status);
+        if let Some(found) = found.filter(|found| !used.contains(key) && out_of_use(found)) {
+            let mut release = found.clone();
+            release.status = ReleaseStatus::Collected;
+            release.reason = "it was long out of use, and its assets were removed from the store; create it again to upload them".to_owned();
+            release.meta.revision = tx.next_revision();
+            tx.state.releases.insert(key.clone(), release);
+            collected.push(format!("{} {}", key.0, key.1));
+        }
+    }
+    let message = match collected.as_slice() {
+        [] => format!("{idle} releases are out of use"),
+        names => format!(
+            "the assets of {} releases go from the store after long disuse: {}",
+            names.len(),
+            names
+                .iter()
+                .take(20)
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
+    };
+    tx.note("releases_reviewed", "release", String::new(), message);
+    Ok(Reply::Done)
 }
 
 /// Changes the status; a rejected release takes its deployments back.
@@ -91,6 +168,12 @@ pub(super) fn set_status(tx: &mut Tx<'_>, command: &SetReleaseStatus) -> Outcome
         ))
     };
     match (release.status, command.status) {
+        (_, ReleaseStatus::Collected) => {
+            return refuse("its assets go by themselves when it is out of use");
+        }
+        (ReleaseStatus::Collected, ReleaseStatus::Ready | ReleaseStatus::Paused) => {
+            return refuse("create it again with its assets, which were removed from the store");
+        }
         (_, ReleaseStatus::Building) if release.status != ReleaseStatus::Building => {
             return refuse("it cannot go back to building");
         }
@@ -101,7 +184,8 @@ pub(super) fn set_status(tx: &mut Tx<'_>, command: &SetReleaseStatus) -> Outcome
             ReleaseStatus::Building
             | ReleaseStatus::Ready
             | ReleaseStatus::Paused
-            | ReleaseStatus::Rejected,
+            | ReleaseStatus::Rejected
+            | ReleaseStatus::Collected,
             _,
         ) => {}
     }

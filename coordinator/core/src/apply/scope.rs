@@ -7,6 +7,7 @@ use tidegate_shared::spec::ReleaseStatus;
 use super::create::{self, Wanted, check_conflicts, check_ready};
 use super::end;
 use super::lifecycle::{self, because, title};
+use super::parameters;
 use super::tx::Tx;
 use super::verb;
 use crate::command::{OnConflict, Outcome, Reply, RollbackScope, StopScope};
@@ -98,7 +99,7 @@ pub(super) fn start(tx: &mut Tx<'_>, name: &Name) -> Outcome {
         .release(&last.origin.application, &last.origin.version)?;
     check_ready(release, &last.origin.application, &last.origin.version)?;
     let wanted = Wanted {
-        parameters: Some(last.origin.parameters.clone()),
+        parameters: Some(parameters::returning(&tx.state, &last.origin.parameters)),
         ..Wanted::again(&last, LinkKind::Start)
     };
     Ok(Reply::Deployments(vec![create::make(tx, wanted)?]))

@@ -11,6 +11,8 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
+use super::archive;
+use crate::archive::{ARCHIVE_LEVEL, Archived};
 use crate::command::{Actor, Command, Item};
 use crate::event::Event;
 use crate::rejection::Rejection;
@@ -38,6 +40,17 @@ pub(super) struct Tx<'a> {
     drafts: Vec<Draft>,
     scopes: BTreeSet<Name>,
     agents: BTreeSet<Name>,
+    archived: Vec<Archived>,
+}
+
+/// What an accepted command comes to.
+pub(super) struct Committed {
+    /// The state after it.
+    pub(super) state: State,
+    /// What happened, in order.
+    pub(super) events: Vec<Event>,
+    /// What left the state.
+    pub(super) archived: Vec<Archived>,
 }
 
 impl<'a> Tx<'a> {
@@ -51,7 +64,18 @@ impl<'a> Tx<'a> {
             drafts: Vec::new(),
             scopes: BTreeSet::new(),
             agents: BTreeSet::new(),
+            archived: Vec::new(),
         }
+    }
+
+    /// From now on rows leave the state, if the cluster's level allows it and they do not already.
+    pub(super) fn begin_archive(&mut self, level: u32) {
+        if level < ARCHIVE_LEVEL || self.state.archive.is_some() {
+            return;
+        }
+        self.archived.extend(archive::begin(&mut self.state));
+        let scopes = self.state.history.keys().map(|(scope, _)| scope.clone());
+        self.scopes.extend(scopes);
     }
 
     /// A revision that was never given before.
@@ -97,7 +121,8 @@ impl<'a> Tx<'a> {
     }
 
     /// An id for a new deployment of a scope: derived from the log position; neither it nor its
-    /// short form was ever given.
+    /// short form is that of another one in the state. One that has left it may share the short
+    /// form: nothing of it is left on any host.
     pub(super) fn new_deployment_id(&self, scope: &Name) -> DeploymentId {
         let mut attempt = 0_u32;
         loop {
@@ -169,13 +194,12 @@ impl<'a> Tx<'a> {
     }
 
     /// The state as it is now, and the events of the command in their places.
-    pub(super) fn commit(
-        mut self,
-        before: &State,
-        ordinal: u32,
-        command: &Command,
-    ) -> (State, Vec<Event>) {
+    pub(super) fn commit(mut self, before: &State, ordinal: u32, command: &Command) -> Committed {
         self.raise_generations(before);
+        for scope in &self.scopes {
+            let rows = archive::leave(&mut self.state, self.index, scope);
+            self.archived.extend(rows);
+        }
         if self.drafts.is_empty() {
             let (kind, object_kind, object) = command.subject();
             self.note(kind, object_kind, object, "nothing changed");
@@ -199,7 +223,11 @@ impl<'a> Tx<'a> {
             };
             events.push(append(&mut self.state, event));
         }
-        (self.state, events)
+        Committed {
+            state: self.state,
+            events,
+            archived: self.archived,
+        }
     }
 
     fn raise_generations(&mut self, before: &State) {
@@ -294,9 +322,13 @@ fn append(state: &mut State, mut event: Event) -> Event {
     event.previous_hash = state.last_hash.unwrap_or(Digest::ZERO);
     let event = event.sealed();
     state.last_hash = Some(event.hash);
-    state
-        .events
-        .insert((event.index, event.ordinal), event.clone());
+    match &mut state.archive {
+        Some(archive) => archive.events = archive.events.saturating_add(1),
+        None => {
+            let key = (event.index, event.ordinal);
+            state.events.insert(key, event.clone());
+        }
+    }
     event
 }
 

@@ -9,6 +9,7 @@ use tidegate_shared::weight::Weight;
 use super::approval;
 use super::create::{self, Wanted, check_conflicts, check_ready};
 use super::lifecycle::{self, because, title};
+use super::parameters;
 use super::scope;
 use super::tx::{Tx, expect_revision};
 use crate::command::{ActOnDeployment, Outcome, Reply, RollbackScope, Verb};
@@ -329,7 +330,9 @@ fn retry(tx: &mut Tx<'_>, deployment: &Deployment) -> Outcome {
     let wanted = Wanted {
         fast: origin.fast,
         forced: origin.forced,
-        parameters: origin.fast.then(|| origin.parameters.clone()),
+        parameters: origin
+            .fast
+            .then(|| parameters::returning(&tx.state, &origin.parameters)),
         required: approval::carried(deployment, expires_at),
         ..Wanted::again(deployment, LinkKind::Retry)
     };

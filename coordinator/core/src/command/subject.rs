@@ -19,6 +19,11 @@ impl Command {
                 "release",
                 format!("{} {}", c.application, c.version),
             ),
+            Self::ReviewReleases(c) => (
+                "review_releases",
+                "release",
+                format!("{} idle, {} collected", c.idle.len(), c.collected.len()),
+            ),
             Self::CreateDeployments(c) => (
                 "create_deployments",
                 "release",

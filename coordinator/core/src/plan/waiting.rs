@@ -320,6 +320,11 @@ fn release_gate(state: &State, deployment: &Deployment) -> Gate {
             GateAnswer::Pending,
             format!("{name} is building: its assets are not all stored yet"),
         ),
+        ReleaseStatus::Collected => Gate::new(
+            "release",
+            GateAnswer::Pending,
+            format!("{name} is collected{reason}"),
+        ),
         ReleaseStatus::Paused if origin.fast => Gate::new(
             "release",
             GateAnswer::Allowed,

@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 
 use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::spec::ParameterKind;
 use tidegate_shared::weight::Weight;
 
 use super::{Deployment, Scope, State, Status};
+use crate::archive::NEWEST_ENDED;
 use crate::deployment::phase;
 use crate::event::{BrokenChain, verify_chain};
 
@@ -36,14 +38,16 @@ impl State {
             agents_are_participants(deployment, &mut findings);
             revisions_were_given(self, deployment, &mut findings);
         }
+        secrets_are_sealed(self, &mut findings);
         indexes_agree(self, &mut findings);
         chain_ends_in_last_hash(self, &mut findings);
+        ended_ones_have_left(self, &mut findings);
         members_are_numbered(self, &mut findings);
         tokens_are_not_overused(self, &mut findings);
         findings
     }
 
-    /// Checks the whole audit log.
+    /// Checks the audit log as far as it is in the state: all of it, or nothing once it has left.
     ///
     /// # Errors
     /// Names the first event that does not fit.
@@ -54,6 +58,27 @@ impl State {
 
 fn named(deployment: &Deployment) -> String {
     format!("deployment {} ({})", deployment.id, deployment.status)
+}
+
+/// A secret parameter has a sealed value and no plain one, there and in every deployment.
+fn secrets_are_sealed(state: &State, findings: &mut Findings) {
+    for (name, object) in &state.parameters {
+        let spec = &object.spec;
+        let sound = match spec.kind {
+            ParameterKind::Plain => spec.sealed.is_none() && spec.value.is_some(),
+            ParameterKind::Secret => spec.sealed.is_some() && spec.value.is_none(),
+        };
+        if !sound || spec.value_from.is_some() {
+            findings.push(format!("parameter {name}: its value does not fit its kind"));
+        }
+    }
+    for deployment in state.deployments.values() {
+        for (variable, parameter) in &deployment.origin.parameters {
+            if parameter.secret.is_some() && !parameter.value.is_empty() {
+                findings.push(format!("{}: secret {variable} is plain", named(deployment)));
+            }
+        }
+    }
 }
 
 /// At most one active deployment per scope, and it is finalized or being deleted.
@@ -286,14 +311,43 @@ fn indexes_agree(state: &State, findings: &mut Findings) {
     }
 }
 
-/// The audit chain ends in the hash that the next event will name.
+/// The audit chain ends in the hash that the next event will name. Once it leaves, nothing of it is
+/// here.
 fn chain_ends_in_last_hash(state: &State, findings: &mut Findings) {
+    if let Some(archive) = &state.archive {
+        if !state.events.is_empty() || (archive.events > 0) != state.last_hash.is_some() {
+            findings.push("the audit log has not left as a whole".to_owned());
+        }
+        return;
+    }
     let last = state.events.get_max().map(|(_, event)| event);
     if last.map(|event| event.hash) != state.last_hash {
         findings.push("the audit log does not end in the last hash".to_owned());
     }
     if last.is_some_and(|event| event.computed_hash() != event.hash) {
         findings.push("the last audit event does not fit its hash".to_owned());
+    }
+}
+
+/// Once rows leave, a scope holds no more ended deployments than those that have a part in it and
+/// its newest few; a scope that is gone holds none.
+fn ended_ones_have_left(state: &State, findings: &mut Findings) {
+    if state.archive.is_none() {
+        return;
+    }
+    let mut ended: BTreeMap<&Name, usize> = BTreeMap::new();
+    for ((name, _), id) in &state.history {
+        if state.deployments.get(id).is_some_and(|d| d.status.is_end()) {
+            *ended.entry(name).or_default() += 1;
+        }
+    }
+    for (name, count) in ended {
+        let most = state.scopes.get(name).map_or(0, |scope| {
+            NEWEST_ENDED + scope.kept.len() + scope.retired.len() + 2
+        });
+        if count > most {
+            findings.push(format!("scope {name} holds {count} ended deployments"));
+        }
     }
 }
 

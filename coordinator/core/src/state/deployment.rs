@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name, ShortId, Version};
-use tidegate_shared::spec::{AssetSpec, HealthCheck, ScopeSpec, Strategy};
+use tidegate_shared::secret::Sealed;
+use tidegate_shared::spec::{
+    AssetSpec, FileSpec, HealthCheck, OnRollback, ParameterTarget, ScopeSpec, Strategy,
+};
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
 
@@ -219,10 +222,31 @@ pub struct Origin {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResolvedParameter {
-    /// The value.
+    /// The value; empty for a secret.
     pub value: String,
     /// The level that won.
     pub source: Source,
+    /// It is a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<ResolvedSecret>,
+    /// It is a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<FileSpec>,
+}
+
+/// A secret as a deployment holds it: still sealed, with what the seal is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolvedSecret {
+    /// The value, encrypted under the cluster key.
+    pub sealed: Sealed,
+    /// The parameter's name.
+    pub parameter: Name,
+    /// What the parameter is a value of.
+    pub target: ParameterTarget,
+    /// Which value a return takes.
+    #[serde(default)]
+    pub on_rollback: OnRollback,
 }
 
 /// Levels of parameters, lowest first.

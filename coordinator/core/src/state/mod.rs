@@ -12,7 +12,8 @@ pub use cluster::{
 };
 pub use deployment::{
     Decision, Deployment, Durations, EndCause, Halted, InstanceCause, Link, LinkKind, Origin,
-    Paused, Required, ResolvedParameter, Source, Status, StepProgress, Traffic, Verdicts,
+    Paused, Required, ResolvedParameter, ResolvedSecret, Source, Status, StepProgress, Traffic,
+    Verdicts,
 };
 pub use governance::{Finished, Freeze, Skip, Started, Track};
 pub use scope::{Scope, ScopeStatus};
@@ -67,20 +68,21 @@ pub struct State {
     pub people: Table<Name, Person>,
     /// By id.
     pub tokens: Table<TokenId, Token>,
-    /// Every deployment, ended ones too.
+    /// Every deployment that has not left for the history ([`crate::archive`]): all that have not
+    /// ended, of the ended ones those that decisions read and each scope's newest few.
     pub deployments: Table<DeploymentId, Deployment>,
-    /// Every short id that was ever given.
+    /// Short ids of these.
     pub short_ids: Table<ShortId, DeploymentId>,
-    /// Deployments by scope and the revision that they were made with: oldest first.
+    /// These by scope and the revision that they were made with: oldest first.
     pub history: Table<(Name, u64), DeploymentId>,
     /// Outcomes of requests: a client's for 24 h after it was minted, the planner's good ones for
     /// ten minutes.
     pub requests: Table<RequestKey, Remembered>,
     /// The planner's remembered requests by log position, so that they can be forgotten in order.
     pub planner_requests: Table<(u64, u32), RequestKey>,
-    /// The audit log by (index, ordinal).
+    /// The audit log by (index, ordinal), until rows leave for the history; then empty.
     pub events: Table<(u64, u32), Event>,
-    /// Hash of the last event.
+    /// Hash of the last event, wherever it is.
     pub last_hash: Option<Digest>,
     /// How releases fared, by scope.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
@@ -95,6 +97,9 @@ pub struct State {
     /// freeze, or a start that counts. A start carries the one it was decided on.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gates_revision: u64,
+    /// What has left for the history; none before [`crate::archive::ARCHIVE_LEVEL`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Archive>,
 }
 
 #[allow(
@@ -103,6 +108,16 @@ pub struct State {
 )]
 const fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// How much has left the state for the history of every node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Lines of the audit log: all of them.
+    pub events: u64,
+    /// Deployments; the next one that leaves gets the number after.
+    pub deployments: u64,
 }
 
 /// What every object carries.
@@ -143,4 +158,7 @@ pub struct Release {
     pub status: ReleaseStatus,
     /// Why it was paused or rejected.
     pub reason: String,
+    /// Since when no scope runs it, waits for it or could return to it, as last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Timestamp>,
 }

@@ -15,6 +15,7 @@ use tidegate_coordinator_core::state::{
 use tidegate_proto::control::v1 as pb;
 use tidegate_shared::assignment::{ObservedInstance, ObservedPlace};
 use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::secret::WITHHELD;
 use tidegate_shared::spec::{Comparison, RuleAction};
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::verdict::threshold::Evidence;
@@ -109,8 +110,16 @@ impl Picture<'_> {
                 .iter()
                 .map(|(name, parameter)| pb::ResolvedParameter {
                     name: name.clone(),
-                    value: parameter.value.clone(),
+                    value: match &parameter.secret {
+                        Some(_) => WITHHELD.to_owned(),
+                        None => parameter.value.clone(),
+                    },
                     source: source(parameter.source).to_owned(),
+                    secret: parameter.secret.is_some(),
+                    file: parameter
+                        .file
+                        .as_ref()
+                        .map_or_else(String::new, |f| f.path.clone()),
                 })
                 .collect(),
             ..self.summary(found)

@@ -3,11 +3,13 @@
 
 use tidegate_proto::agent::v1 as pb;
 use tidegate_shared::assignment::{
-    Assignment, Assignments, Counters, Facts, Generation, HostMetrics, InstanceState,
-    ObservedInstance, ObservedPlace, PermanentError, PermanentErrorKind, Report, Role, WishedState,
+    Assignment, Assignments, Counters, DrainingProxy, Facts, Generation, HostMetrics,
+    InstanceState, ObservedInstance, ObservedPlace, ParameterContent, ParameterWish,
+    PermanentError, PermanentErrorKind, ProxyReport, Report, Role, WishedState,
 };
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::{HealthCheck, Port, Probe};
+use tidegate_shared::secret::Secret;
+use tidegate_shared::spec::{HealthCheck, Hook, Limits, Port, Probe};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::verdict::histogram::Histogram;
 use tidegate_shared::weight::Weight;
@@ -16,6 +18,8 @@ use tidegate_shared::weight::Weight;
 const MOST_PLACES: usize = 1_000;
 /// Instances that one place may hold.
 const MOST_INSTANCES: usize = 100;
+/// Replaced proxies of an agent that are kept.
+const MOST_DRAINING: usize = 16;
 /// Facts of an agent, and bytes of each.
 const MOST_FACTS: usize = 64;
 const FACT_BYTES: usize = 1_024;
@@ -107,7 +111,26 @@ pub fn report(found: pb::Report) -> Result<Report, Malformed> {
             disk_available: host.disk_available,
         },
         complaints: found.complaints.into_iter().take(32).map(cut).collect(),
+        proxy: found.proxy.map(proxy_report),
     })
+}
+
+fn proxy_report(found: pb::ProxyStatus) -> ProxyReport {
+    let draining = found.draining.into_iter().take(MOST_DRAINING);
+    let draining = draining.map(|old| DrainingProxy {
+        pid: old.pid,
+        version: cut(old.version),
+        since: Timestamp::from_millis(old.since_ms),
+        until: Timestamp::from_millis(old.until_ms),
+        open: old.open,
+    });
+    ProxyReport {
+        pid: found.pid,
+        version: cut(found.version),
+        started_at: Timestamp::from_millis(found.started_at_ms),
+        connections: found.connections,
+        draining: draining.collect(),
+    }
 }
 
 fn observed_place(found: pb::ObservedPlace) -> Result<ObservedPlace, Malformed> {
@@ -224,20 +247,27 @@ fn histogram_from(found: &pb::Histogram) -> Result<Histogram, Malformed> {
     Histogram::from_parts(found.sum_us, buckets).map_err(|error| wrong(error.to_string()))
 }
 
-/// The complete wish for an agent.
+/// Opens a secret of an assignment for the agent that it goes to, by its variable.
+pub type Opener<'a> = dyn Fn(&Assignment, &str) -> Option<Secret> + 'a;
+
+/// The complete wish for an agent, with its secrets opened.
 #[must_use]
-pub fn assignments(wish: &Assignments) -> pb::Assignments {
+pub fn assignments(wish: &Assignments, open: &Opener<'_>) -> pb::Assignments {
     pb::Assignments {
         generation: Some(pb::Generation {
             epoch: wish.generation.epoch,
             index: wish.generation.index,
         }),
-        items: wish.items.iter().map(assignment).collect(),
+        items: wish
+            .items
+            .iter()
+            .map(|item| assignment(item, open))
+            .collect(),
         report_interval_ms: wish.report_interval.map_or(0, |span| span.millis()),
     }
 }
 
-fn assignment(item: &Assignment) -> pb::Assignment {
+fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
     let role = match item.role {
         Role::Active => pb::Role::Active,
         Role::Candidate => pb::Role::Candidate,
@@ -261,13 +291,18 @@ fn assignment(item: &Assignment) -> pb::Assignment {
             kind: item.asset.kind.as_str().to_owned(),
             sha256: item.asset.sha256.to_string(),
             size: item.asset.size,
-            sources: vec!["store:".to_owned()],
+            sources: sources(&item.asset.sources),
             file_name: item.asset.name.to_string(),
         }),
         run: Some(pb::Run {
             command: item.run.command.clone(),
             args: item.run.args.clone(),
             env: super::to_map(&item.run.env),
+            before_start: hooks(&item.run.hooks.before_start),
+            after_start: hooks(&item.run.hooks.after_start),
+            before_stop: hooks(&item.run.hooks.before_stop),
+            after_stop: hooks(&item.run.hooks.after_stop),
+            limits: limits(&item.run.limits),
         }),
         port: match item.port {
             Port::None => 0,
@@ -284,7 +319,64 @@ fn assignment(item: &Assignment) -> pb::Assignment {
             lost_after_ms: guard.lost_after.millis(),
             rule: guard.rule.clone(),
         }),
+        parameters: item
+            .parameters
+            .iter()
+            .map(|wish| parameter(wish, open(item, &wish.variable)))
+            .collect(),
     }
+}
+
+fn parameter(wish: &ParameterWish, opened: Option<Secret>) -> pb::Parameter {
+    use pb::parameter::Content;
+    let content = match &wish.content {
+        ParameterContent::Plain(text) => Content::Plain(text.clone()),
+        ParameterContent::Secret(version) => Content::Secret(pb::SecretValue {
+            version: version.to_string(),
+            text: opened.map(|secret| secret.expose().to_owned()),
+        }),
+    };
+    pb::Parameter {
+        variable: wish.variable.clone(),
+        content: Some(content),
+        file: wish.file.as_ref().map(|file| pb::ParameterFile {
+            path: file.path.clone(),
+            mode: file.mode.bits(),
+            owner: file.owner.clone().unwrap_or_default(),
+            on_collision: file.on_collision.as_str().to_owned(),
+        }),
+    }
+}
+
+fn hooks(hooks: &[Hook]) -> Vec<pb::Hook> {
+    hooks
+        .iter()
+        .map(|hook| pb::Hook {
+            command: hook.command.clone(),
+            args: hook.args.clone(),
+            timeout_ms: hook.timeout.millis(),
+        })
+        .collect()
+}
+
+fn limits(limits: &Limits) -> Option<pb::Limits> {
+    (!limits.is_empty()).then(|| pb::Limits {
+        memory_bytes: limits.memory.map_or(0, |bytes| bytes.0),
+        cpu_basis_points: limits.cpu.map_or(0, |cores| cores.0),
+        open_files: limits.open_files.unwrap_or(0),
+        processes: limits.processes.unwrap_or(0),
+    })
+}
+
+fn sources(places: &[String]) -> Vec<String> {
+    let on_the_wire = |place: &String| match place.as_str() {
+        "store" => "store:".to_owned(),
+        address => address.to_owned(),
+    };
+    if places.is_empty() {
+        return vec!["store:".to_owned()];
+    }
+    places.iter().map(on_the_wire).collect()
 }
 
 fn health_check(check: &HealthCheck) -> pb::HealthCheck {

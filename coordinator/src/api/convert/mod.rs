@@ -6,15 +6,18 @@
 use std::collections::{BTreeMap, HashMap};
 
 use tidegate_coordinator_core::command::{OnConflict, TokenKind, Verb};
+use tidegate_coordinator_core::preflight::{Finding, Severity};
 use tidegate_coordinator_core::state::{Addresses, Meta, Object, Release, Scope, Token};
-use tidegate_coordinator_core::{Event, State};
+use tidegate_coordinator_core::{Event, Outcome, Reply, State};
 use tidegate_proto::control::v1 as pb;
 use tidegate_proto::enroll::v1::CoordinatorAddresses;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name, ShortId, TokenId, Version};
+use tidegate_shared::secret::WITHHELD;
 use tidegate_shared::selector::{LabelSelector, Labels};
 use tidegate_shared::spec::{
-    Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, StrategySpec, validate_labels,
+    Kind, ObjectSpec, ParameterKind, ParameterSpec, ReleaseSpec, ReleaseStatus, StrategySpec,
+    validate_labels,
 };
 use tidegate_shared::weight::Weight;
 use tonic::Status;
@@ -280,6 +283,16 @@ fn object<S: serde::Serialize>(kind: Kind, name: &Name, found: &Object<S>) -> pb
     }
 }
 
+/// A parameter; a secret without its value, sealed or not.
+fn parameter(name: &Name, found: &Object<ParameterSpec>) -> pb::Object {
+    let mut shown = found.clone();
+    if shown.spec.kind == ParameterKind::Secret {
+        shown.spec.sealed = None;
+        shown.spec.value = Some(WITHHELD.to_owned());
+    }
+    object(Kind::Parameter, name, &shown)
+}
+
 /// A scope as an object.
 #[must_use]
 pub fn scope_object(name: &Name, scope: &Scope) -> pb::Object {
@@ -318,7 +331,7 @@ pub fn object_of(state: &State, kind: Kind, name: &Name) -> Option<pb::Object> {
         Kind::Parameter => state
             .parameters
             .get(name)
-            .map(|found| object(kind, name, found)),
+            .map(|found| parameter(name, found)),
     }
 }
 
@@ -344,6 +357,52 @@ pub fn names_of(state: &State, kind: Kind) -> Vec<(Name, Labels)> {
             .iter()
             .map(|(name, scope)| (name.clone(), scope.meta.labels.clone()))
             .collect(),
+    }
+}
+
+/// What a command did to its object.
+#[must_use]
+pub const fn change(reply: &Reply) -> pb::apply_response::Change {
+    match reply {
+        Reply::Object { created: true, .. } => pb::apply_response::Change::Created,
+        Reply::Object { changed: true, .. } => pb::apply_response::Change::Changed,
+        Reply::Object { .. }
+        | Reply::Done
+        | Reply::Named(_)
+        | Reply::Deployments(_)
+        | Reply::Joined { .. } => pb::apply_response::Change::Unchanged,
+    }
+}
+
+/// The answer to one of many objects.
+#[must_use]
+pub fn apply_result(outcome: &Outcome) -> pb::ApplyResult {
+    use pb::apply_result::{Applied, Refusal, Result, WrongField};
+    let result = match outcome {
+        Ok(reply) => Result::Applied(Applied {
+            change: change(reply).into(),
+            revision: match reply {
+                Reply::Object { revision, .. } => *revision,
+                Reply::Done | Reply::Named(_) | Reply::Deployments(_) | Reply::Joined { .. } => 0,
+            },
+        }),
+        Err(rejection) => Result::Refusal(Refusal {
+            reason: rejection.reason.as_str().to_owned(),
+            code: rejection.reason.code().to_owned(),
+            message: rejection.message.clone(),
+            hint: rejection.reason.hint().to_owned(),
+            fields: rejection
+                .fields
+                .iter()
+                .map(|found| WrongField {
+                    field: found.field.clone(),
+                    message: found.message.clone(),
+                })
+                .collect(),
+        }),
+    };
+    pb::ApplyResult {
+        result: Some(result),
     }
 }
 
@@ -391,6 +450,22 @@ pub fn event(found: &Event) -> pb::Event {
         previous_hash: found.previous_hash.to_string(),
         hash: found.hash.to_string(),
         details: json(found),
+    }
+}
+
+/// A finding of a look at a scope.
+#[must_use]
+pub fn finding(found: Finding) -> pb::CheckFinding {
+    let severity = match found.severity {
+        Severity::Good => pb::check_finding::Severity::Good,
+        Severity::Warning => pb::check_finding::Severity::Warning,
+        Severity::Error => pb::check_finding::Severity::Error,
+    };
+    pb::CheckFinding {
+        severity: severity.into(),
+        subject: found.subject,
+        message: found.message,
+        hint: found.hint,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Hosts as they are in service: a real systemd on each, the packages installed, three of them in one
 //! cluster, and what happens to hosts: reboots, upgrades, programs that hang or crash.
 
+mod service;
+mod story;
+
 use anyhow::ensure;
 use tidegate_harness::cluster::control::processes_of;
 use tidegate_harness::nspawn::BOOT;

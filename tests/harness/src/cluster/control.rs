@@ -1,13 +1,14 @@
 //! What fault tests need of a cluster: signals to single processes, restarts, every address.
 
 use std::fs;
-use std::path::Path;
-use std::process::ExitStatus;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::{Cluster, PATIENCE, Process, number, text};
+use super::{Cluster, Output, PATIENCE, Process, number, text};
 use crate::poll;
 
 /// Where a coordinator listens, each `IP:PORT`.
@@ -65,7 +66,97 @@ pub fn processes_of(folder: &Path) -> Vec<Found> {
     found
 }
 
+/// Somebody who uses the cluster while it is being changed.
+#[derive(Debug, Clone)]
+pub struct Person {
+    program: PathBuf,
+    dir: PathBuf,
+    context: String,
+}
+
+impl Person {
+    /// Runs `tidegate`, with JSON as output.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn tidegate(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let output = Command::new(&self.program)
+            .args(arguments)
+            .env("TIDEGATE_CONTEXT", &self.context)
+            .env("TIDEGATE_CONFIG_DIR", &self.dir)
+            .env("TIDEGATE_OUTPUT", "json")
+            .stdin(Stdio::null())
+            .output()
+            .context("tidegate cannot be started")?;
+        Ok(Output {
+            command: format!("tidegate {}", arguments.join(" ")),
+            status: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+}
+
 impl Cluster {
+    /// The person whom the harness logged in.
+    pub fn person(&self) -> Person {
+        Person {
+            program: self.programs.join("tidegate"),
+            dir: self.dir.clone(),
+            context: self.context.clone(),
+        }
+    }
+
+    /// Gives the cluster copies of the programs, which [`Self::replace_agent_program`] may replace;
+    /// what runs already goes on from where it was started.
+    ///
+    /// # Errors
+    /// They cannot be copied.
+    pub fn own_programs(&mut self) -> anyhow::Result<()> {
+        let folder = self.dir.join("programs");
+        fs::create_dir_all(&folder)?;
+        for name in ["tidegate", "tidegate-coordinator", "tidegate-agent"] {
+            fs::copy(self.programs.join(name), folder.join(name))?;
+        }
+        self.programs = folder;
+        Ok(())
+    }
+
+    /// Puts another build of the agent in the place of the present one, as a package manager does:
+    /// beside it, then renamed. It is the same code in another file.
+    ///
+    /// # Errors
+    /// The cluster has no programs of its own, or they cannot be written.
+    pub fn replace_agent_program(&self) -> anyhow::Result<()> {
+        ensure!(self.programs.starts_with(&self.dir), "not our own programs");
+        let (path, beside) = (
+            self.programs.join("tidegate-agent"),
+            self.programs.join("tidegate-agent.new"),
+        );
+        fs::copy(&path, &beside)?;
+        // Whatever stands behind the end of an executable is ignored.
+        let mut file = fs::File::options().append(true).open(&beside)?;
+        file.write_all(b"another build")?;
+        drop(file);
+        fs::rename(&beside, &path)?;
+        Ok(())
+    }
+
+    /// Waits until every member leads or follows.
+    ///
+    /// # Errors
+    /// One is missing for too long.
+    pub fn all_up(&self) -> anyhow::Result<()> {
+        poll::until("every member up", PATIENCE, || {
+            let status = self.tidegate(&["cluster", "status"])?.json()?;
+            let members = status["members"].as_array().cloned().unwrap_or_default();
+            let up = members
+                .iter()
+                .filter(|m| ["leader", "follower"].contains(&text(m, "role")));
+            poll::holds(up.count() == self.coordinators.len(), || status.to_string())
+        })
+    }
+
     /// Where a coordinator listens; from 0.
     pub fn listeners(&self, position: usize) -> Listeners {
         let flags = &self.coordinators[position].flags;

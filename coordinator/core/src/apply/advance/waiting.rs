@@ -197,7 +197,7 @@ fn check_startable(tx: &Tx<'_>, deployment: &Deployment, participants: &[Name]) 
         // Going back is not held up by a pause; a rejected release needs somebody's word.
         ReleaseStatus::Paused => origin.fast,
         ReleaseStatus::Rejected => origin.forced,
-        ReleaseStatus::Building => false,
+        ReleaseStatus::Building | ReleaseStatus::Collected => false,
     };
     if !ready {
         return refuse(deployment, format_args!("its release is {status}"));

@@ -1,11 +1,15 @@
 //! Tests of `apply`: through commands alone, as the log would carry them.
 
+mod archive;
 mod clock;
+mod collection;
 mod deployments;
 mod governance;
 mod objects;
+mod preflight;
 mod random;
 mod requests;
 mod returns;
+mod secrets;
 mod table;
 mod world;

@@ -31,7 +31,7 @@ const STRATEGIES: [&str; 5] = [
 ];
 
 /// One random draw: what, on which, with which argument.
-type Draw = (u8, u8, u8);
+pub(super) type Draw = (u8, u8, u8);
 
 fn pick<T: Copy>(list: &[T], by: u8) -> Option<T> {
     (!list.is_empty()).then(|| list[usize::from(by) % list.len()])
@@ -235,7 +235,7 @@ fn deploy(which: u8, by: u8) -> (Actor, Command) {
     (user("ann"), Command::CreateDeployments(command))
 }
 
-fn command(world: &World, (kind, which, by): Draw) -> (Actor, Command) {
+pub(super) fn command(world: &World, (kind, which, by): Draw) -> (Actor, Command) {
     let state = &world.state;
     let ann = user("ann");
     let advance = |deployment: DeploymentId, action| {
@@ -282,7 +282,7 @@ fn command(world: &World, (kind, which, by): Draw) -> (Actor, Command) {
     }
 }
 
-fn through_cbor(entry: &Entry) -> Entry {
+pub(super) fn through_cbor(entry: &Entry) -> Entry {
     let mut bytes = Vec::new();
     ciborium::into_writer(entry, &mut bytes).unwrap();
     ciborium::from_reader(bytes.as_slice()).unwrap()

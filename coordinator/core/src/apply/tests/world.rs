@@ -181,13 +181,14 @@ impl World {
         let mut now = self.state.clone();
         now.events = before.events.clone();
         now.last_hash = before.last_hash;
+        now.archive = before.archive;
         now.requests = before.requests.clone();
         now.at = before.at;
         assert_eq!(now, *before);
     }
 
-    pub(super) fn deploy_to(&mut self, scope: &str, release: &str) -> Outcome {
-        let command = Command::CreateDeployments(CreateDeployments {
+    pub(super) fn deploy_command(&self, scope: &str, release: &str) -> Command {
+        Command::CreateDeployments(CreateDeployments {
             application: name("shop"),
             version: version(release),
             scopes: vec![name(scope)],
@@ -195,7 +196,11 @@ impl World {
             overrides: self.strategy.clone(),
             labels: BTreeMap::new(),
             on_conflict: self.on_conflict,
-        });
+        })
+    }
+
+    pub(super) fn deploy_to(&mut self, scope: &str, release: &str) -> Outcome {
+        let command = self.deploy_command(scope, release);
         self.run(command)
     }
 

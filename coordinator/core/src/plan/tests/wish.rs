@@ -146,6 +146,8 @@ fn parameters_go_before_the_assets_own_environment() {
         let parameter = crate::state::ResolvedParameter {
             value: "scope".to_owned(),
             source: crate::state::Source::Scope,
+            secret: None,
+            file: None,
         };
         new.origin.parameters.insert("A".to_owned(), parameter);
     });
