@@ -133,20 +133,33 @@ impl Settings {
     /// The keys whose values differ and that a running agent cannot change.
     #[must_use]
     pub fn differences_for_restart(&self, fresh: &Self) -> Vec<&'static str> {
+        // A reload takes these, or they do not change: the folder is that of the file.
+        let Self {
+            name,
+            layout: _,
+            coordinators: _,
+            http: _,
+            listen_address,
+            instance_address,
+            ports,
+            executor,
+            proxy_unit,
+            source_roots,
+            log: _,
+            log_json,
+        } = self;
         let changed = [
-            ("name", self.name != fresh.name),
-            (
-                "listen_address",
-                self.listen_address != fresh.listen_address,
-            ),
+            ("name", *name != fresh.name),
+            ("listen_address", *listen_address != fresh.listen_address),
             (
                 "instance_address",
-                self.instance_address != fresh.instance_address,
+                *instance_address != fresh.instance_address,
             ),
-            ("port_range", self.ports != fresh.ports),
-            ("executor", self.executor != fresh.executor),
-            ("proxy_unit", self.proxy_unit != fresh.proxy_unit),
-            ("log_format", self.log_json != fresh.log_json),
+            ("port_range", *ports != fresh.ports),
+            ("executor", *executor != fresh.executor),
+            ("proxy_unit", *proxy_unit != fresh.proxy_unit),
+            ("source_ca_file", *source_roots != fresh.source_roots),
+            ("log_format", *log_json != fresh.log_json),
         ];
         let changed = changed.into_iter().filter(|(_, changed)| *changed);
         changed.map(|(key, _)| key).collect()

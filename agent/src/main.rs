@@ -306,7 +306,7 @@ fn join(arguments: JoinArguments) -> Result<(), AgentError> {
 }
 
 fn ask_proxy(ask: &ProxyAsk) -> Result<(), AgentError> {
-    init_log("warn", false);
+    drop(init_log("warn", false));
     let (ProxyAsk::Status(arguments) | ProxyAsk::Replace(arguments)) = ask;
     let layout = Layout {
         dir: arguments.dir.clone(),

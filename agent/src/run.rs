@@ -99,7 +99,8 @@ pub async fn run(
     files::make_folder(&layout.instances(), 0o700).map_err(folder_error)?;
     let (secrets, lost_secrets) = SecretStore::open(&layout.dir);
     let secrets = Arc::new(secrets);
-    let traffic = Arc::new(ProxyTraffic::new(layout.proxy()).map_err(folder_error)?);
+    let traffic = ProxyTraffic::new(layout.proxy()).map_err(folder_error)?;
+    let traffic = Arc::new(traffic.under(settings.proxy_unit.clone()));
     let signals = Signals::new().map_err(folder_error)?;
     let hang_up = signal(SignalKind::hangup()).map_err(folder_error)?;
 

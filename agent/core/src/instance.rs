@@ -105,7 +105,7 @@ pub struct Instance {
 }
 
 /// What is known of a process that was running before this agent started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adopted {
     /// Its incarnation.
     pub incarnation: u32,

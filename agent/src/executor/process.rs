@@ -244,10 +244,11 @@ impl ProcessExecutor {
             };
             let told = match output::last_words(&dir) {
                 Some(words) => format!("{how}; its last words:\n{words}"),
-                None => how,
+                None => how.clone(),
             };
             if !ordered {
-                info!(instance = %running.instance, how = told, "ended");
+                // Without its last words: they may hold a secret, and stand in its own output.
+                info!(instance = %running.instance, how, "ended");
                 // Members that it left behind would hold its port against the next start.
                 if procfs::group_is_of(&running.process) {
                     signal(running.process.pid, Signal::KILL);

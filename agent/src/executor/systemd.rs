@@ -9,6 +9,7 @@
 //! [`crate::systemd`], output is read back by `journal`.
 
 pub mod journal;
+mod limits;
 mod unit;
 
 use std::collections::BTreeMap;
@@ -120,6 +121,7 @@ impl Executor for SystemdExecutor {
             Task::Stop {
                 instance,
                 incarnation,
+                ..
             } => {
                 tokio::spawn(async move { inner.stop(instance, incarnation).await });
             }
@@ -232,7 +234,8 @@ impl Inner {
             }
         }
         let state = self.wait_until_up(&unit).await.map_err(refused)?;
-        if !state.was_up {
+        // One that ends at once may be gone before systemd counts it as up: it was run all the same.
+        if !state.was_up && !unit::was_run(&state) {
             let words = journal::of_manager(&unit, &state.invocation).await;
             return Err(unit::why_not_up(launch, &program, &state, words));
         }

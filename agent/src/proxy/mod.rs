@@ -18,6 +18,7 @@
 //! It speaks HTTP/1.0, HTTP/1.1, HTTP/2 with prior knowledge and upgraded connections to clients, HTTP/1.1
 //! to instances. A TCP mode would be another `Protocol` with another task per connection; it is not there.
 
+mod background;
 mod balance;
 mod body;
 pub mod control;
@@ -85,6 +86,9 @@ pub struct ProxyArgs {
     /// dropped; that one finishes what is open and ends.
     #[arg(long)]
     pub take_over: bool,
+    /// Come back once the successor serves, with a failure if it does not: for `systemctl reload`.
+    #[arg(long, requires = "take_over")]
+    pub background: bool,
     /// How long the replaced proxy may finish open connections, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = DRAIN.as_secs())]
     pub drain: u64,
@@ -129,6 +133,9 @@ pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
 /// # Errors
 /// When the folder is locked or unusable.
 pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
+    if args.background {
+        return background::run(&args).await;
+    }
     if args.detach {
         // Fails when this process leads a group already, and then it has left its caller's.
         rustix::process::setsid().ok();
@@ -215,7 +222,8 @@ impl Proxy {
         let (order_sender, orders) = mpsc::channel(1);
         let control = serve_control(&server, &engine, &order_sender);
         info!(pid = std::process::id(), dir = %dir.display(), "proxy started");
-        tell(&[NotifyState::Ready]);
+        // Where a unit runs the proxy, the manager follows the successor.
+        tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
         Ok(Self {
             dir,
             lock,

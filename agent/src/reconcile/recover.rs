@@ -104,11 +104,11 @@ impl Reconciler {
             return Some(Instance::lost(adopted, settings, now));
         };
         info!(instance = %key, pid = process.pid, "found running");
-        self.take_up(key, adopted, process);
+        self.take_up(key, &adopted, process);
         Some(Instance::adopt(adopted, now))
     }
 
-    fn take_up(&mut self, key: &InstanceKey, adopted: Adopted, process: ProcessId) {
+    fn take_up(&mut self, key: &InstanceKey, adopted: &Adopted, process: ProcessId) {
         self.ledger.set_instance(InstanceRecord {
             instance: key.clone(),
             port: adopted.port,
@@ -134,7 +134,7 @@ impl Reconciler {
     ) -> Instance {
         info!(instance = %key, "a stop that was interrupted is completed");
         if let Some(process) = process {
-            self.take_up(key, adopted, process);
+            self.take_up(key, &adopted, process);
         }
         let launch = self.launch_from(item, key, adopted.incarnation, adopted.port);
         self.parts.executor.perform(Task::Stop {

@@ -9,6 +9,7 @@ pub mod conformance;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod proxy;
+mod proxy_unit;
 
 use std::pin::Pin;
 

@@ -4,7 +4,8 @@
 //! The proxy is started detached and outlives this process; a later agent finds it by its socket. Dropping
 //! the provider stops nothing. Every call finds or starts the proxy first, so a proxy that was killed is
 //! back, with its stored table, at the next call. A proxy of another build is asked to hand its sockets to
-//! a new one; if that fails it goes on, the observation says why, and it is tried again later.
+//! a new one; if that fails it goes on, the observation says why, and it is tried again later. Where a unit
+//! of systemd runs the proxy, start and replacement are the unit's (`proxy_unit.rs`).
 
 use std::fs::OpenOptions;
 use std::io;
@@ -18,6 +19,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use super::proxy_unit::ProxyUnit;
 use super::{Answer, TrafficError, TrafficProvider};
 use crate::proxy::build_of;
 use crate::proxy::control::ControlClient;
@@ -50,6 +52,8 @@ pub struct ProxyTraffic {
     program: PathBuf,
     /// Which file `program` was when this provider was made.
     build: String,
+    /// The unit that runs the proxy; none: it is started from here.
+    unit: Option<ProxyUnit>,
     link: Mutex<Link>,
 }
 
@@ -94,8 +98,16 @@ impl ProxyTraffic {
             dir,
             build: build_of(&program),
             program,
+            unit: None,
             link: Mutex::default(),
         }
+    }
+
+    /// The same, run by a unit of systemd if there is one to do it.
+    #[must_use]
+    pub fn under(mut self, unit: Option<String>) -> Self {
+        self.unit = unit.map(ProxyUnit::new);
+        self
     }
 
     /// Finds the proxy or starts it, and tells who it is.
@@ -227,6 +239,14 @@ impl ProxyTraffic {
 
     /// Starts a proxy that takes over from the one that runs, and waits until it answers.
     async fn take_over(&self, link: &mut Link) -> Result<ControlClient, TrafficError> {
+        let found = match &self.unit {
+            Some(_) => None,
+            None => ProxyUnit::of_proxy_in(&self.dir).await,
+        };
+        if let Some(unit) = self.unit.as_ref().or(found.as_ref()) {
+            let replaced = unit.replace(&self.dir, TAKE_OVER_LIMIT).await;
+            return replaced.map_err(unreachable);
+        }
         let mut child = self.start(true)?;
         let pid = child.id();
         let deadline = Instant::now() + TAKE_OVER_LIMIT;
@@ -261,6 +281,10 @@ impl ProxyTraffic {
         loop {
             if let Ok(client) = ControlClient::connect(&self.dir).await {
                 return Ok(client);
+            }
+            if let Some(unit) = &self.unit {
+                let started = unit.start(&self.dir, START_LIMIT).await;
+                return started.map_err(unreachable);
             }
             let child = self.start(false)?;
             match self.wait_for(link.child.insert(child)).await {

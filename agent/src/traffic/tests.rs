@@ -157,6 +157,7 @@ async fn the_proxy_conforms() {
         detach: false,
         threads: 2,
         take_over: false,
+        background: false,
         drain: 1,
     };
     let proxy = tokio::spawn(crate::proxy::run(args));

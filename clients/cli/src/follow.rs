@@ -25,6 +25,8 @@ const INTERVAL_MS: u32 = 500;
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// A broken stream is opened again for so long.
 const BROKEN_LIMIT: Duration = Duration::from_secs(60);
+/// Without news, a wait with a limit says that it goes on after each such part of the limit.
+const HEARTBEATS: u32 = 10;
 /// Points of a sparkline.
 const HISTORY: usize = 40;
 /// Agents in a picture; the page of `deployment get` shows all.
@@ -50,6 +52,7 @@ pub async fn follow(session: &Session, id: &str, following: Following) -> Result
     let mut view = View::new(
         output,
         following.picture && output.is_terminal() && output.is_for_people(),
+        following.timeout,
     );
     let limit = async {
         if following.timeout.is_zero() {
@@ -62,8 +65,9 @@ pub async fn follow(session: &Session, id: &str, following: Following) -> Result
         () = limit => {
             view.finish()?;
             output.note(&format!(
-                "timed out after {}: the deployment goes on\nnext: tidegate deployment watch {}",
+                "timed out after {}{}: the deployment goes on\nnext: tidegate deployment watch {}",
                 following.timeout,
+                view.where_it_stands(),
                 short(id)
             ))?;
             return Ok(render::EXIT_TIMED_OUT);
@@ -155,6 +159,10 @@ struct View {
     drawn: usize,
     last_line: String,
     history: History,
+    timeout: Span,
+    began: std::time::Instant,
+    beats: u32,
+    trouble: String,
 }
 
 #[derive(Default)]
@@ -164,25 +172,59 @@ struct History {
 }
 
 impl View {
-    fn new(output: Output, picture: bool) -> Self {
+    fn new(output: Output, picture: bool, timeout: Span) -> Self {
         Self {
             output,
             picture,
             drawn: 0,
             last_line: String::new(),
             history: History::default(),
+            timeout,
+            began: std::time::Instant::now(),
+            beats: 0,
+            trouble: String::new(),
         }
+    }
+
+    /// The last state that was seen, with the first cause of trouble; begins with a comma.
+    fn where_it_stands(&self) -> String {
+        let parts = [self.last_line.trim_end(), &self.trouble];
+        let told: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        match told.is_empty() {
+            true => ", no state was seen".to_owned(),
+            false => format!(", last seen {}", told.join("; ")),
+        }
+    }
+
+    /// Whether another part of the limit is over.
+    fn beat(&mut self) -> bool {
+        let part = self.timeout.to_std() / HEARTBEATS;
+        if part.is_zero() || self.began.elapsed() < part * (self.beats + 1) {
+            return false;
+        }
+        self.beats = (self.began.elapsed().as_millis() / part.as_millis().max(1)) as u32;
+        true
     }
 
     fn show(&mut self, deployment: &api::Deployment) -> Result<()> {
         self.history.take(deployment);
+        self.trouble = trouble(deployment);
+        let line = progress_line(deployment);
+        let is_news = line != self.last_line;
+        let beat = self.beat();
+        self.last_line = line;
         if !self.picture {
-            let line = progress_line(deployment);
-            if line != self.last_line {
-                let now = time::now_ms();
-                let text = format!("{} {}", time::clock(now), time::told(&line, now));
-                self.output.note(&text)?;
-                self.last_line = line;
+            let now = time::now_ms();
+            let line = time::told(&self.last_line, now);
+            if is_news {
+                self.output.note(&format!("{} {line}", time::clock(now)))?;
+            } else if beat {
+                let waited = Span::from_secs(self.began.elapsed().as_secs());
+                let of = self.timeout;
+                self.output.note(&format!(
+                    "{} still {line} (waited {waited} of {of})",
+                    time::clock(now)
+                ))?;
             }
             return Ok(());
         }
@@ -222,6 +264,22 @@ impl View {
         self.drawn = 0;
         Ok(())
     }
+}
+
+/// The first agent's error, else how an instance ended last; empty without any.
+fn trouble(deployment: &api::Deployment) -> String {
+    let errors = deployment
+        .participants
+        .iter()
+        .filter(|participant| !participant.error.is_empty())
+        .map(|participant| format!("{}: {}", participant.agent, participant.error));
+    let exits = deployment
+        .participants
+        .iter()
+        .flat_map(|participant| &participant.instances)
+        .filter(|instance| !instance.last_exit.is_empty())
+        .map(|instance| format!("{}: {}", instance.id, instance.last_exit));
+    printable(&errors.chain(exits).next().unwrap_or_default())
 }
 
 /// What changed, for a log; instants stand in it as the cluster tells them.
@@ -523,6 +581,37 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("waiting: the hold of step 2"), "{text}");
+    }
+
+    #[test]
+    fn who_waits_in_vain_hears_where_it_stands_and_why() {
+        let mut deployment = render::tests::sample();
+        let participant = &mut deployment.participants[0];
+        participant.agent = "web-1".to_owned();
+        participant.error = "port 8080 on 10.0.0.1 is held by nginx (pid 812)".to_owned();
+        let mut view = View::new(Output::plain(Format::Table), false, Span::from_secs(10));
+        assert_eq!(view.where_it_stands(), ", no state was seen");
+        view.show(&deployment).unwrap();
+        let told = view.where_it_stands();
+        assert!(told.contains("RUNNING"), "{told}");
+        assert!(
+            told.contains("web-1: port 8080 on 10.0.0.1 is held by nginx (pid 812)"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_long_wait_says_ten_times_that_it_goes_on() {
+        let mut view = View::new(Output::plain(Format::Table), false, Span::from_secs(100));
+        assert!(!view.beat());
+        let now = view.began;
+        view.began = now.checked_sub(Duration::from_secs(35)).unwrap();
+        assert!(view.beat());
+        assert!(!view.beat(), "three parts are over, which is one remark");
+        view.began = now.checked_sub(Duration::from_secs(41)).unwrap();
+        assert!(view.beat());
+        let mut endless = View::new(Output::plain(Format::Table), false, Span::ZERO);
+        assert!(!endless.beat());
     }
 
     #[test]

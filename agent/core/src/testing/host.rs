@@ -174,7 +174,7 @@ impl FakeHost {
             let route = route.and_then(|v| v.instances.get(&key.ordinal));
             let adopted = Adopted {
                 healthy: route.is_some_and(|instance| instance.healthy),
-                ..process.adopted.clone()
+                ..process.adopted
             };
             (key.ordinal, adopted, process.alive)
         })

@@ -7,11 +7,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tidegate_agent_core::observed::Event;
+use tidegate_shared::secret::Secret;
 use tidegate_shared::spec::RunSpec;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::systemd::{SystemdExecutor, journal, unit_name};
-use super::super::{Executor as _, Launch, Running, Task, procfs};
+use super::super::{Executor as _, Launch, Parameter, Running, Task, procfs};
 use super::{LIMIT, launch, next, suite};
 use crate::systemd::{Active, Manager};
 
@@ -22,7 +23,7 @@ type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 type Case = fn(&Path) -> Answer<'_>;
 
 /// Every case, by name.
-pub const CASES: [(&str, Case); 10] = [
+pub const CASES: [(&str, Case); 13] = [
     ("the_suite", |root| Box::pin(the_suite(root))),
     ("an_end_is_told_with_its_status_and_last_words", |root| {
         Box::pin(an_end_is_told(root))
@@ -49,6 +50,13 @@ pub const CASES: [(&str, Case); 10] = [
     }),
     ("a_left_over_unit_gives_way_to_a_new_start", |root| {
         Box::pin(left_over(root))
+    }),
+    ("a_reload_of_systemd_leaves_a_unit_whole", |root| {
+        Box::pin(reloaded(root))
+    }),
+    ("limits_hold_or_are_refused", |root| Box::pin(limits(root))),
+    ("secrets_and_files_reach_the_program_alone", |root| {
+        Box::pin(secrets(root))
     }),
     ("the_journal_is_read_back", |root| Box::pin(logs(root))),
 ];
@@ -129,6 +137,7 @@ impl Bench {
         self.executor.perform(Task::Stop {
             instance: launch.instance.clone(),
             incarnation: launch.incarnation,
+            launch: None,
         });
         match next(&mut self.events).await {
             Event::Stopped { how, .. } => how,
@@ -299,13 +308,15 @@ async fn what_it_sees(root: &Path) {
 async fn variables(root: &Path) {
     let mut bench = bench(root, GRACE);
     let value = "a \"b\" 'c' \\ $HOME `d` %n\nsecond line";
-    let mut run = shell("printf '%s' \"$VALUE\" | od -An -tx1 | tr -d ' \\n'; echo; exit 1");
-    run.args.push("${NOT_OURS} $PORT".to_owned());
+    let mut run = shell("printf '%s' \"$VALUE$0\" | od -An -tx1 | tr -d ' \\n'; echo; exit 1");
+    let argument = "${NOT_OURS} $$ 100%";
+    run.args.push(argument.to_owned());
     run.env.insert("VALUE".into(), value.into());
     let launch = bench.launch(run);
     bench.start(launch).await;
     let how = bench.exited().await;
-    assert!(how.contains(&hex::encode(value)), "{how}");
+    let whole = hex::encode(format!("{value}{argument}"));
+    assert!(how.contains(&whole), "{how}");
 }
 
 async fn watchdog(root: &Path) {
@@ -352,6 +363,26 @@ async fn left_over(root: &Path) {
     second.stop(&again).await;
 }
 
+/// Every installation of a package has systemd read its units again, those of instances too.
+async fn reloaded(root: &Path) {
+    let mut bench = bench(root, GRACE);
+    let launch = bench.launch(shell("exec sleep 600"));
+    let pid = bench.start(launch.clone()).await;
+    let systemctl = |arguments: &[&str]| {
+        let done = std::process::Command::new("systemctl")
+            .args(arguments)
+            .output();
+        String::from_utf8_lossy(&done.expect("systemctl").stdout).into_owned()
+    };
+    systemctl(&["daemon-reload"]);
+    let unit = unit_name(&launch.instance);
+    let loaded = systemctl(&["show", "--value", "--property=LoadState", &unit]);
+    assert_eq!(loaded.trim(), "loaded");
+    assert!(procfs::identify(pid).is_some(), "the reload ended it");
+    bench.stop(&launch).await;
+    assert_eq!(active(&launch).await, None, "a unit stays");
+}
+
 async fn logs(root: &Path) {
     let mut bench = bench(root, GRACE);
     let script = "echo one; echo two; touch ${INSTANCE_DIR}/said; \
@@ -380,4 +411,67 @@ async fn logs(root: &Path) {
     let line = line.ok().flatten();
     assert_eq!(line.map(|line| line.text).as_deref(), Some("three"));
     bench.stop(&launch).await;
+}
+
+async fn limits(root: &Path) {
+    let mut bench = bench(root, GRACE);
+    let script = "test \"$(ulimit -n) $(ulimit -Hn)\" = '64 64' && exit 42; exit 1";
+    let mut launch = bench.launch(shell(script));
+    launch.run.limits.open_files = Some(64);
+    bench.start(launch.clone()).await;
+    let how = bench.exited().await;
+    assert!(how.contains("exit status 42"), "{how}");
+
+    launch.incarnation = 2;
+    launch.run.limits.processes = Some(7);
+    bench.executor.perform(Task::Start(Box::new(launch)));
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    let can = controllers.is_ok_and(|all| all.split_ascii_whitespace().any(|one| one == "pids"));
+    match next(&mut bench.events).await {
+        Event::Started { .. } if can => {
+            bench.exited().await;
+        }
+        Event::StartFailed {
+            permanent: true,
+            message,
+            ..
+        } if !can => assert!(message.contains("limits.processes"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[allow(clippy::expect_used, reason = "a test")]
+async fn secrets(root: &Path) {
+    let mut bench = bench(root, GRACE);
+    // The words are not in the script as they are: it is shown with the unit.
+    let script = "until test -e ${INSTANCE_DIR}/go; do sleep 0.05; done; \
+        test \"$KEY\" = hid'den' || exit 1; test \"$(cat $CONF)\" = in'side' || exit 2; exit 42";
+    let mut launch = bench.launch(shell(script));
+    let file = serde_json::from_str(r#"{"path": "conf/key"}"#).expect("a file");
+    for (variable, value, file) in [("KEY", "hidden", None), ("CONF", "inside", Some(file))] {
+        launch.parameters.push(Parameter {
+            variable: variable.to_owned(),
+            value: Some(Secret::new(value.to_owned())),
+            secret: true,
+            file,
+        });
+    }
+    let dir = bench.root.join("instances/shop-eu-q69g5fav/0");
+    let written = crate::parameter_files::write(&launch, &dir);
+    written.map_err(|refusal| refusal.message).expect("written");
+    bench.start(launch.clone()).await;
+    let unit = unit_name(&launch.instance);
+    let shown = std::process::Command::new("systemctl")
+        .args(["show", "--all", &unit])
+        .output()
+        .expect("systemctl");
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("ActiveState=active"), "{shown}");
+    assert!(
+        !shown.contains("hidden") && !shown.contains("inside"),
+        "{shown}"
+    );
+    std::fs::write(dir.join("go"), "").expect("written");
+    let how = bench.exited().await;
+    assert!(how.contains("exit status 42"), "{how}");
 }

@@ -8,8 +8,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+
 use super::super::Launch;
 use super::super::process::Refusal;
+use super::limits;
 use crate::files;
 use crate::systemd::{Property, UnitState, Variant};
 
@@ -81,6 +84,7 @@ pub fn properties(
     program: &Path,
     grace: Duration,
 ) -> Result<Vec<Property>, Refusal> {
+    let limits = limits::properties(&launch.run.limits)?;
     let environment = dir.with_extension("env");
     prepare(launch, dir, &environment).map_err(|error| Refusal {
         permanent: false,
@@ -94,11 +98,11 @@ pub fn properties(
             .iter()
             .map(|arg| launch.substitute(arg, dir)),
     );
-    let start = (
-        program.display().to_string(),
-        arguments,
-        vec!["no-env-expand".to_owned()],
-    );
+    // systemd replaces variables in arguments; a doubled dollar is one that it leaves alone. (To forbid
+    // it needs `ExecStartEx`, which systemd 252 cannot read back from the unit that it writes: the
+    // next daemon-reload would break every running instance's unit.)
+    let arguments: Vec<String> = arguments.iter().map(|arg| arg.replace('$', "$$")).collect();
+    let start = (program.display().to_string(), arguments, false);
     let file = (environment.display().to_string(), false);
     let bind = |path: &Path| {
         let path = path.display().to_string();
@@ -106,14 +110,14 @@ pub fn properties(
     };
     let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
     let text = |text: &str| Variant::from(text.to_owned());
-    Ok(vec![
+    let mut all = vec![
         ("Description", text(&description(launch))),
         ("Slice", text(SLICE)),
         // Up once the program runs, so that one that cannot be run is told from one that ends.
         ("Type", text("exec")),
         // A program that speaks to systemd is heard: status text, its main process, its watchdog.
         ("NotifyAccess", text("all")),
-        ("ExecStartEx", Variant::from(vec![start])),
+        ("ExecStart", Variant::from(vec![start])),
         ("EnvironmentFiles", Variant::from(vec![file])),
         (
             "WorkingDirectory",
@@ -146,7 +150,9 @@ pub fn properties(
             Variant::from(bind(&launch.release_dir)),
         ),
         ("BindPaths", Variant::from(bind(dir))),
-    ])
+    ];
+    all.extend(limits);
+    Ok(all)
 }
 
 /// The folder is open to every user, because that of the unit is only known when it runs; the
@@ -159,11 +165,52 @@ fn prepare(launch: &Launch, dir: &Path, environment: &Path) -> io::Result<()> {
         // Not the agent's own, which the unit may not enter.
         variables.insert("HOME".to_owned(), dir.display().to_string());
     }
-    let lines: String = variables
+    let seen = variables
         .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    let secret = launch
+        .secret_environment()
+        .map(|(name, value)| (name, value.expose()));
+    let lines: String = seen
+        .chain(secret)
         .map(|(name, value)| format!("{name}={}\n", quoted(value)))
         .collect();
-    files::replace(environment, lines.as_bytes(), 0o600)
+    let lines = zeroize::Zeroizing::new(lines);
+    files::replace(environment, lines.as_bytes(), 0o600)?;
+    for parameter in &launch.parameters {
+        if let Some(file) = &parameter.file {
+            open_to_unit(dir, &file.path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Lets the unit's user read a parameter's file, whatever its mode says: no other user gets to the
+/// instance's folder. Links are not followed, and what is not the agent's own stays as it is: the
+/// application of an earlier start may have left either there.
+fn open_to_unit(dir: &Path, path: &str) -> io::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let root = rustix::fs::open(dir, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let folders = path.match_indices('/').map(|(end, _)| (&path[..end], true));
+    for (part, is_folder) in folders.chain([(path, false)]) {
+        let opened = rustix::fs::openat2(&root, part, flags, Mode::empty(), resolve)?;
+        let held = rustix::fs::fstat(&opened)?;
+        let kind = FileType::from_raw_mode(held.st_mode);
+        let mode = held.st_mode & 0o7777;
+        if held.st_uid != own {
+            continue;
+        }
+        if is_folder && kind == FileType::Directory {
+            rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode | 0o055))?;
+        } else if kind == FileType::RegularFile && held.st_nlink == 1 {
+            // As its owner may: read, and execute if it is a program.
+            let as_owner = (mode >> 6) & 0o5;
+            rustix::fs::fchmod(&opened, Mode::from_raw_mode(mode | as_owner))?;
+        }
+    }
+    Ok(())
 }
 
 /// A value for an environment file (systemd.exec(5)): within double quotes these four are escaped.
@@ -178,6 +225,12 @@ fn quoted(value: &str) -> String {
     }
     text.push('"');
     text
+}
+
+/// Whether the program itself was run, as its end tells: set-up ends with a status of its own.
+pub fn was_run(state: &UnitState) -> bool {
+    let failed_before = state.code == 1 && SETUP_FAILURES.contains(&state.status);
+    state.last_pid > 0 && state.code > 0 && !failed_before
 }
 
 /// Why a unit did not come up, from how its set-up ended.
@@ -289,8 +342,10 @@ mod tests {
         assert!(!why.permanent);
         assert!(why.message.contains("step 226"), "{}", why.message);
         assert!(why.message.contains("mount namespacing"), "{}", why.message);
-        let ended = why_not_up(&launch, Path::new("/bin/app"), &state(2, 9, "signal"), None);
-        assert!(ended.message.contains("signal 9"), "{}", ended.message);
+        assert!(!was_run(&state(1, 226, "exit-code")));
+        assert!(was_run(&state(2, 9, "signal")));
+        assert!(was_run(&state(1, 3, "exit-code")));
+        assert!(!was_run(&state(0, 0, "resources")));
     }
 
     #[test]

@@ -15,8 +15,6 @@ use tidegate_harness::{Client, Hosts, Output, poll};
 pub const COORDINATOR: &str = "tidegate-coordinator.service";
 /// The unit of an agent.
 pub const AGENT: &str = "tidegate-agent.service";
-/// The unit of a host's data plane.
-pub const PROXY: &str = "tidegate-proxy.service";
 
 /// The data folder of a coordinator.
 const COORDINATOR_DIR: &str = "/var/lib/tidegate-coordinator";
@@ -48,7 +46,7 @@ impl Packages {
             .arg(programs()?)
             .arg("--out")
             .arg(&out)
-            .args(["--version", version])
+            .args(["--version", version, "--compression", "none"])
             .output()
             .context("packaging/deb/build")?;
         ensure!(

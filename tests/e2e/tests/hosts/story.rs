@@ -11,7 +11,7 @@ use tidegate_harness::load::Load;
 use tidegate_harness::nspawn::Host;
 use tidegate_harness::{Client as _, poll};
 
-use crate::service::{AGENT, COORDINATOR, PROXY, Packages, Service, journal, main_pid, property};
+use crate::service::{AGENT, COORDINATOR, Packages, Service, journal, main_pid, property};
 
 /// The port of the scope `shop`.
 const PORT: u16 = 8080;
@@ -22,22 +22,24 @@ fn three_hosts_in_service() {
         Ok(service) => service,
         Err(error) => panic!("{error:?}"),
     };
-    if let Err(error) = tell(&service) {
+    if let Err(error) = tell(&mut service) {
         let tails = service.hosts().tails();
         let kept = service.hosts().keep();
         panic!("{error:?}\n\n{tails}\neverything is in {}", kept.display());
     }
 }
 
-fn tell(service: &Service) -> anyhow::Result<()> {
+fn tell(service: &mut Service) -> anyhow::Result<()> {
     installed_and_idle(service).context("installed and idle")?;
     service.found().context("the cluster is founded")?;
+    the_daemons_speak_to_systemd(service).context("the daemons speak to systemd")?;
     shop_at(service, PORT)?;
     establish(service, "1").context("the first version")?;
     let first = active(service)?;
     a_crash_is_mended(service, &first).context("a crash is mended")?;
     a_crash_loop_is_rolled_back(service).context("a crash loop is rolled back")?;
     a_host_reboots_in_a_step(service).context("a host reboots in a step")?;
+    a_host_loses_its_power_in_a_step(service).context("a host loses its power")?;
     everything_is_upgraded_in_a_rollout(service).context("everything is upgraded")?;
     a_hanging_agent_is_killed(service).context("a hanging agent is killed")?;
     the_executor_conforms(service.host(1)).context("the executor conforms")?;
@@ -66,6 +68,28 @@ fn installed_and_idle(service: &Service) -> anyhow::Result<()> {
     }
     let checked = host.shell("systemd-analyze verify /lib/systemd/system/tidegate-*.service")?;
     checked.ok()?;
+    Ok(())
+}
+
+/// `systemctl status` says something, and a reload leaves the process in its place.
+fn the_daemons_speak_to_systemd(service: &Service) -> anyhow::Result<()> {
+    let host = service.host(0);
+    for unit in [AGENT, COORDINATOR] {
+        let told = property(host, unit, "StatusText")?;
+        ensure!(!told.is_empty(), "{unit} tells no status");
+        let before = main_pid(host, unit)?;
+        host.run(&["systemctl", "reload", unit])?.ok()?;
+        ensure!(
+            main_pid(host, unit)? == before,
+            "the reload of {unit} began anew"
+        );
+        let state = property(host, unit, "ActiveState")?;
+        ensure!(
+            state == "active",
+            "{unit} is {state}: {}",
+            journal(host, unit)
+        );
+    }
     Ok(())
 }
 
@@ -194,13 +218,43 @@ fn a_host_reboots_in_a_step(service: &Service) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// No process of the host ends in order; the rollout waits for a person meanwhile, and is taken back.
+fn a_host_loses_its_power_in_a_step(service: &mut Service) -> anyhow::Result<()> {
+    let gone = (leader(service)? + 1) % 3;
+    let mut doors = service.doors(PORT);
+    let door = doors.remove(gone);
+    publish(service, "cut")?;
+    let rollout = begin(service, "cut", "by-hand", &[])?;
+    weight(service, &rollout, 2_000)?;
+    let load = Load::start(&doors);
+    service.hosts().host_mut(gone).switch_off()?;
+    load.wait_for("2", 20, PATIENCE)?;
+    service.hosts().host_mut(gone).switch_on()?;
+    let host = service.host(gone);
+    host.is_up()?;
+    service.all_members()?;
+    service.all_connected()?;
+    instance(service, &rollout, host.name())?;
+    let returned = Load::start(&[door]);
+    returned.wait_for("2", 40, PATIENCE)?;
+    returned.wait_for("cut", 5, PATIENCE)?;
+    let back = service.tidegate(&["deployment", "rollback", &rollout])?;
+    back.ok()?;
+    ends(service, &rollout, "ROLLED_BACK")?;
+    service.converged("shop")?;
+    returned.clean(&format!("once {} was back", host.name()))?;
+    load.clean(&format!("while {} had no power", host.name()))
+}
+
 /// Agents, coordinators and proxies are replaced on one host after the other, under load, while a
 /// rollout stands at one of its steps; not one request fails and the rollout goes on.
 fn everything_is_upgraded_in_a_rollout(service: &Service) -> anyhow::Result<()> {
     publish(service, "3")?;
     let rollout = begin(service, "3", "by-hand", &[])?;
     weight(service, &rollout, 2_000)?;
-    let load = Load::start(&service.doors(PORT));
+    // About five hundred requests a second.
+    let doors = service.doors(PORT);
+    let load = Load::start(&[&doors[..], &doors].concat());
     load.wait_for("3", 5, PATIENCE)?;
     let newer = Packages::build(service.dir(), "1.0.1")?;
     ensure!(newer.version != service.packages().version);
@@ -247,6 +301,16 @@ fn everything_is_upgraded_in_a_rollout(service: &Service) -> anyhow::Result<()> 
     load.clean("after the upgrade")
 }
 
+/// The data plane of a host, once no older one drains beside it.
+fn proxy(host: &Host) -> anyhow::Result<u32> {
+    poll::until("one proxy", PATIENCE, || {
+        let found = host.run(&["pgrep", "--full", "tidegate-agent proxy"])?;
+        let pids: Vec<&str> = found.stdout.lines().collect();
+        poll::holds(pids.len() == 1, || found.to_string())?;
+        Ok(pids[0].parse()?)
+    })
+}
+
 /// An agent that does nothing any more is killed by systemd, and the next one takes over what runs.
 fn a_hanging_agent_is_killed(service: &Service) -> anyhow::Result<()> {
     let host = service.host(0);
@@ -257,7 +321,7 @@ fn a_hanging_agent_is_killed(service: &Service) -> anyhow::Result<()> {
     service.all_connected()?;
     let deployment = active(service)?;
     let running = instance(service, &deployment, host.name())?;
-    let (hanging, proxy) = (main_pid(host, AGENT)?, main_pid(host, PROXY)?);
+    let (hanging, proxy) = (main_pid(host, AGENT)?, proxy(host)?);
     let load = Load::start(&[service.doors(PORT)[0]]);
     host.run(&["kill", "-STOP", &hanging.to_string()])?.ok()?;
     poll::until("another agent", PATIENCE, || {
@@ -273,7 +337,7 @@ fn a_hanging_agent_is_killed(service: &Service) -> anyhow::Result<()> {
         number(&after, "pid") == number(&running, "pid"),
         "{running} became {after}"
     );
-    ensure!(main_pid(host, PROXY)? == proxy, "another proxy");
+    ensure!(self::proxy(host)? == proxy, "another proxy");
     load.wait_for("3", 20, PATIENCE)?;
     load.clean("while the agent hung and was killed")
 }
@@ -308,7 +372,7 @@ fn a_host_is_purged(service: &Service) -> anyhow::Result<()> {
     let left = [
         (
             "files",
-            "find / -xdev -iname '*tidegate*' -not -path '/proc/*' -not -path '/sys/*'",
+            "find / /run -xdev -iname '*tidegate*' -not -path '/proc/*' -not -path '/sys/*'",
         ),
         ("processes", "ps -eo args= | grep -i '[t]idegate'"),
         (
@@ -322,8 +386,11 @@ fn a_host_is_purged(service: &Service) -> anyhow::Result<()> {
         ("listeners", "ss -Hltn | grep -E ':(744[0-3]|8080) '"),
     ];
     for (what, line) in left {
-        let found = host.shell(line)?;
-        ensure!(found.stdout.trim().is_empty(), "{what} are left: {found}");
+        // systemd takes the private folders of ended units away a moment after their end.
+        poll::until(&format!("no {what} left"), PATIENCE, || {
+            let found = host.shell(line)?;
+            poll::holds(found.stdout.trim().is_empty(), || found.to_string())
+        })?;
     }
     load.wait_for("3", 20, PATIENCE)?;
     load.clean("while a host was purged")

@@ -30,8 +30,8 @@ const MASKED: &[&str] = &[
     "fstrim.timer",
 ];
 
-/// Raised when [`configure`] changes, so that old folders are made anew.
-const EDITION: u32 = 1;
+/// Raised when `PACKAGES` or `configure` change. Trees of several editions can share one world.
+const EDITION: u32 = 2;
 
 /// The folder, made if it is not there yet; another process that makes it is waited for.
 ///
@@ -47,10 +47,9 @@ pub fn folder() -> anyhow::Result<PathBuf> {
         }
     };
     let suite = suite();
-    let place = world.join(&suite);
-    let (root, stamp) = (place.join("root"), place.join("recipe"));
-    let recipe = format!("{suite} {PACKAGES} {EDITION}\n");
-    let ready = || fs::read_to_string(&stamp).is_ok_and(|found| found == recipe);
+    let place = world.join(format!("{suite}-{EDITION}"));
+    let (root, stamp) = (place.join("root"), place.join("made"));
+    let ready = || stamp.exists();
     if ready() {
         return Ok(root);
     }
@@ -65,7 +64,7 @@ pub fn folder() -> anyhow::Result<PathBuf> {
         fs::create_dir_all(&archives)?;
         make(&suite, &archives, &root)?;
         configure(&root)?;
-        fs::write(&stamp, &recipe)?;
+        fs::write(&stamp, PACKAGES)?;
     }
     Ok(root)
 }
@@ -110,14 +109,15 @@ fn configure(root: &Path) -> anyhow::Result<()> {
         remove(&mask)?;
         symlink("/dev/null", &mask)?;
     }
-    let wanted = units.join("multi-user.target.wants");
-    fs::create_dir_all(&wanted)?;
-    let network = "systemd-networkd.service";
-    remove(&wanted.join(network))?;
-    symlink(
-        format!("/lib/systemd/system/{network}"),
-        wanted.join(network),
-    )?;
+    for (target, unit) in [
+        ("multi-user", "systemd-networkd.service"),
+        ("network-online", "systemd-networkd-wait-online.service"),
+    ] {
+        let wanted = units.join(format!("{target}.target.wants"));
+        fs::create_dir_all(&wanted)?;
+        remove(&wanted.join(unit))?;
+        symlink(format!("/lib/systemd/system/{unit}"), wanted.join(unit))?;
+    }
     // Empty: every host gives itself an id at its first boot.
     fs::write(root.join("etc/machine-id"), "")?;
     // The journals of all boots stay.

@@ -213,9 +213,14 @@ fn on_objects(world: &World, which: u8, by: u8) -> Command {
             expected_revision: None,
         }),
         _ => {
-            let value = format!(
-                r#"{{"variable": "V", "value": "{by}", "target": {{"application": "shop"}}}}"#
-            );
+            // Plain, secret with a value, secret without one: whatever comes after whatever.
+            let value = match by % 3 {
+                0 => format!(r#""value": "{by}""#),
+                1 => format!(r#""kind": "secret", "sealed": "{by:02x}", "on_rollback": "latest""#),
+                _ => r#""kind": "secret""#.to_owned(),
+            };
+            let value =
+                format!(r#"{{"variable": "V", {value}, "target": {{"application": "shop"}}}}"#);
             world.object("p", Kind::Parameter, &value)
         }
     }
