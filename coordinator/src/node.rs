@@ -15,6 +15,7 @@ use tidegate_proto::control::v1::agents_server::AgentsServer;
 use tidegate_proto::control::v1::approvals_server::ApprovalsServer;
 use tidegate_proto::control::v1::cluster_server::ClusterServer;
 use tidegate_proto::control::v1::deployments_server::DeploymentsServer;
+use tidegate_proto::control::v1::governance_server::GovernanceServer;
 use tidegate_proto::control::v1::objects_server::ObjectsServer;
 use tidegate_proto::control::v1::releases_server::ReleasesServer;
 use tidegate_proto::control::v1::scopes_server::ScopesServer;
@@ -36,6 +37,7 @@ use crate::api::authz::Door;
 use crate::api::cluster::ClusterApi;
 use crate::api::deployments::DeploymentsApi;
 use crate::api::gate::{Gate, LateRoutes};
+use crate::api::governance::GovernanceApi;
 use crate::api::objects::ObjectsApi;
 use crate::api::releases::ReleasesApi;
 use crate::api::scopes::ScopesApi;
@@ -400,6 +402,7 @@ async fn control_routes(context: &Arc<Context>) -> Result<Routes, tonic_reflecti
         )
         .add_service(DeploymentsServer::new(DeploymentsApi(context.clone())))
         .add_service(ApprovalsServer::new(ApprovalsApi(context.clone())))
+        .add_service(GovernanceServer::new(GovernanceApi(context.clone())))
         .add_service(ScopesServer::new(ScopesApi(context.clone())))
         .add_service(AgentsServer::new(AgentsApi(context.clone())))
         .add_service(TokensServer::new(TokensApi(context.clone())))

@@ -122,6 +122,8 @@ reasons! {
     Archived = "1212", "ARCHIVED", FailedPrecondition, "deploy its release again with `tidegate deploy`";
     /// The assets of the release were removed from the store after long disuse.
     ReleaseCollected = "1213", "RELEASE_COLLECTED", FailedPrecondition, "upload them again with the same `tidegate release create`, then deploy";
+    /// A policy's guardrail does not hold for the deployment.
+    Guardrail = "1214", "GUARDRAIL", FailedPrecondition, "choose another strategy, or change it with --set";
     /// No certificate, or none of this cluster.
     Unauthenticated = "1301", "UNAUTHENTICATED", Unauthenticated, "log in with `tidegate login --token …`";
     /// The identity may not do this.

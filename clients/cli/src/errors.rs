@@ -108,6 +108,19 @@ impl Failure {
         self
     }
 
+    /// Says where the fields that it names stand, as far as `place` knows.
+    #[must_use]
+    pub fn locate(mut self, place: impl Fn(&str) -> Option<String>) -> Self {
+        for told in &mut self.0.places {
+            if let Some((field, message)) = told.split_once(": ")
+                && let Some(found) = place(field)
+            {
+                *told = format!("{found}: {message}");
+            }
+        }
+        self
+    }
+
     /// Replaces the next step.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = hint.into();

@@ -1,9 +1,12 @@
 //! Commands: the closed set of intentions that the log carries, and their answers.
 
 mod action;
+mod governance;
 mod subject;
 
-pub use action::{Action, Advance, Cause};
+pub use governance::{CreateFreeze, CreateSkip, Named};
+
+pub use action::{Action, Advance, Cause, GateEvidence};
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
@@ -126,6 +129,14 @@ pub enum Command {
     RemoveMember(MemberId),
     /// Every member supports it: newer commands and fields may be used.
     RaiseLevel(RaiseLevel),
+    /// Lets a rule be passed over.
+    CreateSkip(CreateSkip),
+    /// Takes a skip back.
+    DeleteSkip(Named),
+    /// Nothing new starts for a while.
+    Freeze(CreateFreeze),
+    /// Ends a freeze before its time.
+    Thaw(Named),
     /// The planner's next move of a deployment.
     Advance(Advance),
 }
@@ -461,6 +472,8 @@ pub enum Reply {
     },
     /// Deployments that were made or acted on.
     Deployments(Vec<DeploymentId>),
+    /// Something that was given a name.
+    Named(Name),
     /// A newcomer is in.
     Joined {
         /// Its name.

@@ -124,7 +124,7 @@ pub fn explain(
     let deadline = phase::deadline(record);
     Explanation {
         gates: if waits {
-            plan::gates(state, name, scope, record)
+            plan::gates(state, now, name, scope, record)
         } else {
             Vec::new()
         },

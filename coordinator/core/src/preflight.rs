@@ -130,7 +130,7 @@ pub fn preflight(
     let version = version.cloned().or_else(|| newest_ready(state, scope));
     let mut findings = Vec::new();
     match &version {
-        Some(version) => findings.extend(rehearse(state, scope, name, version, strategy)),
+        Some(version) => findings.extend(rehearse(state, now, scope, name, version, strategy)),
         None => {
             let application = &scope.spec.application;
             let line = format!("application \"{application}\" has no release that is ready");
@@ -266,6 +266,7 @@ fn question_of(asset: &AssetSpec) -> AssetQuestion {
 /// Makes the deployment on a copy of the state and asks what would be in its way.
 fn rehearse(
     state: &State,
+    now: Timestamp,
     scope: &Scope,
     name: &Name,
     version: &Version,
@@ -299,7 +300,8 @@ fn rehearse(
                 Finding::new(Severity::Error, "scope", line).hint(rejection.reason.hint()),
             ];
         }
-        Some(Ok(Reply::Done | Reply::Object { .. } | Reply::Joined { .. })) | None => None,
+        Some(Ok(Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. }))
+        | None => None,
     };
     let Some((scope, deployment)) = made.and_then(|id| {
         let deployment = copy.deployments.get(&id)?;
@@ -312,7 +314,7 @@ fn rehearse(
         "scope",
         format!("release {version} would be taken"),
     )];
-    for gate in gates(&copy, name, scope, deployment) {
+    for gate in gates(&copy, now.max(copy.at), name, scope, deployment) {
         let severity = match gate.answer {
             // Whether agents match is told with their number.
             _ if gate.kind == "agents" => continue,

@@ -33,6 +33,7 @@ pub fn permits(door: Door, path: &str, kind: Kind, relayed: bool) -> bool {
             | "tidegate.control.v1.Releases"
             | "tidegate.control.v1.Deployments"
             | "tidegate.control.v1.Approvals"
+            | "tidegate.control.v1.Governance"
             | "tidegate.control.v1.Scopes"
             | "tidegate.control.v1.Agents"
             | "tidegate.control.v1.Tokens"
@@ -101,6 +102,7 @@ mod tests {
             (Door::Peer, s)
                 if s.contains("control.v1")
                     && !s.ends_with("Objects")
+                    && !s.ends_with("Governance")
                     && !s.ends_with("Releases")
                     && !s.ends_with("Tokens") =>
             {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::{ActOnDeployment, Command, CreateDeployments};
-use tidegate_coordinator_core::{Reply, State};
+use tidegate_coordinator_core::policy::guardrail;
+use tidegate_coordinator_core::{Actor, Entry, Item, Reply, RequestKey, State};
 use tidegate_proto::control::v1::deployments_client::DeploymentsClient;
 use tidegate_proto::control::v1::deployments_server::Deployments;
 use tidegate_proto::control::v1::{
@@ -68,7 +69,7 @@ fn show(context: &Context, state: &State, id: DeploymentId) -> Result<Deployment
 pub fn made(reply: &Reply) -> Result<DeploymentId, Status> {
     let id = match reply {
         Reply::Deployments(ids) => ids.last().copied(),
-        Reply::Done | Reply::Object { .. } | Reply::Joined { .. } => None,
+        Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. } => None,
     };
     id.ok_or_else(|| status::internal(&"a command on a deployment named none"))
 }
@@ -85,6 +86,44 @@ fn scopes_of(names: &[String]) -> Result<Vec<Name>, Status> {
         .enumerate()
         .map(|(position, text)| convert::name(&format!("scopes[{position}]"), text))
         .collect()
+}
+
+impl DeploymentsApi {
+    /// Guardrails are asked on a copy of the state that is thrown away: they look at the deployments
+    /// as they would be, and `apply` may not evaluate them.
+    async fn guard(
+        &self,
+        actor: &Actor,
+        request: RequestKey,
+        command: &Command,
+    ) -> Result<(), Status> {
+        let view = self.0.read().await?;
+        if !guardrail::is_any(&view.state) {
+            return Ok(());
+        }
+        let mut state = view.state.clone();
+        let at = state.at.max(self.0.now());
+        let entry = Entry {
+            at,
+            items: vec![Item {
+                actor: actor.clone(),
+                request,
+                command: command.clone(),
+            }],
+        };
+        let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
+        for one in applied {
+            // A refusal is told by the log, where it is remembered.
+            let Ok(Reply::Deployments(ids)) = one.outcome else {
+                continue;
+            };
+            for made in ids.iter().filter_map(|id| state.deployments.get(id)) {
+                guardrail::check_all(&state, made, at)
+                    .map_err(|rejection| status::from_rejection(&rejection))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[tonic::async_trait]
@@ -110,13 +149,14 @@ impl Deployments for DeploymentsApi {
             labels: convert::labels(message.labels)?,
             on_conflict: convert::on_conflict(&message.on_conflict)?,
         });
-        let reply = self
-            .0
-            .propose(actor, request_key(&message.request_id)?, command)
-            .await?;
+        let key = request_key(&message.request_id)?;
+        self.guard(&actor, key, &command).await?;
+        let reply = self.0.propose(actor, key, command).await?;
         let ids = match reply {
             Reply::Deployments(ids) => ids,
-            Reply::Done | Reply::Object { .. } | Reply::Joined { .. } => Vec::new(),
+            Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. } => {
+                Vec::new()
+            }
         };
         let view = self.0.read().await?;
         let deployments = self.0.live.picture(&self.0, &view.state, |picture| {

@@ -41,6 +41,7 @@ pub mod cluster;
 pub mod convert;
 pub mod deployments;
 pub mod gate;
+pub mod governance;
 pub mod objects;
 pub mod paging;
 pub mod past;

@@ -79,6 +79,12 @@ impl ObjectsApi {
         let name = convert::name("name", &message.name)?;
         let mut spec = convert::object_spec(kind, &name, &message.spec)?;
         self.seal(&name, &mut spec, message.secret)?;
+        if let ObjectSpec::Policy(policy) = &spec {
+            let what = format!("policy \"{name}\"");
+            tidegate_coordinator_core::policy::check::check(policy)
+                .into_result()
+                .map_err(|errors| status::wrong_fields(&what, errors))?;
+        }
         let item = Item {
             actor,
             request: request_key(&message.request_id)?,

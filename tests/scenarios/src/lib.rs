@@ -9,6 +9,7 @@
 //! `UPDATE=1 cargo test -p tidegate-scenarios` rewrites the traces; the change is reviewed as a
 //! diff against what the design asks for.
 
+pub mod governance;
 pub mod invariants;
 pub mod script;
 pub mod trace;

@@ -11,6 +11,9 @@
 //! cancel d2 · rollback d2 · retry d2 · grant d2 by ann · deny d2 by ann
 //! stop web [cancel] · start web · restart web · return web [1.0.0] [force]
 //! reject 2.0.0 · hold 2.0.0 · release-ready 2.0.0
+//! environment staging {json}              an environment, fields as in a manifest
+//! freeze 2h [let-run] [CEL] · thaw        nothing new starts; the oldest freeze is over
+//! skip two/approval [for 2h] [in web] [of 2.0.0] · unskip
 //! cut a1 · kill a1 · back a1 · stick a1 · free a1 · leader
 //! vanish d2 [on a1] · open d2 5 [on a1]
 //! wait 30s · wait d2 RUNNING · wait d2 step 2 · wait d2 end · wait quiet
@@ -19,6 +22,7 @@
 //!
 //! Statements between two waits happen at one instant, before the planner looks.
 
+use crate::governance::Word;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::spec::parse_percent;
 use tidegate_shared::time::Span;
@@ -117,6 +121,8 @@ pub enum Statement {
         /// Which release.
         version: Version,
     },
+    /// People's word over rules.
+    Word(Word),
     /// A fault, or its end.
     Fault(Fault),
     /// Lets time pass.
@@ -268,7 +274,7 @@ fn statement(line: &str) -> Result<Statement, String> {
             }
             Statement::Agents(names)
         }
-        "scope" | "strategy" | "policy" | "parameter" => Statement::Object {
+        "scope" | "strategy" | "policy" | "parameter" | "environment" => Statement::Object {
             kind: first.to_owned(),
             name: words.parse("a name")?,
             json: words.json(),
@@ -309,6 +315,9 @@ fn statement(line: &str) -> Result<Statement, String> {
         },
         "wait" => Statement::Wait(wait(&mut words)?),
         "show" => Statement::Show,
+        "freeze" | "thaw" | "skip" | "unskip" => {
+            Statement::Word(Word::parse(first, &words.json())?)
+        }
         _ => Statement::Fault(fault(first, &mut words)?),
     };
     words.end()?;

@@ -136,6 +136,7 @@ impl World {
             | Statement::Verb { .. }
             | Statement::Decide { .. }
             | Statement::Scope { .. }
+            | Statement::Word(_)
             | Statement::Status { .. } => {
                 self.say(&format!("> {}", line.text));
                 let (actor, command) = self.command(&line.statement)?;
@@ -149,6 +150,7 @@ impl World {
             "scope" => self.state.scopes.contains_key(name),
             "strategy" => self.state.strategies.contains_key(name),
             "policy" => self.state.policies.contains_key(name),
+            "environment" => self.state.environments.contains_key(name),
             "parameter" => self.state.parameters.contains_key(name),
             _ => false,
         }
@@ -411,6 +413,7 @@ impl World {
                 reason: "told by the script".to_owned(),
                 expected_revision: None,
             }),
+            Statement::Word(word) => word.command(&self.state, self.now)?,
             Statement::Agents(_)
             | Statement::Object { .. }
             | Statement::Release { .. }

@@ -39,3 +39,8 @@ fn rollback() {
 fn outcomes() {
     tell("e-outcomes", 9);
 }
+
+#[test]
+fn policies() {
+    tell("h-policies", 9);
+}

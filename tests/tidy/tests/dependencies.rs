@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "ciborium",
     "hex",
     "imbl",
+    "semver",
     "serde",
     "serde_json",
     "sha2",

@@ -41,10 +41,10 @@ impl ApplyArgs {
             let (kind, name, place) = (object.kind, object.name.clone(), object.place.clone());
             let change = Change {
                 kind,
-                name: object.name,
-                labels: object.labels,
-                spec: object.spec,
-                secret: object.secret,
+                name: object.name.clone(),
+                labels: object.labels.clone(),
+                spec: object.spec.clone(),
+                secret: object.secret.clone(),
                 revision: 0,
                 dry_run: self.dry_run,
                 must_not_exist: false,
@@ -58,7 +58,8 @@ impl ApplyArgs {
                     }
                 }
                 other => {
-                    other.map_err(|failure| told(failure, &place, position, total, self.dry_run))?
+                    let located = other.map_err(|failure| failure.locate(|f| object.locate(f)));
+                    located.map_err(|f| told(f, &place, position, total, self.dry_run))?
                 }
             };
             let (slot, tone) = match answer.change() {

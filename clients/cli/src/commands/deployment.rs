@@ -398,11 +398,19 @@ fn explain(output: Output, deployment: &api::Deployment) -> String {
         }
     }
     for gate in &deployment.gates {
+        let needs = match gate.needs.as_str() {
+            "" => String::new(),
+            needs => format!(" It needs: {}.", time::told(needs, now)),
+        };
+        let since = match gate.satisfied_at_ms {
+            0 => String::new(),
+            at => format!(" since {}", time::instant(at, now)),
+        };
         say(format!(
-            "Gate {}: {}: {}.",
+            "Gate {}: {}{since}: {}.{needs}",
             gate.kind,
             gate.answer,
-            render::gate_line(gate, now)
+            render::gate_line(gate, now).trim_end_matches('.')
         ));
     }
     if deployment.deadline_ms > 0 && !render::has_ended(status) {
@@ -525,7 +533,7 @@ mod tests {
             kind: "approval".to_owned(),
             answer: "pending".to_owned(),
             why: "1 of 2 grants".to_owned(),
-            until_ms: 0,
+            ..api::Gate::default()
         }];
         let text = explain(Output::plain(Format::Table), &deployment);
         assert!(text.contains("Waiting: the hold of step 2.\n"), "{text}");

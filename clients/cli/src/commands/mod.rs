@@ -13,6 +13,7 @@ pub mod deployment;
 pub mod environment;
 pub mod export;
 pub mod generate;
+pub mod governance;
 pub mod login;
 pub mod logs;
 pub mod objects;
@@ -43,6 +44,8 @@ pub enum Command {
     /// What is in motion, why, and the verbs that steer it
     #[command(subcommand)]
     Deployment(deployment::DeploymentCommand),
+    /// Why is a deployment where it is? Every rule's answer, the one in the way first
+    Explain(deployment::ReferenceArgs),
     /// Return a scope to a release that it had before
     Rollback(rollback::RollbackArgs),
     /// Make releases from files, list and reject them
@@ -51,6 +54,13 @@ pub enum Command {
     /// Deployments that wait for people
     #[command(subcommand)]
     Approval(approval::ApprovalCommand),
+    /// Rules that are passed over for a while
+    #[command(subcommand)]
+    Skip(governance::SkipCommand),
+    /// Hold everything up: nothing new starts
+    Freeze(governance::FreezeArgs),
+    /// End a freeze before its time
+    Thaw(governance::ThawArgs),
     /// Places where an application runs
     #[command(subcommand)]
     Scope(Box<scope::ScopeCommand>),
@@ -189,11 +199,18 @@ impl Command {
         match self {
             Self::Deploy(args) => return args.run(session).await,
             Self::Deployment(command) => return command.run(session).await,
+            Self::Explain(args) => {
+                let command = deployment::DeploymentCommand::Explain(args);
+                return command.run(session).await;
+            }
             Self::Rollback(args) => return args.run(session).await,
             Self::Scope(command) => return command.run(session).await,
             Self::Dev(args) => return dev::run(args, session).await,
             Self::Release(command) => command.run(session).await?,
             Self::Approval(command) => command.run(session).await?,
+            Self::Skip(command) => command.run(session).await?,
+            Self::Freeze(args) => args.run(session).await?,
+            Self::Thaw(args) => args.run(session).await?,
             Self::Application(command) => command.run(session).await?,
             Self::Environment(command) => command.run(session).await?,
             Self::Strategy(command) => command.run(session).await?,

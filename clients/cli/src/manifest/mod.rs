@@ -42,6 +42,20 @@ pub struct Wanted {
     pub secret: Option<Secret>,
     /// `file:line`.
     pub place: String,
+    /// The file.
+    path: PathBuf,
+    /// The document, its lines numbered as in the file.
+    text: String,
+}
+
+impl Wanted {
+    /// Where a field of its spec stands, as `file:line:column: spec.field`; where the field is
+    /// absent, its nearest parent's place.
+    pub fn locate(&self, field: &str) -> Option<String> {
+        let field = format!("spec.{field}");
+        let (line, column) = locate::tree(&self.text)?.position_of(&field)?;
+        Some(format!("{}:{line}:{column}: {field}", self.path.display()))
+    }
 }
 
 /// Reads everything that files and folders describe, in the order in which kinds refer to each
@@ -261,6 +275,8 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         spec,
         secret,
         place: format!("{}:{}", path.display(), document.first_line),
+        path: path.to_owned(),
+        text: document.text.clone(),
     }))
 }
 

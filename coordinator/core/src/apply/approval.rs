@@ -13,6 +13,7 @@ use super::lifecycle::{because, title};
 use super::token::person;
 use super::tx::Tx;
 use crate::command::{Decide, Outcome, Reply};
+use crate::policy;
 use crate::rejection::Rejection;
 use crate::state::{Decision, Deployment, Required, Status};
 
@@ -26,6 +27,7 @@ pub(super) fn decide(tx: &mut Tx<'_>, command: &Decide) -> Outcome {
         ));
     }
     let what = title(&deployment);
+    let asked = deployment.clone();
     let waits = deployment.status == Status::CreatingApproval;
     let Some(required) = deployment.required.as_mut().filter(|_| waits) else {
         return Err(Rejection::new(
@@ -33,6 +35,14 @@ pub(super) fn decide(tx: &mut Tx<'_>, command: &Decide) -> Outcome {
             format!("{what} is {} and waits for no approval", deployment.status),
         ));
     };
+    if let Some(user) = person(tx.actor)
+        && !policy::approval::may_decide(&tx.state, &asked, user)
+    {
+        return Err(Rejection::new(
+            Reason::PermissionDenied,
+            format!("{what}: {} is not among those who are asked", tx.actor),
+        ));
+    }
     if tx.at >= required.expires_at {
         return Err(Rejection::new(
             Reason::NoApprovalPending,

@@ -4,6 +4,7 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::spec::{Kind, ParameterTarget};
 
+use super::governance;
 use super::tx::{Tx, expect_revision};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
@@ -48,6 +49,7 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
         }
         Kind::Policy => {
             tx.state.policies.remove(name);
+            governance::gates_changed(tx);
         }
         Kind::Parameter => {
             tx.state.parameters.remove(name);

@@ -8,7 +8,7 @@ use super::lifecycle::{self, enter, known_agents, title};
 use super::tx::Tx;
 use crate::deployment::rollback;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, EndCause, Scope, ScopeStatus, Status};
+use crate::state::{Deployment, EndCause, LinkKind, Scope, ScopeStatus, Status};
 
 /// Ends a deployment. `leftovers`: agents where the loser's place (at `FINALIZED` the replaced
 /// version's, else its own) is not yet observed gone; it stays in the scope's `retired` until then.
@@ -88,6 +88,7 @@ fn promote(
         tx.put_deployment(old);
     }
     scope.active = Some(deployment.id);
+    remember(tx, deployment);
     if scope.status != ScopeStatus::Stopping {
         scope.status = ScopeStatus::Ready;
     }
@@ -99,6 +100,27 @@ fn promote(
         })
     });
     Ok(())
+}
+
+/// How the release fared in the scope, for rules about other environments.
+fn remember(tx: &mut Tx<'_>, deployment: &Deployment) {
+    let origin = &deployment.origin;
+    let mut track = tx
+        .state
+        .tracks
+        .get(&origin.scope)
+        .cloned()
+        .unwrap_or_default();
+    let link = origin
+        .link
+        .as_ref()
+        .filter(|link| link.kind == LinkKind::Rollback);
+    let left = link.and_then(|link| tx.state.deployments.get(&link.of));
+    if let Some(left) = left.filter(|left| left.origin.version != origin.version) {
+        track.went_back(&left.origin.version, tx.at);
+    }
+    track.finalized(&origin.version, tx.at, !deployment.unverified);
+    tx.state.tracks.insert(origin.scope.clone(), track);
 }
 
 fn retire(scope: &mut Scope, deployment: &mut Deployment, leftovers: Vec<Name>) {

@@ -14,6 +14,7 @@ mod cluster;
 mod create;
 mod delete;
 mod end;
+mod governance;
 mod lifecycle;
 mod object;
 mod parameters;
@@ -140,6 +141,10 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::UpdateMember(command) => cluster::update_member(tx, command),
         Command::RemoveMember(command) => cluster::remove_member(tx, command.node),
         Command::RaiseLevel(command) => cluster::raise_level(tx, command.level),
+        Command::CreateSkip(command) => governance::skip(tx, command),
+        Command::DeleteSkip(command) => governance::delete_skip(tx, &command.name),
+        Command::Freeze(command) => governance::freeze(tx, command),
+        Command::Thaw(command) => governance::thaw(tx, &command.name),
         Command::Advance(command) => advance::advance(tx, command),
     }
 }

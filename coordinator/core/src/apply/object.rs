@@ -3,14 +3,11 @@
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::{
-    Kind, ObjectSpec, ParameterSpec, PolicySpec, ScopeSpec, validate_labels,
-};
+use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate_labels};
 
 use super::tx::{Tx, expect_revision};
-use super::{lifecycle, parameters};
+use super::{governance, lifecycle, parameters};
 use crate::command::{Outcome, PutObject, Reply};
-use crate::policy;
 use crate::rejection::Rejection;
 use crate::state::{Meta, Object, Scope, ScopeStatus, State, Table};
 
@@ -27,8 +24,12 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         }
         ObjectSpec::Strategy(spec) => put_plain(tx, command, spec, |state| &mut state.strategies),
         ObjectSpec::Policy(spec) => {
-            check_policy(&what, spec)?;
-            put_plain(tx, command, spec, |state| &mut state.policies)
+            // What a policy's texts mean is checked by the front: see `policy::check`.
+            let outcome = put_plain(tx, command, spec, |state| &mut state.policies);
+            if let Ok(Reply::Object { changed: true, .. }) = outcome {
+                governance::gates_changed(tx);
+            }
+            outcome
         }
         ObjectSpec::Parameter(spec) => {
             check_target(tx, &what, spec)?;
@@ -45,13 +46,6 @@ fn check(what: &str, labels: &Labels, spec: &ObjectSpec) -> Result<(), Rejection
     errors
         .into_result()
         .map_err(|errors| Rejection::fields(what, errors))
-}
-
-/// A policy that could not be evaluated is refused, never ignored.
-fn check_policy(what: &str, spec: &PolicySpec) -> Result<(), Rejection> {
-    policy::selector::Selector::parse(&spec.selector)
-        .map(drop)
-        .map_err(|message| invalid(what, "selector", &message))
 }
 
 fn invalid(what: &str, field: &str, message: &str) -> Rejection {

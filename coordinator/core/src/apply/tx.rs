@@ -112,6 +112,7 @@ impl<'a> Tx<'a> {
     pub(super) fn remove_scope(&mut self, name: &Name) {
         self.scopes.insert(name.clone());
         self.state.scopes.remove(name);
+        self.state.tracks.remove(name);
     }
 
     /// The wish for this agent may have changed otherwise than through a scope.

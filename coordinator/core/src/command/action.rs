@@ -41,6 +41,14 @@ pub enum Action {
     Start {
         /// Agents, in order of name.
         participants: Vec<Name>,
+        /// What the rules answered; none where no policy is about it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gates: Option<GateEvidence>,
+    },
+    /// `CREATING_APPROVAL`, `PENDING` → `CREATING_APPROVAL_DENIED`: a rule denies it.
+    Deny {
+        /// Why, in one line.
+        message: String,
     },
     /// `CREATING` → `WAITING_FOR_INSTANCES`: staged on every participant that counts.
     Staged,
@@ -124,6 +132,19 @@ pub enum Action {
     },
 }
 
+/// What the rules answered when a start was decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateEvidence {
+    /// `gates_revision` of the state that was looked at; a mismatch is `STALE`.
+    pub revision: u64,
+    /// The start counts for a rule about concurrency: starts that were decided on the same
+    /// revision become stale.
+    pub counts: bool,
+    /// Each rule with its answer, in one line.
+    pub rules: Vec<String>,
+}
+
 /// Why a deployment is taken back or halted, other than by a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -143,6 +164,7 @@ impl Action {
             Self::ApprovalSatisfied => "approval_satisfied",
             Self::ApprovalDenied { .. } => "approval_denied",
             Self::Start { .. } => "start",
+            Self::Deny { .. } => "deny",
             Self::Staged => "staged",
             Self::Progress { .. } => "progress",
             Self::InstancesReady => "instances_ready",

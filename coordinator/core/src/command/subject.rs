@@ -43,6 +43,10 @@ impl Command {
             Self::UpdateMember(c) => ("update_member", "member", c.node.to_string()),
             Self::RemoveMember(c) => ("remove_member", "member", c.node.to_string()),
             Self::RaiseLevel(c) => ("raise_level", "cluster", c.level.to_string()),
+            Self::CreateSkip(c) => ("create_skip", "policy", c.rule.clone()),
+            Self::DeleteSkip(c) => ("delete_skip", "skip", c.name.to_string()),
+            Self::Freeze(_) => ("freeze", "cluster", String::new()),
+            Self::Thaw(c) => ("thaw", "freeze", c.name.to_string()),
             Self::Advance(c) => (c.action.as_str(), "deployment", c.deployment.to_string()),
         }
     }

@@ -11,6 +11,11 @@ use super::steps;
 use crate::command::{Action, Verb};
 use crate::state::{Deployment, Status};
 
+/// The word of a halt by a freeze, which ends by itself: `halt_max` does not run meanwhile.
+pub const FREEZE: &str = "freeze";
+/// No freeze is longer.
+pub const FREEZE_MAX: Span = Span::from_days(366);
+
 /// The statuses that a status can lead to.
 pub const fn leads_to(status: Status) -> &'static [Status] {
     match status {
@@ -23,6 +28,7 @@ pub const fn leads_to(status: Status) -> &'static [Status] {
             Status::Creating,
             Status::Cancelled,
             Status::CreatingApproval,
+            Status::CreatingApprovalDenied,
         ],
         Status::Creating => &[
             Status::WaitingForInstances,
@@ -135,7 +141,7 @@ pub const fn verb(status: Status, verb: &Verb) -> Answer {
 /// Whether a status takes an action of the planner.
 pub const fn action(status: Status, action: &Action) -> bool {
     match action {
-        Action::RequireApproval { .. } => is_waiting(status),
+        Action::RequireApproval { .. } | Action::Deny { .. } => is_waiting(status),
         Action::ApprovalSatisfied | Action::ApprovalDenied { .. } => {
             matches!(status, Status::CreatingApproval)
         }
@@ -263,7 +269,11 @@ fn running(deployment: &Deployment) -> Deadline {
         expiry: Expiry::TakeBack("pause_max"),
     });
     let halt = deployment.halted.as_ref().map(|halted| Deadline {
-        at: halted.since + limits.halt_max,
+        at: halted.since
+            + match halted.kind.as_str() {
+                FREEZE => FREEZE_MAX,
+                _ => limits.halt_max,
+            },
         expiry: Expiry::TakeBack("halt_max"),
     });
     if let Some(stopped) = pause.into_iter().chain(halt).min_by_key(|stop| stop.at) {

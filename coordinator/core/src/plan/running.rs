@@ -8,7 +8,8 @@ use super::rollout::{paused, permanent, with_troubles};
 use super::view::View;
 use super::{Next, evidence};
 use crate::command::{Action, Cause};
-use crate::deployment::steps;
+use crate::deployment::{phase, steps};
+use crate::policy::rules;
 use crate::strategy::{is_batched, rolling};
 
 /// How often rules are judged without a report: windows slide, and `for` runs on.
@@ -20,7 +21,7 @@ const LOST_AGENTS: &str = "lost_agents";
 /// `RUNNING`.
 pub(super) fn next(view: &View<'_>) -> Next {
     let verdicts = evidence::verdicts(view);
-    let mut next = decide(view, &verdicts);
+    let mut next = frozen(view, decide(view, &verdicts));
     if !verdicts.is_empty() {
         next.wake = super::sooner(next.wake, Some(view.now + LOOK_AGAIN));
     }
@@ -84,6 +85,38 @@ fn lost_agents(view: &View<'_>) -> Option<Next> {
         evidence: Vec::new(),
     };
     Some(Next::act(action, message))
+}
+
+/// A freeze halts at the next step; entering `FINALIZING` counts as one. When it is over, it goes on.
+fn frozen(view: &View<'_>, next: Next) -> Next {
+    let halted = view.deployment.halted.as_ref();
+    let by_freeze = halted.is_some_and(|halted| halted.kind == phase::FREEZE);
+    let freeze = rules::frozen(view.state, view.deployment, view.now);
+    let goes_on = matches!(
+        next.action,
+        Some(Action::StepDone { .. } | Action::Finalize { .. })
+    );
+    match freeze {
+        None if by_freeze && next.action.is_none() => {
+            Next::act(Action::Unhalt, "the freeze is over")
+        }
+        Some((why, until)) if goes_on && halted.is_none() => {
+            let cause = Cause {
+                kind: phase::FREEZE.to_owned(),
+                message: why.clone(),
+            };
+            let evidence = Vec::new();
+            Next {
+                wake: Some(until),
+                ..Next::act(Action::Halt { cause, evidence }, why)
+            }
+        }
+        Some((_, until)) if by_freeze => Next {
+            wake: super::sooner(next.wake, Some(until)),
+            ..next
+        },
+        Some(_) | None => next,
+    }
 }
 
 fn stopped(view: &View<'_>) -> Option<Next> {

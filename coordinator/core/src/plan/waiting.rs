@@ -5,10 +5,12 @@ use tidegate_shared::spec::ReleaseStatus;
 use tidegate_shared::time::Timestamp;
 
 use super::Next;
-use crate::command::Action;
+use crate::command::{Action, GateEvidence};
 use crate::deployment::phase;
 use crate::observed::Observed;
+use crate::policy::Verdict;
 use crate::policy::approval::{self, Answer};
+use crate::policy::rules::{self, Told};
 use crate::state::{Deployment, Scope, ScopeStatus, State, Status};
 
 /// What a gate answers.
@@ -36,14 +38,22 @@ impl GateAnswer {
 /// One thing that has to allow the start of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
-    /// `release`, `approval`, `pause`, `scope`, `agents`.
+    /// `release`, `freeze`, `approval`, a kind of rule, `pause`, `scope`, `agents`.
     pub kind: &'static str,
+    /// The rule of a policy, as `production/windows[0]`; empty: it is none.
+    pub rule: String,
     /// Whether it is open.
     pub answer: GateAnswer,
     /// Why, in one line.
     pub why: String,
     /// When it is looked at again or runs out; none: when something changes.
     pub until: Option<Timestamp>,
+    /// What is missing, and from whom; empty where nothing is, or nobody can give it.
+    pub needs: String,
+    /// Since when it is open, where that is known.
+    pub satisfied_at: Option<Timestamp>,
+    /// When its answer may change by itself, open or not.
+    pub next_evaluation: Option<Timestamp>,
 }
 
 impl Gate {
@@ -51,8 +61,33 @@ impl Gate {
         Self {
             kind,
             answer,
+            rule: String::new(),
             why: why.into(),
             until: None,
+            needs: String::new(),
+            satisfied_at: None,
+            next_evaluation: None,
+        }
+    }
+
+    fn of_rule(told: Told) -> Self {
+        let Told { rule, kind, answer } = told;
+        let (word, until, needs) = match answer.verdict {
+            Verdict::Allowed => (GateAnswer::Allowed, None, String::new()),
+            Verdict::Pending { until, needs } => (GateAnswer::Pending, until, needs),
+            Verdict::Denied => (GateAnswer::Denied, None, String::new()),
+        };
+        let why = match kind {
+            "freeze" => answer.why,
+            _ => format!("policy {rule}: {}", answer.why),
+        };
+        Self {
+            until,
+            needs,
+            rule,
+            satisfied_at: answer.satisfied_at,
+            next_evaluation: answer.next_evaluation,
+            ..Self::new(kind, word, why)
         }
     }
 }
@@ -68,10 +103,10 @@ pub(crate) fn next(
 ) -> Next {
     let due = phase::due(deployment).filter(|due| due.at <= now);
     let wake = phase::deadline(deployment).filter(|at| *at > now);
-    let approval = approval::answer(state, deployment);
+    let approval = approval::answer(state, deployment, now);
     let mut next = match deployment.status {
         Status::CreatingApproval => approving(state, deployment, &approval, now),
-        Status::Pending => pending(state, scope_name, scope, deployment, &approval),
+        Status::Pending => pending(state, now, scope_name, scope, deployment, &approval),
         Status::CreatingApprovalDenied
         | Status::Creating
         | Status::WaitingForInstances
@@ -101,13 +136,11 @@ pub(crate) fn next(
 fn approving(state: &State, deployment: &Deployment, answer: &Answer, now: Timestamp) -> Next {
     match answer {
         // A policy that was changed meanwhile still asks for what stands in the record.
-        Answer::Satisfied => match approval::still_asked(state, deployment) {
+        Answer::Satisfied => match approval::still_asked(state, deployment, now) {
             Some(why) => Next::wait(why, None),
             None => Next::act(Action::ApprovalSatisfied, "approved"),
         },
-        Answer::Denied { why } => {
-            Next::act(Action::ApprovalDenied { expired: false }, why.as_str())
-        }
+        Answer::Denied { why } => deny(why),
         Answer::Broken { why } => Next::wait(why.as_str(), None),
         Answer::Pending {
             policies,
@@ -129,6 +162,11 @@ fn approving(state: &State, deployment: &Deployment, answer: &Answer, now: Times
     }
 }
 
+fn deny(why: &str) -> Next {
+    let message = why.to_owned();
+    Next::act(Action::Deny { message }, why)
+}
+
 fn require(policies: &[(Name, u32)], expires_at: Timestamp) -> Action {
     Action::RequireApproval {
         policies: policies.to_vec(),
@@ -144,18 +182,24 @@ fn approval_line(answer: &Answer) -> String {
             policies,
             expires_at,
             granted,
+            from,
         } => {
+            let from = match from.as_str() {
+                "" => String::new(),
+                from => format!(" from {from}"),
+            };
             let policies = policies
                 .iter()
                 .map(|(name, needed)| format!("{name} needs {needed}"));
             let policies = policies.collect::<Vec<_>>().join(", ");
-            format!("approval by policy: {policies}; {granted} granted, until {expires_at}")
+            format!("approval by policy: {policies}{from}; {granted} granted, until {expires_at}")
         }
     }
 }
 
 fn pending(
     state: &State,
+    now: Timestamp,
     scope_name: &Name,
     scope: &Scope,
     deployment: &Deployment,
@@ -169,31 +213,63 @@ fn pending(
     {
         return Next::act(require(policies, *expires_at), approval_line(approval));
     }
-    let gates = gates_with(state, scope_name, scope, deployment, approval);
-    match gates.iter().find(|gate| gate.answer != GateAnswer::Allowed) {
+    let gates = gates_with(state, now, scope_name, scope, deployment, approval);
+    let denied = |gate: &&Gate| gate.answer == GateAnswer::Denied && denies(gate);
+    if let Some(closed) = gates.iter().find(denied) {
+        return deny(&closed.why);
+    }
+    let mut next = match gates.iter().find(|gate| gate.answer != GateAnswer::Allowed) {
         Some(closed) => Next::wait(closed.why.clone(), closed.until),
         None => Next::act(
             Action::Start {
                 participants: matching(state, deployment),
+                gates: evidence(state, &gates),
             },
             "every gate is open",
         ),
+    };
+    // Some gate further down may change first, and be the one to tell of.
+    for gate in &gates {
+        let at = gate.next_evaluation.filter(|at| *at > now);
+        next.wake = super::sooner(next.wake, at);
     }
+    next
+}
+
+/// Rules and approvals end a deployment that they deny; the other gates leave that to people.
+fn denies(gate: &Gate) -> bool {
+    !gate.rule.is_empty() && gate.kind != "release_selector" || gate.kind == "approval"
+}
+
+/// What the start rests on; none where there is no policy and no freeze.
+fn evidence(state: &State, gates: &[Gate]) -> Option<GateEvidence> {
+    let nothing = state.policies.is_empty() && state.freezes.is_empty();
+    if nothing && state.gates_revision == 0 {
+        return None;
+    }
+    let rules = gates.iter().filter(|gate| !gate.rule.is_empty());
+    Some(GateEvidence {
+        revision: state.gates_revision,
+        counts: gates.iter().any(|gate| gate.kind == "concurrency"),
+        rules: rules.map(|gate| gate.why.clone()).collect(),
+    })
 }
 
 /// Every gate of a waiting deployment with its answer, in the order in which they are asked.
 pub(crate) fn gates(
     state: &State,
+    now: Timestamp,
     scope_name: &Name,
     scope: &Scope,
     deployment: &Deployment,
 ) -> Vec<Gate> {
-    let approval = approval::answer(state, deployment);
-    gates_with(state, scope_name, scope, deployment, &approval)
+    let approval = approval::answer(state, deployment, now);
+    gates_with(state, now, scope_name, scope, deployment, &approval)
 }
 
 fn gates_with(
     state: &State,
+    now: Timestamp,
     scope_name: &Name,
     scope: &Scope,
     deployment: &Deployment,
@@ -201,20 +277,26 @@ fn gates_with(
 ) -> Vec<Gate> {
     let paused = match &deployment.paused {
         Some(paused) => Gate {
-            kind: "pause",
-            answer: GateAnswer::Pending,
-            why: format!("paused by {}: `resume` lets it go on", paused.by),
             until: phase::deadline(deployment),
+            ..Gate::new(
+                "pause",
+                GateAnswer::Pending,
+                format!("paused by {}: `resume` lets it go on", paused.by),
+            )
         },
         None => Gate::new("pause", GateAnswer::Allowed, "not paused"),
     };
-    vec![
-        release_gate(state, deployment),
-        approval_gate(approval),
-        paused,
-        scope_gate(state, scope_name, scope),
-        agents_gate(state, deployment),
-    ]
+    let mut told = rules::answers(state, deployment, now);
+    let frozen = told.iter().position(|told| told.kind == "freeze");
+    let frozen = frozen.map(|index| Gate::of_rule(told.remove(index)));
+    let mut gates = vec![release_gate(state, deployment)];
+    gates.extend(frozen);
+    gates.push(approval_gate(approval));
+    gates.extend(told.into_iter().map(Gate::of_rule));
+    gates.push(paused);
+    gates.push(scope_gate(state, scope_name, scope));
+    gates.push(agents_gate(state, deployment));
+    gates
 }
 
 fn release_gate(state: &State, deployment: &Deployment) -> Gate {
@@ -270,8 +352,14 @@ fn approval_gate(answer: &Answer) -> Gate {
     let line = approval_line(answer);
     match answer {
         Answer::Satisfied => Gate::new("approval", GateAnswer::Allowed, line),
-        Answer::Pending { expires_at, .. } => Gate {
+        Answer::Pending {
+            expires_at, from, ..
+        } => Gate {
             until: Some(*expires_at),
+            needs: format!(
+                "`tidegate approval grant` by {}",
+                if from.is_empty() { "anyone" } else { from }
+            ),
             ..Gate::new("approval", GateAnswer::Pending, line)
         },
         Answer::Broken { .. } => Gate::new("approval", GateAnswer::Pending, line),

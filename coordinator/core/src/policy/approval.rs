@@ -6,10 +6,13 @@
 use std::collections::BTreeSet;
 
 use tidegate_shared::id::Name;
+use tidegate_shared::spec::{ApprovalRule, Approver, OnTrue, PolicySpec};
 use tidegate_shared::time::Timestamp;
 
-use super::selector::{Selector, Subject};
-use crate::state::{Deployment, Required, State};
+use super::expression::{Expression, Facts, Subject};
+use super::{rules, subject};
+use crate::command::Actor;
+use crate::state::{Decision, Deployment, State};
 
 /// What a rule asks, of one deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,10 +117,12 @@ pub enum Answer {
         policies: Vec<(Name, u32)>,
         /// Decisions at or after this do not count.
         expires_at: Timestamp,
-        /// Grants that count so far.
+        /// Grants so far.
         granted: u32,
+        /// Who has to, in words; empty: anyone may.
+        from: String,
     },
-    /// Somebody denied.
+    /// Somebody denied, or a condition did.
     Denied {
         /// Who, and why.
         why: String,
@@ -129,19 +134,20 @@ pub enum Answer {
     },
 }
 
+/// What the rule of one policy asks for.
+enum Asked {
+    Nothing,
+    People(u32),
+    Denial,
+}
+
 /// Evaluates every enabled policy that matches.
-pub fn answer(state: &State, deployment: &Deployment) -> Answer {
+pub fn answer(state: &State, deployment: &Deployment, now: Timestamp) -> Answer {
     if deployment.origin.fast {
         return Answer::Satisfied;
     }
-    let origin = &deployment.origin;
-    let subject = Subject {
-        application: &origin.application,
-        environment: &origin.scope_spec.environment,
-        scope: &origin.scope,
-    };
-    let mut policies = Vec::new();
-    let mut expiries = Vec::new();
+    let mut rules = Vec::new();
+    let mut facts = None;
     for (name, policy) in &state.policies {
         let Some(rule) = policy
             .spec
@@ -151,12 +157,18 @@ pub fn answer(state: &State, deployment: &Deployment) -> Answer {
         else {
             continue;
         };
-        match Selector::parse(&policy.spec.selector) {
-            Ok(selector) if selector.matches(subject) => {
-                policies.push((name.clone(), rule.needed()));
-                expiries.push(deployment.meta.created_at + rule.expires);
+        let facts = facts.get_or_insert_with(|| subject::facts(state, deployment, now));
+        if rules::skipped(state, deployment, &rule_name(name), now).is_some() {
+            continue;
+        }
+        match asked(&policy.spec, rule, facts) {
+            Ok(Asked::Nothing) => {}
+            Ok(Asked::People(needed)) => rules.push((name, rule, needed)),
+            Ok(Asked::Denial) => {
+                return Answer::Denied {
+                    why: format!("denied by policy {name}: {}", rule.condition),
+                };
             }
-            Ok(_) => {}
             Err(why) => {
                 return Answer::Broken {
                     why: format!("policy {name} cannot be evaluated: {why}"),
@@ -164,15 +176,146 @@ pub fn answer(state: &State, deployment: &Deployment) -> Answer {
             }
         }
     }
-    let Some(expires_at) = expiries.into_iter().min() else {
+    decide(state, deployment, &rules, now)
+}
+
+/// What a skip calls the rule of a policy.
+pub fn rule_name(policy: &Name) -> String {
+    format!("{policy}/approval")
+}
+
+fn asked(policy: &PolicySpec, rule: &ApprovalRule, facts: &Facts) -> Result<Asked, String> {
+    if !rules::matches(policy, facts)? {
+        return Ok(Asked::Nothing);
+    }
+    let condition = Expression::compile(&rule.condition, Subject::Deployment)
+        .map_err(|mistake| mistake.to_string())?;
+    Ok(match (condition.holds(facts)?, rule.on_true) {
+        (true, OnTrue::Deny) => Asked::Denial,
+        (true, OnTrue::Approve) | (false, OnTrue::Require) => Asked::Nothing,
+        (true, OnTrue::Require) | (false, OnTrue::Approve | OnTrue::Deny) => {
+            Asked::People(rule.needed())
+        }
+    })
+}
+
+fn decide(
+    state: &State,
+    deployment: &Deployment,
+    rules: &[(&Name, &ApprovalRule, u32)],
+    now: Timestamp,
+) -> Answer {
+    let decisions = deployment
+        .required
+        .as_ref()
+        .map_or(&[][..], |r| &r.decisions);
+    let votes: Vec<Vote<'_>> = decisions.iter().filter_map(vote).collect();
+    let requester = subject::requester(deployment);
+    let mut open = Vec::new();
+    for (_, rule, needed) in rules {
+        let demand = Demand {
+            required: *needed,
+            not_requester: rule.not_requester,
+            requester: requester.map_or("", Name::as_str),
+            created_at: deployment.meta.created_at,
+            expires_at: deployment.meta.created_at + rule.expires,
+        };
+        let may = |user: &str| Name::new(user).is_ok_and(|user| is_named(state, rule, &user));
+        match count(demand, &votes, may, now) {
+            Outcome::Satisfied { .. } => {}
+            Outcome::Denied { by } => {
+                let decision = decisions.iter().find(|d| !d.granted);
+                let reason = decision.map_or("", |d| d.reason.as_str());
+                let reason = match reason {
+                    "" => String::new(),
+                    reason => format!(": {reason}"),
+                };
+                return Answer::Denied {
+                    why: format!("denied by user:{by}{reason}"),
+                };
+            }
+            Outcome::Pending { .. } | Outcome::Expired => open.push(*rule),
+        }
+    }
+    let asking = rules.iter().filter(|(.., needed)| *needed > 0);
+    let expiries = asking
+        .clone()
+        .map(|(_, rule, _)| deployment.meta.created_at + rule.expires);
+    let Some(expires_at) = expiries.min().filter(|_| !open.is_empty()) else {
         return Answer::Satisfied;
     };
-    decide(deployment.required.as_ref(), policies, expires_at)
+    let people: BTreeSet<&str> = votes.iter().filter(|v| v.granted).map(|v| v.user).collect();
+    Answer::Pending {
+        policies: asking
+            .map(|(name, _, needed)| ((*name).clone(), *needed))
+            .collect(),
+        expires_at,
+        granted: u32::try_from(people.len()).unwrap_or(u32::MAX),
+        from: wanted(&open),
+    }
+}
+
+/// From whom grants are still missing, where not from just anybody.
+fn wanted(open: &[&ApprovalRule]) -> String {
+    let told = open
+        .iter()
+        .filter(|rule| !rule.from.is_everybody() || rule.not_requester);
+    let told = told.map(|rule| match rule.not_requester {
+        true => format!("{}, not who asked for it", rule.from),
+        false => rule.from.to_string(),
+    });
+    told.collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+fn vote(decision: &Decision) -> Option<Vote<'_>> {
+    match &decision.by {
+        Actor::User(name) => Some(Vote {
+            user: name.as_str(),
+            at: decision.at,
+            granted: decision.granted,
+            // What a deployment was made with never changes, and a retry takes over bound ones only.
+            bound: true,
+        }),
+        Actor::System | Actor::Agent(_) | Actor::Coordinator(_) | Actor::Token(_) => None,
+    }
+}
+
+/// Whether a rule names a person: structural, so that `apply` may ask it.
+pub fn is_named(state: &State, rule: &ApprovalRule, user: &Name) -> bool {
+    if rule.from.is_everybody() {
+        return true;
+    }
+    let standing = subject::standing(state, user);
+    rule.from.0.iter().any(|approver| match approver {
+        Approver::User(name) => name == user,
+        Approver::Team(team) => standing.teams.contains(team),
+        Approver::Role(role) => standing.roles.contains(role),
+    })
+}
+
+/// Whether one of the policies that a record asks by lets a person decide; those that are gone
+/// ask nobody in particular.
+pub fn may_decide(state: &State, deployment: &Deployment, user: &Name) -> bool {
+    let Some(required) = &deployment.required else {
+        return false;
+    };
+    required.policies.iter().any(|(name, _)| {
+        let policy = state.policies.get(name);
+        policy
+            .and_then(|p| p.spec.approval.as_ref())
+            .is_none_or(|rule| {
+                let own = rule.not_requester && subject::requester(deployment) == Some(user);
+                !own && is_named(state, rule, user)
+            })
+    })
 }
 
 /// Grants that the record asks for by a policy that is still in force, in one line: without them
 /// `apply` refuses an approval, even if the policy was changed meanwhile and asks for less.
-pub fn still_asked(state: &State, deployment: &Deployment) -> Option<String> {
+pub fn still_asked(state: &State, deployment: &Deployment, now: Timestamp) -> Option<String> {
     let required = deployment.required.as_ref()?;
     let in_time = required
         .decisions
@@ -181,7 +324,9 @@ pub fn still_asked(state: &State, deployment: &Deployment) -> Option<String> {
     let people: BTreeSet<_> = in_time.map(|decision| &decision.by).collect();
     let mut asked = required.policies.iter().filter(|(name, needed)| {
         let policy = state.policies.get(name);
+        let skipped = rules::skipped(state, deployment, &rule_name(name), now).is_some();
         let in_force = policy.is_some_and(|p| p.spec.enabled && p.spec.approval.is_some());
+        let in_force = in_force && !skipped;
         in_force && people.len() < *needed as usize
     });
     let (name, needed) = asked.next()?;
@@ -189,37 +334,4 @@ pub fn still_asked(state: &State, deployment: &Deployment) -> Option<String> {
     Some(format!(
         "approval by policy: {name} needs {needed}; {granted} granted"
     ))
-}
-
-fn decide(
-    required: Option<&Required>,
-    policies: Vec<(Name, u32)>,
-    expires_at: Timestamp,
-) -> Answer {
-    let needed = policies.iter().map(|(_, needed)| *needed).max();
-    let needed = needed.unwrap_or(0) as usize;
-    let mut people = BTreeSet::new();
-    for decision in required.map_or(&[][..], |required| &required.decisions) {
-        if decision.at >= expires_at {
-            continue;
-        }
-        if !decision.granted {
-            let reason = match decision.reason.as_str() {
-                "" => String::new(),
-                reason => format!(": {reason}"),
-            };
-            return Answer::Denied {
-                why: format!("denied by {}{reason}", decision.by),
-            };
-        }
-        people.insert(&decision.by);
-        if people.len() >= needed {
-            return Answer::Satisfied;
-        }
-    }
-    Answer::Pending {
-        policies,
-        expires_at,
-        granted: u32::try_from(people.len()).unwrap_or(u32::MAX),
-    }
 }

@@ -6,11 +6,25 @@
 
 pub mod answer;
 pub mod approval;
+pub mod check;
+pub mod concurrency;
 pub mod cooldown;
+pub mod dependency;
+pub mod expression;
+pub mod freeze;
+pub mod gradual_rollout;
+pub mod guardrail;
 pub mod progression;
 pub mod recurrence;
-pub mod selector;
+pub mod release_selector;
+pub mod retry;
+pub mod rules;
+pub mod skip;
+pub mod subject;
 pub mod window;
 pub mod zone;
 
 pub use answer::{Answer, Mistake, Verdict};
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ mod access;
 mod check;
 mod cluster;
 mod deployment;
+mod governance;
 mod scope;
 
 pub use cluster::{
@@ -14,6 +15,7 @@ pub use deployment::{
     Paused, Required, ResolvedParameter, ResolvedSecret, Source, Status, StepProgress, Traffic,
     Verdicts,
 };
+pub use governance::{Finished, Freeze, Skip, Started, Track};
 pub use scope::{Scope, ScopeStatus};
 
 use serde::{Deserialize, Serialize};
@@ -82,9 +84,30 @@ pub struct State {
     pub events: Table<(u64, u32), Event>,
     /// Hash of the last event, wherever it is.
     pub last_hash: Option<Digest>,
+    /// How releases fared, by scope.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub tracks: Table<Name, Track>,
+    /// Rules that people let be passed over, by name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub skips: Table<Name, Skip>,
+    /// What people froze, by name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub freezes: Table<Name, Freeze>,
+    /// Raised whenever what the gates of other deployments rest on changes: a policy, a skip, a
+    /// freeze, or a start that counts. A start carries the one it was decided on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub gates_revision: u64,
     /// What has left for the history; none before [`crate::archive::ARCHIVE_LEVEL`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<Archive>,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// How much has left the state for the history of every node.

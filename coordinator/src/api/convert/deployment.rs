@@ -300,6 +300,10 @@ fn gates(explained: &Explanation) -> Vec<pb::Gate> {
             answer: gate.answer.as_str().to_owned(),
             why: gate.why.clone(),
             until_ms: gate.until.map_or(0, Timestamp::millis),
+            rule: gate.rule.clone(),
+            needs: gate.needs.clone(),
+            satisfied_at_ms: gate.satisfied_at.map_or(0, Timestamp::millis),
+            next_evaluation_ms: gate.next_evaluation.map_or(0, Timestamp::millis),
         })
         .collect()
 }

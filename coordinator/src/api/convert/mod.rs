@@ -366,9 +366,11 @@ pub const fn change(reply: &Reply) -> pb::apply_response::Change {
     match reply {
         Reply::Object { created: true, .. } => pb::apply_response::Change::Created,
         Reply::Object { changed: true, .. } => pb::apply_response::Change::Changed,
-        Reply::Object { .. } | Reply::Done | Reply::Deployments(_) | Reply::Joined { .. } => {
-            pb::apply_response::Change::Unchanged
-        }
+        Reply::Object { .. }
+        | Reply::Done
+        | Reply::Named(_)
+        | Reply::Deployments(_)
+        | Reply::Joined { .. } => pb::apply_response::Change::Unchanged,
     }
 }
 
@@ -381,7 +383,7 @@ pub fn apply_result(outcome: &Outcome) -> pb::ApplyResult {
             change: change(reply).into(),
             revision: match reply {
                 Reply::Object { revision, .. } => *revision,
-                Reply::Done | Reply::Deployments(_) | Reply::Joined { .. } => 0,
+                Reply::Done | Reply::Named(_) | Reply::Deployments(_) | Reply::Joined { .. } => 0,
             },
         }),
         Err(rejection) => Result::Refusal(Refusal {

@@ -103,6 +103,25 @@ impl PolicySpec {
             + usize::from(self.guardrail.is_some())
     }
 
+    /// Its rules as people name them behind the policy: `approval`, `windows[0]` …
+    pub fn rule_names(&self) -> Vec<String> {
+        let single = [
+            ("approval", self.approval.is_some()),
+            ("cooldown", self.cooldown.is_some()),
+            ("progression", self.progression.is_some()),
+            ("gradual_rollout", self.gradual_rollout.is_some()),
+            ("release_selector", self.release_selector.is_some()),
+            ("concurrency", self.concurrency.is_some()),
+            ("retry", self.retry.is_some()),
+            ("guardrail", self.guardrail.is_some()),
+        ];
+        let single = single.into_iter().filter(|(_, there)| *there);
+        let windows = (0..self.windows.len()).map(|index| format!("windows[{index}]"));
+        let dependencies = (0..self.dependencies.len()).map(|i| format!("dependencies[{i}]"));
+        let single = single.map(|(name, _)| name.to_owned());
+        single.chain(windows).chain(dependencies).collect()
+    }
+
     /// What is wrong with its shape; texts that have to be understood are checked where they are.
     pub fn validate(&self) -> FieldErrors {
         let mut errors = FieldErrors::default();

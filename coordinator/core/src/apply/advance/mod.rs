@@ -55,7 +55,11 @@ fn run(tx: &mut Tx<'_>, deployment: Deployment, action: &Action) -> Moved {
         } => waiting::require_approval(tx, deployment, policies, *expires_at),
         Action::ApprovalSatisfied => waiting::approval_satisfied(tx, deployment),
         Action::ApprovalDenied { expired } => waiting::deny(tx, deployment, *expired),
-        Action::Start { participants } => waiting::start(tx, deployment, participants),
+        Action::Start {
+            participants,
+            gates,
+        } => waiting::start(tx, deployment, participants, gates.as_ref()),
+        Action::Deny { message } => waiting::refuse_start(tx, deployment, message),
         Action::Staged => rollout::staged(tx, deployment),
         Action::Progress { outstanding } => rollout::progress(tx, deployment, *outstanding),
         Action::InstancesReady => rollout::instances_ready(tx, deployment),

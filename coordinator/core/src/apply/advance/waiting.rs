@@ -1,5 +1,6 @@
 //! Before `CREATING`: approval asked for, given or denied, and the start.
 
+use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::spec::ReleaseStatus;
 use tidegate_shared::time::Timestamp;
@@ -7,11 +8,14 @@ use tidegate_shared::time::Timestamp;
 use super::{Moved, check_going, moved, refuse};
 use crate::apply::approval;
 use crate::apply::end;
-use crate::apply::lifecycle;
+use crate::apply::governance;
+use crate::apply::lifecycle::{self, title};
 use crate::apply::tx::Tx;
-use crate::command::Actor;
+use crate::command::{Actor, GateEvidence};
 use crate::deployment::phase;
-use crate::state::{Deployment, EndCause, Required, ScopeStatus, Status};
+use crate::policy;
+use crate::rejection::Rejection;
+use crate::state::{Deployment, EndCause, Required, ScopeStatus, Started, Status};
 use crate::strategy::rolling;
 
 pub(super) fn require_approval(
@@ -57,12 +61,14 @@ pub(super) fn require_approval(
 }
 
 pub(super) fn approval_satisfied(tx: &mut Tx<'_>, mut deployment: Deployment) -> Moved {
-    // A policy that is gone or switched off meanwhile asks for nothing any more.
-    let policies = &tx.state.policies;
+    // A policy that is gone, switched off or skipped meanwhile asks for nothing any more.
+    let (state, at) = (&tx.state, tx.at);
+    let asking = deployment.clone();
     let asks = |name: &Name| {
-        policies
-            .get(name)
-            .is_some_and(|policy| policy.spec.enabled && policy.spec.approval.is_some())
+        let rule = policy::approval::rule_name(name);
+        let policy = state.policies.get(name);
+        policy.is_some_and(|policy| policy.spec.enabled && policy.spec.approval.is_some())
+            && policy::rules::skipped(state, &asking, &rule, at).is_none()
     };
     let unmet = approval::unmet(&deployment);
     if let Some((policy, has, needs)) = unmet.into_iter().find(|(name, ..)| asks(name)) {
@@ -94,10 +100,51 @@ pub(super) fn deny(tx: &mut Tx<'_>, mut deployment: Deployment, expired: bool) -
     end::end(tx, deployment, Status::CreatingApprovalDenied, Vec::new())
 }
 
-pub(super) fn start(tx: &mut Tx<'_>, mut deployment: Deployment, participants: &[Name]) -> Moved {
+/// A rule denies the start for good.
+pub(super) fn refuse_start(tx: &mut Tx<'_>, mut deployment: Deployment, message: &str) -> Moved {
+    phase::lift(&mut deployment, true, true, tx.at);
+    deployment.reason = "denied".to_owned();
+    deployment.message = message.to_owned();
+    end::end(tx, deployment, Status::CreatingApprovalDenied, Vec::new())
+}
+
+/// The rules were asked before something that they rest on changed.
+fn check_gates(tx: &Tx<'_>, deployment: &Deployment, gates: Option<&GateEvidence>) -> Moved {
+    let now = tx.state.gates_revision;
+    match gates {
+        Some(gates) if gates.revision != now => Err(Rejection::new(
+            Reason::Stale,
+            format!(
+                "{}: its gates were asked at revision {}, and are at {now}",
+                title(deployment),
+                gates.revision
+            ),
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+pub(super) fn start(
+    tx: &mut Tx<'_>,
+    mut deployment: Deployment,
+    participants: &[Name],
+    gates: Option<&GateEvidence>,
+) -> Moved {
     check_going(&deployment)?;
+    check_gates(tx, &deployment, gates)?;
     check_startable(tx, &deployment, participants)?;
     let name = deployment.origin.scope.clone();
+    if gates.is_some_and(|gates| gates.counts) {
+        governance::gates_changed(tx);
+    }
+    if !deployment.origin.fast {
+        let mut track = tx.state.tracks.get(&name).cloned().unwrap_or_default();
+        track.started = Some(Started {
+            version: deployment.origin.version.clone(),
+            at: tx.at,
+        });
+        tx.state.tracks.insert(name.clone(), track);
+    }
     let mut scope = tx.state.scope(&name)?.clone();
     let id = deployment.id;
     let position = scope.waiting.iter().position(|other| *other == id);

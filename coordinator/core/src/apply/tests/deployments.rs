@@ -61,7 +61,13 @@ fn conflicts_name_what_is_in_the_way() {
     let participants = names(&["a1", "a2", "a3"]);
     assert!(
         world
-            .advance(queued, Action::Start { participants })
+            .advance(
+                queued,
+                Action::Start {
+                    participants,
+                    gates: None,
+                }
+            )
             .is_err()
     );
     world.on_conflict = OnConflict::Supersede;

@@ -4,6 +4,7 @@ mod archive;
 mod clock;
 mod collection;
 mod deployments;
+mod governance;
 mod objects;
 mod preflight;
 mod random;

@@ -71,6 +71,7 @@ fn action(state: &State, which: u8, by: u8) -> Action {
     match which % 24 {
         0 | 1 => Action::Start {
             participants: agents,
+            gates: None,
         },
         2 | 3 => Action::Staged,
         4 | 5 => Action::InstancesReady,
@@ -137,6 +138,7 @@ fn forward(state: &State) -> Option<(DeploymentId, Action)> {
         Status::CreatingApproval => Action::ApprovalSatisfied,
         Status::Pending => Action::Start {
             participants: state.agents.keys().cloned().collect(),
+            gates: None,
         },
         Status::Creating => Action::Staged,
         Status::WaitingForInstances => Action::InstancesReady,

@@ -146,7 +146,13 @@ fn a_rejected_release_takes_its_deployments_back_and_flags_the_finalized() {
     let participants = names(&["a1"]);
     assert!(
         world
-            .advance(paused, Action::Start { participants })
+            .advance(
+                paused,
+                Action::Start {
+                    participants,
+                    gates: None,
+                }
+            )
             .is_err()
     );
 }

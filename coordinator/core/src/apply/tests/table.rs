@@ -103,7 +103,10 @@ fn actions(world: &World) -> Vec<Action> {
         require_approval(world.now),
         Action::ApprovalSatisfied,
         Action::ApprovalDenied { expired: false },
-        Action::Start { participants },
+        Action::Start {
+            participants,
+            gates: None,
+        },
         Action::Staged,
         Action::Progress { outstanding: 1 },
         Action::InstancesReady,

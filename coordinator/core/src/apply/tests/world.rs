@@ -255,7 +255,13 @@ impl World {
 
     pub(super) fn start(&mut self, id: DeploymentId) {
         let participants = names(&["a1", "a2", "a3"]);
-        self.step(id, Action::Start { participants });
+        self.step(
+            id,
+            Action::Start {
+                participants,
+                gates: None,
+            },
+        );
     }
 
     /// From `PENDING` to `RUNNING`.

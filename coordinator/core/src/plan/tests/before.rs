@@ -15,7 +15,8 @@ fn pending_starts_when_every_gate_is_open() {
     assert_eq!(
         world.action(),
         Some(Action::Start {
-            participants: vec![name("a1"), name("a2"), name("a3")]
+            participants: vec![name("a1"), name("a2"), name("a3")],
+            gates: None,
         })
     );
     let key = (name("shop"), world.candidate().origin.version.clone());
@@ -78,7 +79,7 @@ fn decided(world: &mut World, decisions: &[(&str, bool)]) {
     let decisions = decisions.iter().map(|(person, granted)| Decision {
         by: Actor::User(name(person)),
         granted: *granted,
-        at: START + Span::from_secs(1),
+        at: START,
         reason: String::new(),
         binding: crate::apply::binding(&world.candidate().origin),
     });
@@ -117,10 +118,8 @@ fn approval_is_asked_for_and_counted() {
     decided(&mut world, &[("ann", true), ("bob", true)]);
     assert_eq!(world.action(), Some(Action::ApprovalSatisfied));
     decided(&mut world, &[("ann", true), ("bob", false)]);
-    assert_eq!(
-        world.action(),
-        Some(Action::ApprovalDenied { expired: false })
-    );
+    let message = "denied by user:bob".to_owned();
+    assert_eq!(world.action(), Some(Action::Deny { message }));
     decided(&mut world, &[]);
     world.now = START + Span::from_hours(72);
     assert_eq!(
@@ -132,7 +131,7 @@ fn approval_is_asked_for_and_counted() {
 #[test]
 fn a_policy_that_cannot_be_evaluated_blocks() {
     let mut world = world(Status::Pending);
-    world.policy("odd", "user.name == \"ann\"", 1);
+    world.policy("odd", "user.nam == \"ann\"", 1);
     assert_eq!(world.action(), None);
     assert!(world.waits_for().contains("policy odd cannot be evaluated"));
 }

@@ -1,0 +1,205 @@
+//! What people say over rules, what it makes stale, and what scopes remember of releases.
+
+use tidegate_shared::error::Reason;
+use tidegate_shared::spec::Kind;
+use tidegate_shared::time::Span;
+
+use super::world::{World, name, names, user};
+use crate::command::{
+    Action, Actor, Command, CreateFreeze, CreateSkip, Decide, GateEvidence, Named, Reply,
+};
+use crate::state::Status;
+
+fn freeze(world: &World, hours: u64, reason: &str) -> Command {
+    Command::Freeze(CreateFreeze {
+        selector: String::new(),
+        reason: reason.to_owned(),
+        until: world.state.at + Span::from_hours(hours),
+        let_run: false,
+    })
+}
+
+fn skip(rule: &str, reason: &str) -> CreateSkip {
+    CreateSkip {
+        rule: rule.to_owned(),
+        application: None,
+        version: None,
+        scope: None,
+        reason: reason.to_owned(),
+        expires_at: None,
+    }
+}
+
+fn named(reply: Reply) -> tidegate_shared::id::Name {
+    match reply {
+        Reply::Named(name) => name,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn start(revision: u64, counts: bool) -> Action {
+    Action::Start {
+        participants: names(&["a1", "a2", "a3"]),
+        gates: Some(GateEvidence {
+            revision,
+            counts,
+            rules: Vec::new(),
+        }),
+    }
+}
+
+#[test]
+fn a_start_that_was_decided_before_a_freeze_is_stale() {
+    let mut world = World::with_active();
+    let id = world.deploy("2.0.0");
+    let seen = world.state.gates_revision;
+    let order = freeze(&world, 1, "a drill");
+    let frozen = named(world.must(order));
+    let rejection = world.advance(id, start(seen, false)).unwrap_err();
+    assert_eq!(rejection.reason, Reason::Stale);
+    world.must(Command::Thaw(Named { name: frozen }));
+    let seen = world.state.gates_revision;
+    world.step(id, start(seen, false));
+    assert_eq!(world.status(id), Status::Creating);
+}
+
+#[test]
+fn of_two_starts_that_count_and_were_decided_together_one_is_stale() {
+    let mut world = World::with_active();
+    let one = world.deploy("2.0.0");
+    let Reply::Deployments(ids) = world.deploy_to("api", "2.0.0").unwrap() else {
+        panic!("nothing was made");
+    };
+    let seen = world.state.gates_revision;
+    world.step(one, start(seen, true));
+    let rejection = world.advance(ids[0], start(seen, true)).unwrap_err();
+    assert_eq!(rejection.reason, Reason::Stale);
+}
+
+#[test]
+fn wrong_orders_change_nothing() {
+    let mut world = World::with_active();
+    let policy = r#"{"cooldown": {"interval": "1h"}, "windows": [{"rrules": ["FREQ=DAILY"], "duration": "1h"}]}"#;
+    let put = world.object("night", Kind::Policy, policy);
+    world.must(put);
+    let before = world.state.clone();
+    let orders = [
+        (freeze(&world, 1, " "), "reason"),
+        (freeze(&world, 0, "x"), "for"),
+        (freeze(&world, 24 * 400, "x"), "for"),
+        (Command::CreateSkip(skip("night", "")), "reason"),
+        (Command::CreateSkip(skip("day", "x")), "rule"),
+        (Command::CreateSkip(skip("night/approval", "x")), "rule"),
+        (Command::CreateSkip(skip("night/windows[1]", "x")), "rule"),
+        (
+            Command::CreateSkip(CreateSkip {
+                version: Some(super::world::version("1.0.0")),
+                ..skip("night", "x")
+            }),
+            "application",
+        ),
+        (
+            Command::CreateSkip(CreateSkip {
+                expires_at: Some(world.state.at),
+                ..skip("night", "x")
+            }),
+            "expires",
+        ),
+    ];
+    for (order, field) in orders {
+        assert_eq!(world.refused(order).fields[0].field, field);
+    }
+    let nobody = world
+        .run_as(Actor::System, freeze(&world, 1, "x"))
+        .unwrap_err();
+    assert_eq!(nobody.reason, Reason::PermissionDenied);
+    for order in [
+        Command::Thaw(Named {
+            name: name("freeze-1"),
+        }),
+        Command::DeleteSkip(Named {
+            name: name("skip-1"),
+        }),
+    ] {
+        assert_eq!(world.refused(order).reason, Reason::NotFound);
+    }
+    assert_eq!(world.state.gates_revision, before.gates_revision);
+    assert_eq!(world.state.skips, before.skips);
+    for rule in [
+        "night",
+        "night/windows",
+        "night/windows[0]",
+        "night/cooldown",
+    ] {
+        named(world.must(Command::CreateSkip(skip(rule, "agreed"))));
+    }
+    assert_eq!(world.state.skips.len(), 4);
+}
+
+#[test]
+fn orders_that_are_over_are_forgotten() {
+    let mut world = World::with_active();
+    let order = freeze(&world, 1, "first");
+    world.must(order);
+    world.wait(Span::from_hours(2));
+    let order = freeze(&world, 3, "second");
+    let second = named(world.must(order));
+    assert_eq!(world.state.freezes.keys().collect::<Vec<_>>(), [&second]);
+}
+
+#[test]
+fn scopes_remember_what_started_and_how_releases_fared() {
+    let mut world = World::with_active();
+    let track = |world: &World| world.state.tracks[&name("web")].clone();
+    let id = world.deploy("2.0.0");
+    let at = world.state.at;
+    world.finish(id);
+    let started = track(&world).started.unwrap();
+    assert_eq!((started.version.as_str(), started.at), ("2.0.0", at));
+    let versions: Vec<String> = track(&world)
+        .finished
+        .iter()
+        .map(|finished| finished.version.to_string())
+        .collect();
+    assert_eq!(versions, ["1.0.0", "2.0.0"]);
+    world.act(id, crate::command::Verb::Rollback).unwrap();
+    let back = *world.scope().waiting.last().unwrap();
+    world.finish(back);
+    let fared: Vec<bool> = track(&world)
+        .finished
+        .iter()
+        .map(|finished| finished.rolled_back_at.is_some())
+        .collect();
+    assert_eq!(fared, [false, true]);
+    // A return is no newer release of anybody's.
+    assert_eq!(track(&world).started.unwrap().version.as_str(), "2.0.0");
+}
+
+#[test]
+fn only_those_who_are_asked_decide() {
+    let mut world = World::with_active();
+    let policy = r#"{"approval": {"required": 1, "from": "user:bob", "not_requester": true}}"#;
+    let put = world.object("two", Kind::Policy, policy);
+    world.must(put);
+    let id = world.deploy("2.0.0");
+    let ask = Action::RequireApproval {
+        policies: vec![(name("two"), 1)],
+        expires_at: world.state.at + Span::from_hours(72),
+    };
+    world.step(id, ask);
+    let decide = |granted| {
+        Command::Decide(Decide {
+            deployment: id,
+            granted,
+            reason: String::new(),
+        })
+    };
+    for stranger in ["ann", "cho"] {
+        let refusal = world.run_as(user(stranger), decide(false)).unwrap_err();
+        assert_eq!(refusal.reason, Reason::PermissionDenied, "{stranger}");
+    }
+    assert_eq!(world.status(id), Status::CreatingApproval);
+    world.run_as(user("bob"), decide(true)).unwrap();
+    world.step(id, Action::ApprovalSatisfied);
+    assert_eq!(world.status(id), Status::Pending);
+}

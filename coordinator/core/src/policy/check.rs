@@ -1,0 +1,101 @@
+//! Checks a policy when it is written: what cannot be understood is refused with its place. Asked by
+//! the API front, never by `apply`: other versions of the libraries must not make replicas differ.
+
+use tidegate_shared::spec::{FieldErrors, PolicySpec};
+
+use super::expression::{Expression, Subject};
+use super::window::Window;
+use super::{Mistake, dependency, guardrail, release_selector};
+
+/// What is wrong with a policy, its shape included.
+pub fn check(spec: &PolicySpec) -> FieldErrors {
+    let mut errors = spec.validate();
+    for mistake in mistakes(spec) {
+        errors.add(mistake.field.clone(), mistake.to_string());
+    }
+    errors
+}
+
+fn mistakes(spec: &PolicySpec) -> Vec<Mistake> {
+    let mut all = Vec::new();
+    let mut see = |prefix: &str, result: Result<(), Mistake>| {
+        if let Err(mistake) = result {
+            all.push(mistake.within(prefix));
+        }
+    };
+    let expression = |text: &str, subject| Expression::compile(text, subject).map(drop);
+    see("selector", expression(&spec.selector, Subject::Deployment));
+    if let Some(rule) = &spec.approval {
+        let found = expression(&rule.condition, Subject::Deployment);
+        see("approval.condition", found);
+    }
+    if let Some(rule) = &spec.progression {
+        see(
+            "progression.after",
+            expression(&rule.after, Subject::Environment),
+        );
+    }
+    if let Some(rule) = &spec.release_selector {
+        see(
+            "release_selector",
+            release_selector::compile(rule).map(drop),
+        );
+    }
+    if let Some(rule) = &spec.guardrail {
+        see("guardrail", guardrail::compile(rule).map(drop));
+    }
+    for (index, rule) in spec.dependencies.iter().enumerate() {
+        let found = dependency::Requirement::parse(&rule.version).map(drop);
+        see(&format!("dependencies[{index}]"), found);
+    }
+    for (index, window) in spec.windows.iter().enumerate() {
+        if let Err(mistakes) = Window::compile(window) {
+            let prefix = format!("windows[{index}]");
+            all.extend(mistakes.into_iter().map(|mistake| mistake.within(&prefix)));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_text_is_checked_and_its_place_told() {
+        let spec: PolicySpec = serde_json::from_str(
+            r#"{"selector": "enviroment.name == \"a\"",
+                "approval": {"condition": "user.nam == \"a\"", "on_true": "deny"},
+                "windows": [{"rrules": ["FREQ=DAILY"], "duration": "1h"},
+                            {"rrules": ["FREQ=DAILY;BYHOUR=25"], "duration": "1h", "time_zone": "Mars"}],
+                "progression": {"after": "scope.name == \"a\""},
+                "dependencies": [{"application": "db", "version": ">=2.x.y.z"}],
+                "release_selector": {"condition": "release.labels.a =="},
+                "guardrail": {"condition": "strategy.kin == \"all_in\""}}"#,
+        )
+        .unwrap();
+        let found = check(&spec).0;
+        let fields: Vec<&str> = found.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            [
+                "selector",
+                "approval.condition",
+                "progression.after",
+                "release_selector.condition",
+                "guardrail.condition",
+                "dependencies[0].version",
+                "windows[1].time_zone",
+                "windows[1].rrules[0]",
+            ]
+        );
+        assert!(
+            found[1].message.starts_with("at character 5: "),
+            "{found:?}"
+        );
+        assert!(
+            found[7].message.starts_with("at character 12: "),
+            "{found:?}"
+        );
+    }
+}

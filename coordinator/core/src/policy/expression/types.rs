@@ -1,0 +1,164 @@
+//! What expressions may know, and of which type it is.
+
+/// What an expression is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A deployment: `application`, `release`, `scope`, `environment`, `user`, `now`.
+    Deployment,
+    /// A deployment that is about to be created: `strategy` too.
+    Creation,
+    /// An environment alone.
+    Environment,
+    /// A release alone.
+    Release,
+}
+
+/// The type of a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Type {
+    Bool,
+    Int,
+    Uint,
+    Double,
+    Text,
+    /// The value of a label: a text that is read as a number where one is wanted.
+    Label,
+    Timestamp,
+    Duration,
+    Null,
+    List(Box<Type>),
+    /// From texts to values.
+    Map(Box<Type>),
+    Object(Object),
+    /// Not known before evaluation.
+    Any,
+}
+
+/// Things with fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Object {
+    Application,
+    Release,
+    Scope,
+    Environment,
+    User,
+    Strategy,
+}
+
+impl Subject {
+    pub(super) fn variable(self, name: &str) -> Option<Type> {
+        let about = |environment: bool, release: bool| match self {
+            Self::Deployment | Self::Creation => true,
+            Self::Environment => environment,
+            Self::Release => release,
+        };
+        let object = match name {
+            "application" if about(false, false) => Object::Application,
+            "release" if about(false, true) => Object::Release,
+            "scope" if about(false, false) => Object::Scope,
+            "environment" if about(true, false) => Object::Environment,
+            "user" if about(false, false) => Object::User,
+            "strategy" if self == Self::Creation => Object::Strategy,
+            "now" if about(false, false) => return Some(Type::Timestamp),
+            _ => return None,
+        };
+        Some(Type::Object(object))
+    }
+
+    pub(super) const fn variables(self) -> &'static str {
+        match self {
+            Self::Deployment => "application, release, scope, environment, user and now",
+            Self::Creation => "application, release, scope, environment, user, strategy and now",
+            Self::Environment => "environment",
+            Self::Release => "release",
+        }
+    }
+}
+
+impl Object {
+    pub(super) fn field(self, name: &str) -> Option<Type> {
+        let labels = || Some(Type::Map(Box::new(Type::Label)));
+        match (self, name) {
+            (Self::Application | Self::Environment | Self::Scope | Self::User, "name") => {
+                Some(Type::Text)
+            }
+            (Self::Application | Self::Release | Self::Scope | Self::Environment, "labels") => {
+                labels()
+            }
+            (Self::Release, "version" | "name" | "notes" | "status" | "digest") => Some(Type::Text),
+            (Self::Scope, "type" | "environment" | "application") => Some(Type::Text),
+            (Self::Scope, "dimensions") => labels(),
+            (Self::Scope, "instances_per_agent") => Some(Type::Int),
+            (Self::Environment, "tier") => Some(Type::Int),
+            (Self::User, "teams" | "roles") => Some(Type::List(Box::new(Type::Text))),
+            (Self::Strategy, "name" | "kind" | "finalize") => Some(Type::Text),
+            (Self::Strategy, "steps") => Some(Type::List(Box::new(Type::Double))),
+            (Self::Strategy, "rollback_rules") => Some(Type::Int),
+            (Self::Strategy, "bake") => Some(Type::Duration),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Application => "application",
+            Self::Release => "release",
+            Self::Scope => "scope",
+            Self::Environment => "environment",
+            Self::User => "user",
+            Self::Strategy => "strategy",
+        }
+    }
+
+    pub(super) const fn fields(self) -> &'static str {
+        match self {
+            Self::Application => "name and labels",
+            Self::Release => "name, version, labels, notes, status and digest",
+            Self::Scope => {
+                "name, labels, type, application, environment, dimensions and instances_per_agent"
+            }
+            Self::Environment => "name, labels and tier",
+            Self::User => "name, teams and roles",
+            Self::Strategy => "name, kind, steps, rollback_rules, finalize and bake",
+        }
+    }
+}
+
+impl Type {
+    pub(super) const fn is_number(&self) -> bool {
+        matches!(self, Self::Int | Self::Uint | Self::Double)
+    }
+
+    pub(super) const fn is_text(&self) -> bool {
+        matches!(self, Self::Text | Self::Label)
+    }
+
+    /// Whether values of both can be compared for equality.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any | Self::Null, _) | (_, Self::Any | Self::Null) => true,
+            (one, other) if one.is_text() && other.is_text() => true,
+            (one, other) if one.is_number() && other.is_number() => true,
+            (Self::List(one), Self::List(other)) | (Self::Map(one), Self::Map(other)) => {
+                one.meets(other)
+            }
+            (one, other) => one == other,
+        }
+    }
+
+    pub(super) fn word(&self) -> String {
+        match self {
+            Self::Bool => "a truth value".to_owned(),
+            Self::Int | Self::Uint | Self::Double => "a number".to_owned(),
+            Self::Text => "a text".to_owned(),
+            Self::Label => "the value of a label".to_owned(),
+            Self::Timestamp => "a time".to_owned(),
+            Self::Duration => "a length of time".to_owned(),
+            Self::Null => "null".to_owned(),
+            Self::List(_) => "a list".to_owned(),
+            Self::Map(_) => "a map".to_owned(),
+            Self::Object(object) => format!("the whole {}", object.name()),
+            Self::Any => "anything".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What the state knows of a deployment, as expressions ask for it.
+
+use tidegate_shared::spec::{Role, Strategy, StrategyKind};
+use tidegate_shared::time::Timestamp;
+
+use super::expression::{
+    ApplicationFacts, EnvironmentFacts, Facts, ReleaseFacts, ScopeFacts, StrategyFacts, UserFacts,
+};
+use crate::command::Actor;
+use crate::state::{Deployment, Origin, Release, State};
+use tidegate_shared::id::Name;
+use tidegate_shared::selector::Labels;
+
+/// What is known of a person.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Roles where the deployment goes.
+    pub roles: Vec<Role>,
+    /// Teams.
+    pub teams: Vec<Name>,
+}
+
+/// What the cluster knows of a person. Whoever holds a person's certificate is an administrator,
+/// which is every role, and teams do not exist yet.
+pub fn standing(_state: &State, _user: &Name) -> Standing {
+    Standing {
+        roles: vec![
+            Role::Viewer,
+            Role::Deployer,
+            Role::Approver,
+            Role::Operator,
+            Role::Admin,
+        ],
+        teams: Vec::new(),
+    }
+}
+
+/// The person who asked for a deployment; none: it was made by itself.
+pub fn requester(deployment: &Deployment) -> Option<&Name> {
+    match &deployment.meta.created_by {
+        Actor::User(name) => Some(name),
+        Actor::System | Actor::Agent(_) | Actor::Coordinator(_) | Actor::Token(_) => None,
+    }
+}
+
+/// Everything that is known of a deployment.
+pub fn facts(state: &State, deployment: &Deployment, now: Timestamp) -> Facts {
+    let user = requester(deployment);
+    let mut facts = origin_facts(state, &deployment.origin, user, now);
+    facts.strategy = Some(strategy(
+        &deployment.origin.strategy,
+        deployment.origin.strategy_name.as_ref(),
+    ));
+    facts
+}
+
+/// The same before the deployment is there.
+pub fn origin_facts(state: &State, origin: &Origin, user: Option<&Name>, now: Timestamp) -> Facts {
+    let key = (origin.application.clone(), origin.version.clone());
+    let release = state.releases.get(&key).map(release);
+    Facts {
+        application: Some(ApplicationFacts {
+            name: origin.application.to_string(),
+            labels: state
+                .applications
+                .get(&origin.application)
+                .map(|object| object.meta.labels.clone())
+                .unwrap_or_default(),
+        }),
+        release: Some(
+            release.map_or_else(ReleaseFacts::default, |facts| ReleaseFacts {
+                name: origin.version.to_string(),
+                version: origin.version.to_string(),
+                ..facts
+            }),
+        ),
+        scope: Some(scope(state, origin)),
+        environment: Some(environment(state, &origin.scope_spec.environment)),
+        user: Some(person(state, user)),
+        strategy: None,
+        now: Some(now),
+    }
+}
+
+/// What is known of a release, its version aside.
+pub fn release(release: &Release) -> ReleaseFacts {
+    ReleaseFacts {
+        name: String::new(),
+        version: String::new(),
+        labels: release.meta.labels.clone(),
+        notes: release.spec.notes.clone(),
+        status: release.status.to_string(),
+        digest: release.digest.to_string(),
+    }
+}
+
+/// What is known of an environment.
+pub fn environment(state: &State, name: &Name) -> EnvironmentFacts {
+    let object = state.environments.get(name);
+    EnvironmentFacts {
+        name: name.to_string(),
+        labels: object
+            .map(|object| object.meta.labels.clone())
+            .unwrap_or_default(),
+        tier: object.map_or(0, |object| i64::from(object.spec.tier)),
+    }
+}
+
+fn scope(state: &State, origin: &Origin) -> ScopeFacts {
+    let spec = &origin.scope_spec;
+    let labels: Labels = state
+        .scopes
+        .get(&origin.scope)
+        .map(|scope| scope.meta.labels.clone())
+        .unwrap_or_default();
+    let dimensions = spec.dimensions.iter();
+    ScopeFacts {
+        name: origin.scope.to_string(),
+        labels,
+        r#type: word(&spec.kind),
+        application: spec.application.to_string(),
+        environment: spec.environment.to_string(),
+        dimensions: dimensions.map(|(k, v)| (k.clone(), v.clone())).collect(),
+        instances_per_agent: i64::from(spec.instances_per_agent),
+    }
+}
+
+/// The word of an enum on the wire.
+fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+fn person(state: &State, user: Option<&Name>) -> UserFacts {
+    let Some(user) = user else {
+        return UserFacts::default();
+    };
+    let standing = standing(state, user);
+    UserFacts {
+        name: user.to_string(),
+        teams: standing.teams.iter().map(Name::to_string).collect(),
+        roles: standing
+            .roles
+            .iter()
+            .map(|role| role.as_str().to_owned())
+            .collect(),
+    }
+}
+
+/// What is known of a strategy.
+pub fn strategy(strategy: &Strategy, name: Option<&Name>) -> StrategyFacts {
+    StrategyFacts {
+        name: name.map_or(String::new(), Name::to_string),
+        kind: match strategy.kind {
+            StrategyKind::BlueGreen => "blue_green",
+            StrategyKind::AllIn => "all_in",
+            StrategyKind::Rolling => "rolling",
+        }
+        .to_owned(),
+        steps: strategy
+            .steps
+            .iter()
+            .map(|step| f64::from(step.weight.basis_points()) / 100.0)
+            .collect(),
+        rollback_rules: i64::try_from(strategy.rules.iter().filter(|rule| !rule.dry_run).count())
+            .unwrap_or(i64::MAX),
+        finalize: word(&strategy.finalize),
+        bake: strategy.bake,
+    }
+}
