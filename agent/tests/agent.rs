@@ -86,6 +86,7 @@ fn item(port: u16) -> Assignment {
         max_restarts: 3,
         keep_releases: 1,
         guard: None,
+        scrape: None,
     }
 }
 

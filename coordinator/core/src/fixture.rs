@@ -58,6 +58,7 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         instances_per_agent: instances,
         port: Port::Number(8_080),
         health_check: None,
+        metrics: None,
         max_restarts: 5,
         parameters: BTreeMap::new(),
     }

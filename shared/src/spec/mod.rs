@@ -18,12 +18,12 @@ pub use object::{ApplicationSpec, EnvironmentSpec, Kind, Manifest, ObjectSpec, v
 pub use parameter::{ParameterSpec, ParameterTarget, check_variable};
 pub use policy::{ApprovalRule, PolicySpec};
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus, RunSpec};
-pub use scope::{Port, ScopeSpec, ScopeType};
+pub use scope::{MetricsSpec, Port, ScopeSpec, ScopeType};
 pub use source::{AssetSource, Place, PlaceKind};
 pub use strategy::{
-    Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
-    MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,
-    Strategy, StrategyKind, StrategySpec, TrafficSpec,
+    AppMetric, Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode,
+    Hold, Judge, MaxLost, Metric, NoDataAction, OnNoData, OnStall, Reading, RollbackSpec, Rule,
+    RuleAction, Selector, Step, Strategy, StrategyKind, StrategySpec, TrafficSpec,
 };
 
 use serde::{Deserialize, Serialize};

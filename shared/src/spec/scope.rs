@@ -37,12 +37,55 @@ pub struct ScopeSpec {
     /// None: the release's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Where the application's own metrics are; none: `/metrics` on the instance's port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsSpec>,
     /// Restarts of an instance until it counts as failed; 0 to 1,000.
     #[serde(default = "five")]
     pub max_restarts: u32,
     /// Values of environment variables, above every other source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, String>,
+}
+
+/// Where an application exposes metrics of its own, in Prometheus' text format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSpec {
+    /// The path; default `/metrics`.
+    #[serde(default = "metrics_path")]
+    pub path: String,
+    /// Another port than the instance's `$PORT`, on the instance's address. All instances of a host
+    /// share it, so it is for one instance per agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+fn metrics_path() -> String {
+    "/metrics".to_owned()
+}
+
+impl Default for MetricsSpec {
+    fn default() -> Self {
+        Self {
+            path: metrics_path(),
+            port: None,
+        }
+    }
+}
+
+impl MetricsSpec {
+    fn validate(&self) -> FieldErrors {
+        let mut errors = FieldErrors::default();
+        let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+        errors.require(
+            self.path.starts_with('/') && self.path.bytes().all(plain) && self.path.len() <= 1_024,
+            "path",
+            "want a path such as /metrics",
+        );
+        errors.require(self.port != Some(0), "port", "want 1 to 65535");
+        errors
+    }
 }
 
 const fn one() -> u32 {
@@ -157,6 +200,9 @@ impl ScopeSpec {
         }
         if let Some(check) = &self.health_check {
             errors.nest("health_check", check.validate());
+        }
+        if let Some(metrics) = &self.metrics {
+            errors.nest("metrics", metrics.validate());
         }
         errors
     }
