@@ -12,7 +12,7 @@ const ONE: Shape = Shape {
 };
 
 /// A page, and counters that grow with time: one series is of no interest to the rule.
-const APP: &str = r#"
+const APP: &str = r###"
 import http.server, sys, time
 
 START = time.time()
@@ -39,7 +39,7 @@ class App(http.server.BaseHTTPRequestHandler):
         pass
 
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), App).serve_forever()
-"#;
+"###;
 
 fn publish(cluster: &Cluster, version: &str, rate: &str) -> anyhow::Result<()> {
     let file = cluster.dir().join(format!("app-{version}.tar.gz"));
@@ -52,9 +52,22 @@ fn publish(cluster: &Cluster, version: &str, rate: &str) -> anyhow::Result<()> {
 fn deploy(cluster: &Cluster, version: &str) -> anyhow::Result<Option<i32>> {
     let rules = r#"rollback.rules=[{metric: 'app.rate(orders_failed_total{kind="card"})', comparison: greater_than, threshold: 1, window: 4s}, {metric: app.queue_length, comparison: greater_than, threshold: 100, window: 4s}]"#;
     let output = cluster.tidegate(&[
-        "deploy", "site", version, "--scope", "site", "--set",
-        "traffic.steps=50:6s,100:0s", "--set", "bake=6s", "--set", "drain=1s", "--set", rules,
-        "--wait", "--timeout", "3m",
+        "deploy",
+        "site",
+        version,
+        "--scope",
+        "site",
+        "--set",
+        "traffic.steps=50:6s,100:0s",
+        "--set",
+        "bake=6s",
+        "--set",
+        "drain=1s",
+        "--set",
+        rules,
+        "--wait",
+        "--timeout",
+        "3m",
     ])?;
     Ok(output.status)
 }
@@ -82,7 +95,10 @@ fn a_counter_of_the_application_takes_a_bad_version_back() {
         ensure!(third == Some(3), "{third:?}: {newest}");
         ensure!(text(&newest, "status") == "ROLLED_BACK", "{newest}");
         let said = newest.to_string();
-        ensure!(said.contains("app.rate(orders_failed_total{kind="), "{said}");
+        ensure!(
+            said.contains("app.rate(orders_failed_total{kind="),
+            "{said}"
+        );
         answers(cluster.proxy(0, port), "version 1.1.0")
     });
 }
@@ -100,10 +116,12 @@ fn a_metric_that_is_none_is_told_with_what_would_be_right() {
             let rule = format!(
                 "rollback.rules=[{{metric: '{metric}', comparison: greater_than, threshold: 1}}]"
             );
-            let output = cluster.tidegate(&[
-                "deploy", "site", "1.0.0", "--scope", "site", "--set", &rule,
-            ])?;
-            ensure!(output.status != Some(0) && output.stderr.contains(says), "{output}");
+            let output = cluster
+                .tidegate(&["deploy", "site", "1.0.0", "--scope", "site", "--set", &rule])?;
+            ensure!(
+                output.status != Some(0) && output.stderr.contains(says),
+                "{output}"
+            );
         }
         ensure!(port > 0);
         Ok(())
