@@ -88,6 +88,7 @@ fn item(port: u16) -> Assignment {
         max_restarts: 3,
         keep_releases: 1,
         guard: None,
+        scrape: None,
     }
 }
 

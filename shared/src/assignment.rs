@@ -78,6 +78,21 @@ pub struct Assignment {
     pub keep_releases: u32,
     /// Dead-man guard; carried, not active yet.
     pub guard: Option<Guard>,
+    /// What to ask its instances for while a deployment is under way; none: no rule names a metric
+    /// of the application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrape: Option<Scrape>,
+}
+
+/// What to ask instances for on their `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrape {
+    /// The path.
+    pub path: String,
+    /// None: the instance's own port.
+    pub port: Option<u16>,
+    /// Series that rules name, as selectors; at most 64.
+    pub series: Vec<String>,
 }
 
 /// A parameter that is a secret or a file.
@@ -313,6 +328,20 @@ pub struct ObservedInstance {
     pub cpu_basis_points: u32,
     /// Resident bytes.
     pub memory_bytes: u64,
+    /// The application's own metrics that rules name, as last told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub app: Vec<AppSample>,
+}
+
+/// A value that an application exposes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AppSample {
+    /// The selector; values of several series that fit it are added up.
+    pub series: String,
+    /// Upper edge of a histogram's bucket, as written; none: no bucket.
+    pub edge: Option<String>,
+    /// Finite. Counters are cumulative.
+    pub value: f64,
 }
 
 /// How an instance does.

@@ -187,6 +187,7 @@ fn observed_instance(
         last_exit: instance.last_exit.clone(),
         cpu_basis_points: 0,
         memory_bytes: 0,
+        app: Vec::new(),
     }
 }
 

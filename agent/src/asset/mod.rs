@@ -6,7 +6,7 @@
 
 pub mod coordinated;
 pub mod fetch;
-mod pieces;
+pub(crate) mod pieces;
 pub mod places;
 pub mod unpack;
 pub mod web;

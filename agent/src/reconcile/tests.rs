@@ -77,6 +77,7 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
         max_restarts: 3,
         keep_releases: 1,
         guard: None,
+        scrape: None,
     }
 }
 

@@ -5,9 +5,9 @@
 
 use tidegate_proto::agent::v1 as wire;
 use tidegate_shared::assignment::{
-    AssetWish, Assignment, Assignments, Counters, Generation, Guard, InstanceState,
+    AppSample, AssetWish, Assignment, Assignments, Counters, Generation, Guard, InstanceState,
     ObservedInstance, ObservedPlace, ParameterContent, ParameterWish, ProxyReport, Report, Role,
-    WishedState,
+    Scrape, WishedState,
 };
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::secret::Secret;
@@ -29,6 +29,9 @@ pub const MAX_INSTANCES: u32 = 100;
 
 /// Largest asset of the coordinators' store: 4 GiB.
 pub const MAX_ASSET_BYTES: u64 = 4 << 30;
+
+/// Most series that instances are asked for.
+const MAX_SERIES: usize = 256;
 
 /// Most places of an asset, and bytes of one.
 const MAX_SOURCES: usize = 16;
@@ -178,6 +181,19 @@ fn assignment(from: wire::Assignment) -> Result<Assignment, Malformed> {
             lost_after: Span::from_millis(guard.lost_after_ms),
             rule: guard.rule,
         }),
+        scrape: from.scrape.map(scrape).transpose()?,
+    })
+}
+
+fn scrape(from: wire::Scrape) -> Result<Scrape, Malformed> {
+    let port = u16::try_from(from.port).map_err(|_| wrong("scrape.port", "is not a port"))?;
+    if from.series.len() > MAX_SERIES || !from.path.starts_with('/') {
+        return Err(wrong("scrape", "has too many series, or no path"));
+    }
+    Ok(Scrape {
+        path: from.path,
+        port: (port > 0).then_some(port),
+        series: from.series,
     })
 }
 
@@ -479,6 +495,15 @@ fn instance(from: &ObservedInstance) -> wire::ObservedInstance {
         last_exit: from.last_exit.clone().unwrap_or_default(),
         cpu_basis_points: from.cpu_basis_points,
         memory_bytes: from.memory_bytes,
+        app: from.app.iter().map(app_sample).collect(),
+    }
+}
+
+fn app_sample(from: &AppSample) -> wire::AppSample {
+    wire::AppSample {
+        series: from.series.clone(),
+        edge: from.edge.clone().unwrap_or_default(),
+        value: from.value,
     }
 }
 

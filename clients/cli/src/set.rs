@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(spec.bake, Some(Span::from_secs(30)));
         assert_eq!(spec.finalize, Some(FinalizeMode::Manual));
         let rules = spec.rollback.clone().unwrap().rules;
-        assert_eq!((rules.len(), rules[0].metric), (1, Metric::ErrorRate));
+        assert_eq!((rules.len(), &rules[0].metric), (1, &Metric::ErrorRate));
         assert_eq!(rules[0].threshold.as_str(), "0.05");
         assert_eq!(spec.deadlines.unwrap().progress, Some(Span::from_secs(20)));
         assert!(spec.kind.is_none() && spec.traffic.is_none());

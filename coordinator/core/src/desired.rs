@@ -6,11 +6,14 @@
 //! only said what should hold in the end, so a loser is simply `absent` and the agent moves the
 //! traffic, drains and stops in that order.
 
+use std::collections::BTreeSet;
+
 use tidegate_shared::assignment::{
-    AssetWish, Assignment, Assignments, ParameterContent, ParameterWish, Role, WishedState,
+    AssetWish, Assignment, Assignments, ParameterContent, ParameterWish, Role, Scrape, WishedState,
 };
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::spec::Metric;
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
@@ -323,6 +326,7 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
         max_restarts: origin.scope_spec.max_restarts,
         keep_releases: origin.strategy.keep_releases,
         guard: None,
+        scrape: scrape(deployment),
     }
 }
 
@@ -335,6 +339,36 @@ fn parameter_wish(variable: &str, parameter: &ResolvedParameter) -> ParameterWis
         },
         file: parameter.file.clone(),
     }
+}
+
+/// Most series that an agent is asked for.
+const MOST_SERIES: usize = 64;
+
+/// The series of the application that the rules of a deployment name.
+fn scrape(deployment: &Deployment) -> Option<Scrape> {
+    let rules = deployment.origin.strategy.rules.iter();
+    let series: BTreeSet<String> = rules
+        .filter_map(|rule| match &rule.metric {
+            Metric::App(metric) => Some(metric.series()),
+            _ => None,
+        })
+        .flatten()
+        .map(|selector| selector.to_string())
+        .collect();
+    if series.is_empty() {
+        return None;
+    }
+    let metrics = deployment
+        .origin
+        .scope_spec
+        .metrics
+        .clone()
+        .unwrap_or_default();
+    Some(Scrape {
+        path: metrics.path,
+        port: metrics.port,
+        series: series.into_iter().take(MOST_SERIES).collect(),
+    })
 }
 
 /// How often a scope wants to hear from an agent: a quarter of the smallest window of a rule while

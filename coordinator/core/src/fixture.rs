@@ -63,6 +63,7 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         sticky: None,
         route: None,
         health_check: None,
+        metrics: None,
         max_restarts: 5,
         parameters: BTreeMap::new(),
         limits: Default::default(),

@@ -16,6 +16,7 @@ use tidegate_shared::assignment::{Counters, HostMetrics, ObservedInstance, Repor
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::spec::{Metric, Rule};
 use tidegate_shared::time::{Span, Timestamp};
+use tidegate_shared::verdict::app::AppLast;
 use tidegate_shared::verdict::threshold::{self, Evidence, Measured, Verdict};
 
 use crate::state::{Deployment, Status};
@@ -39,6 +40,8 @@ pub struct Telemetry {
     /// An agent that starts again may report before it has found its instances: they are no news
     /// when they come back.
     vanished: BTreeMap<(DeploymentId, Name, u32), (Timestamp, Counters)>,
+    /// Last values of what applications expose, per instance.
+    app: BTreeMap<(DeploymentId, Name, u32), AppLast>,
 }
 
 /// What a version did, for display.
@@ -111,6 +114,8 @@ impl Telemetry {
                     (last, _) => added.add(&grown(last, instance)),
                 }
                 add_gauges(&mut added, instance, &report.host);
+                let key = (place.deployment, agent.clone(), instance.ordinal);
+                self.add_app(&mut added, key, instance);
                 first_error = earliest(first_error, instance.counters.first_error);
             }
             let series = self.series.entry(place.deployment);
@@ -120,6 +125,23 @@ impl Telemetry {
             series.push(&added, now);
         }
         self.remember_vanished(agent, held, report);
+    }
+
+    /// Values that the application told: how much they grew since this node heard of them last. A
+    /// first one is a baseline, a lower one the count of a process that began anew.
+    fn add_app(
+        &mut self,
+        added: &mut Measured,
+        key: (DeploymentId, Name, u32),
+        instance: &ObservedInstance,
+    ) {
+        if instance.app.is_empty() {
+            return;
+        }
+        let last = self.app.entry(key).or_default();
+        for sample in &instance.app {
+            added.app.sample(last, sample);
+        }
     }
 
     fn remember_vanished(&mut self, agent: &Name, held: Option<&Report>, report: &Report) {
@@ -176,7 +198,7 @@ impl Telemetry {
         let series = self.series.get(&deployment)?;
         let measured = series.window(now, window, Timestamp::ZERO);
         let length = now.since(series.started).clamp(Span::from_secs(1), window);
-        let read = |metric: Metric| threshold::read(metric, &measured, length).value;
+        let read = |metric: Metric| threshold::read(&metric, &measured, length).value;
         let total = series.total();
         Some(VersionFigures {
             requests: series.before.requests.saturating_add(total.requests),
@@ -210,6 +232,7 @@ impl Telemetry {
         let known = |id: &DeploymentId| kept.contains(id) || watched.contains(id);
         self.series.retain(|id, _| known(id));
         self.vanished.retain(|(id, _, _), _| known(id));
+        self.app.retain(|(id, _, _), _| known(id));
         for (id, series) in &mut self.series {
             if !watched.contains(id) {
                 series.forget_before(now - IDLE_HISTORY);
@@ -306,7 +329,7 @@ impl Series {
             threshold::decimal(value, rule.threshold.to_f64())
         });
         Evidence {
-            metric: rule.metric,
+            metric: rule.metric.clone(),
             comparison: rule.comparison,
             threshold: rule.threshold.as_str().to_owned(),
             verdict,

@@ -61,5 +61,6 @@ pub fn instance(item: &Assignment, ordinal: u32) -> ObservedInstance {
         last_exit: None,
         cpu_basis_points: 1_000,
         memory_bytes: 1 << 20,
+        app: Vec::new(),
     }
 }

@@ -31,13 +31,13 @@ pub use policy::{
 };
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
 pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
-pub use scope::{Port, ScopeSpec, ScopeType};
+pub use scope::{MetricsSpec, Port, ScopeSpec, ScopeType};
 pub use source::{AssetSource, Place, PlaceKind};
 pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};
 pub use strategy::{
-    Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
-    MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,
-    Strategy, StrategyKind, StrategySpec, TrafficSpec,
+    AppMetric, Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode,
+    Hold, Judge, MaxLost, Metric, NoDataAction, OnNoData, OnStall, Reading, RollbackSpec, Rule,
+    RuleAction, Selector, Step, Strategy, StrategyKind, StrategySpec, TrafficSpec,
 };
 
 use serde::{Deserialize, Serialize};

@@ -55,6 +55,9 @@ pub struct ScopeSpec {
     /// None: the release's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Where the application's own metrics are; none: `/metrics` on the instance's port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsSpec>,
     /// Restarts of an instance until it counts as failed; 0 to 1,000.
     #[serde(default = "five")]
     pub max_restarts: u32,
@@ -64,6 +67,46 @@ pub struct ScopeSpec {
     /// What an instance may use, above what the asset says.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+}
+
+/// Where an application exposes metrics of its own, in Prometheus' text format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSpec {
+    /// The path; default `/metrics`.
+    #[serde(default = "metrics_path")]
+    pub path: String,
+    /// Another port than the instance's `$PORT`, on the instance's address. All instances of a host
+    /// share it, so it is for one instance per agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+fn metrics_path() -> String {
+    "/metrics".to_owned()
+}
+
+impl Default for MetricsSpec {
+    fn default() -> Self {
+        Self {
+            path: metrics_path(),
+            port: None,
+        }
+    }
+}
+
+impl MetricsSpec {
+    fn validate(&self) -> FieldErrors {
+        let mut errors = FieldErrors::default();
+        let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+        errors.require(
+            self.path.starts_with('/') && self.path.bytes().all(plain) && self.path.len() <= 1_024,
+            "path",
+            "want a path such as /metrics",
+        );
+        errors.require(self.port != Some(0), "port", "want 1 to 65535");
+        errors
+    }
 }
 
 const fn one() -> u32 {
@@ -194,6 +237,9 @@ impl ScopeSpec {
         errors
             .0
             .extend(self.traffic().validate(self.port == Port::None).0);
+        if let Some(metrics) = &self.metrics {
+            errors.nest("metrics", metrics.validate());
+        }
         errors
     }
 }

@@ -214,7 +214,13 @@ mod tests {
         let (p95, _) = read("app.p95(t)");
         assert_eq!(p95, Some(0.5), "above the last finite edge it is that edge");
         // Nothing observed is no data.
-        assert_eq!(told(&samples[..5]).read(&metric("app.p50(t)"), WINDOW), (None, 0));
-        assert_eq!(told(&samples[..5]).read(&metric("app.average(t)"), WINDOW), (None, 0));
+        assert_eq!(
+            told(&samples[..5]).read(&metric("app.p50(t)"), WINDOW),
+            (None, 0)
+        );
+        assert_eq!(
+            told(&samples[..5]).read(&metric("app.average(t)"), WINDOW),
+            (None, 0)
+        );
     }
 }

@@ -1,4 +1,5 @@
 //! The kernel that judges versions, shared by the leader, the agent's guard and rule replay.
 
+pub mod app;
 pub mod histogram;
 pub mod threshold;

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::app::AppSums;
 use crate::spec::{Comparison, Metric, Rule, RuleAction};
 use crate::time::{Span, Timestamp};
 use crate::verdict::histogram::Histogram;
@@ -85,7 +86,7 @@ impl Evidence {
             (Comparison::Equal, Verdict::Pass) => "≠",
             (Comparison::Equal, _) => "=",
         };
-        let (metric, threshold, window) = (self.metric, &self.threshold, self.window);
+        let (metric, threshold, window) = (&self.metric, &self.threshold, self.window);
         let found = match self.verdict {
             Verdict::Pass | Verdict::Fail => {
                 format!("{metric} {} {sign} {threshold} over {window}", self.value)
@@ -98,7 +99,7 @@ impl Evidence {
                 format!("{metric} {sign} {threshold} over {window} has no data")
             }
         };
-        let counted = match samples_of(self.metric) {
+        let counted = match samples_of(&self.metric) {
             Samples::Errors => format!("{} of {} requests failed", self.errors, self.samples),
             Samples::Requests => format!("{} requests", self.samples),
             Samples::Checks => format!("{} health checks", self.samples),
@@ -112,7 +113,7 @@ impl Evidence {
 
 /// What a version did and used, summed over its instances. Counts are since whenever the sum
 /// began; a window is the difference of two of these.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Measured {
     /// Answered requests.
     pub requests: u64,
@@ -132,6 +133,8 @@ pub struct Measured {
     pub memory: u64,
     /// How many samples of CPU and memory there were.
     pub gauges: u64,
+    /// What the application exposes itself.
+    pub app: AppSums,
 }
 
 impl Measured {
@@ -148,6 +151,7 @@ impl Measured {
         self.cpu = self.cpu.saturating_add(other.cpu);
         self.memory = self.memory.saturating_add(other.memory);
         self.gauges = self.gauges.saturating_add(other.gauges);
+        self.app.add(&other.app);
     }
 
     /// What came since `earlier`, an older value of the same sum.
@@ -165,6 +169,7 @@ impl Measured {
             cpu: self.cpu.saturating_sub(earlier.cpu),
             memory: self.memory.saturating_sub(earlier.memory),
             gauges: self.gauges.saturating_sub(earlier.gauges),
+            app: self.app.since(&earlier.app),
         }
     }
 }
@@ -176,7 +181,7 @@ enum Samples {
     Gauges,
 }
 
-fn samples_of(metric: Metric) -> Samples {
+fn samples_of(metric: &Metric) -> Samples {
     match metric {
         Metric::ErrorRate | Metric::ServerErrorRate => Samples::Errors,
         Metric::Rpm
@@ -185,7 +190,9 @@ fn samples_of(metric: Metric) -> Samples {
         | Metric::ResponseTimeP95
         | Metric::ResponseTimeP99 => Samples::Requests,
         Metric::HealthcheckCount | Metric::HealthcheckFail => Samples::Checks,
-        Metric::CpuUsagePercentage | Metric::MemoryUsagePercentage => Samples::Gauges,
+        Metric::CpuUsagePercentage | Metric::MemoryUsagePercentage | Metric::App(_) => {
+            Samples::Gauges
+        }
     }
 }
 
@@ -202,7 +209,7 @@ pub struct Reading {
 
 /// Reads a metric off what was measured over a window of that length. CPU is in per cent of one
 /// core, so that a busy instance on two cores reads 200.
-pub fn read(metric: Metric, measured: &Measured, window: Span) -> Reading {
+pub fn read(metric: &Metric, measured: &Measured, window: Span) -> Reading {
     let ratio = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
     let millis = |micros: Option<u64>| micros.map(|micros| micros as f64 / 1_000.0);
     let failed = measured
@@ -211,6 +218,10 @@ pub fn read(metric: Metric, measured: &Measured, window: Span) -> Reading {
     let latency = &measured.latency;
     let counted = |count: u64| (measured.health_checks > 0).then_some(count as f64);
     let (value, samples, errors) = match metric {
+        Metric::App(app) => {
+            let (value, samples) = measured.app.read(app, window);
+            (value, samples, 0)
+        }
         Metric::CpuUsagePercentage => (
             ratio(measured.cpu, measured.gauges.saturating_mul(100)),
             measured.gauges,
@@ -274,11 +285,12 @@ pub fn holds(comparison: Comparison, value: f64, threshold: f64) -> bool {
 /// `Fail` here means that the comparison holds at this instant; whether it has held for the rule's
 /// `for` is the caller's to find out by looking at earlier instants.
 pub fn look(rule: &Rule, measured: &Measured, whole: bool) -> (Verdict, Reading) {
-    let reading = read(rule.metric, measured, rule.window);
+    let reading = read(&rule.metric, measured, rule.window);
     let Some(value) = reading.value else {
         return (Verdict::NoData, reading);
     };
-    let grows = match rule.metric {
+    let grows = match &rule.metric {
+        Metric::App(app) => app.grows(),
         Metric::Rpm | Metric::HealthcheckCount | Metric::HealthcheckFail => true,
         Metric::CpuUsagePercentage
         | Metric::MemoryUsagePercentage
@@ -391,7 +403,7 @@ mod tests {
                 Comparison::LessThan,
                 Comparison::Equal,
             ] {
-                let rule = rule(metric, comparison, "0");
+                let rule = rule(metric.clone(), comparison, "0");
                 let (verdict, reading) = look(&rule, &Measured::default(), true);
                 assert_eq!(verdict, Verdict::NoData, "{metric}");
                 assert_eq!(reading.value, None, "{metric}");
@@ -443,12 +455,12 @@ mod tests {
             (Metric::HealthcheckFail, 4.0),
         ] {
             assert_eq!(
-                read(metric, &measured, window).value,
+                read(&metric, &measured, window).value,
                 Some(value),
                 "{metric}"
             );
         }
-        let p99 = read(Metric::ResponseTimeP99, &measured, window)
+        let p99 = read(&Metric::ResponseTimeP99, &measured, window)
             .value
             .unwrap();
         assert!((p99 - 20.0).abs() < 1.5, "{p99}");

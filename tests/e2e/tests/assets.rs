@@ -301,3 +301,46 @@ fn resumed(line: &str) -> Option<(u64, u64)> {
     let sent = rest.split(' ').next()?;
     Some((from.parse().ok()?, sent.parse().ok()?))
 }
+
+#[test]
+fn the_store_gives_up_what_no_scope_could_return_to() {
+    story(ONE, |cluster| {
+        let port = site(cluster)?;
+        let settings = cluster.coordinator_dir(0).join("coordinator.toml");
+        let more = "\n[blobs]\nkeep = \"10s\"\nunclaimed = \"2s\"\n";
+        let text_now = fs::read_to_string(&settings)?;
+        cluster.stop_coordinator(0)?;
+        fs::write(&settings, text_now + more)?;
+        cluster.start_coordinator(0)?;
+        for version in ["1.0.0", "2.0.0"] {
+            tidegate_e2e::python_release(cluster, version)?;
+            goes_well(cluster, version)?;
+        }
+        tidegate_e2e::python_release(cluster, "3.0.0")?;
+        let release = |version: &str| {
+            cluster
+                .tidegate(&["release", "get", "site", version])?
+                .json()
+        };
+        poll::until("3.0.0 is collected", PATIENCE, || {
+            let found = release("3.0.0")?;
+            poll::holds(text(&found, "status") == "collected", || found.to_string())
+        })?;
+        let blobs = cluster.coordinator_dir(0).join("blobs");
+        let count = || -> anyhow::Result<usize> { Ok(fs::read_dir(&blobs)?.count()) };
+        poll::until("its blob is gone", PATIENCE, || {
+            let found = count()?;
+            poll::holds(found == 2, || format!("{found} blobs"))
+        })?;
+        for version in ["1.0.0", "2.0.0"] {
+            let found = release(version)?;
+            ensure!(text(&found, "status") == "ready", "{found}");
+        }
+        let refused = cluster.tidegate(&["deploy", "site", "3.0.0", "--scope", "site"])?;
+        refused.refused(1, &["TG-1213", "release create"])?;
+        // The very same command brings it back.
+        tidegate_e2e::python_release(cluster, "3.0.0")?;
+        goes_well(cluster, "3.0.0")?;
+        answers(cluster.proxy(0, port), "this is version 3.0.0")
+    });
+}

@@ -84,6 +84,7 @@ pub(super) fn item(scope: &str, n: u8, state: WishedState, weight: u64) -> Assig
         max_restarts: 2,
         keep_releases: 3,
         guard: None,
+        scrape: None,
     }
 }
 

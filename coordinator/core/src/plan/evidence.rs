@@ -69,8 +69,8 @@ fn note<'a>(view: &View<'_>, verdicts: impl Iterator<Item = &'a Evidence>) -> Op
     let known = |e: &Evidence| {
         noted.iter().any(|n| {
             n.verdict == Verdict::Fail
-                && (n.metric, n.comparison, n.window, n.dry_run, n.step)
-                    == (e.metric, e.comparison, e.window, e.dry_run, e.step)
+                && (&n.metric, n.comparison, n.window, n.dry_run, n.step)
+                    == (&e.metric, e.comparison, e.window, e.dry_run, e.step)
                 && n.threshold == e.threshold
         })
     };

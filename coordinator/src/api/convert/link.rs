@@ -3,7 +3,7 @@
 
 use tidegate_proto::agent::v1 as pb;
 use tidegate_shared::assignment::{
-    Assignment, Assignments, Counters, DrainingProxy, Facts, Generation, HostMetrics,
+    AppSample, Assignment, Assignments, Counters, DrainingProxy, Facts, Generation, HostMetrics,
     InstanceState, ObservedInstance, ObservedPlace, ParameterContent, ParameterWish,
     PermanentError, PermanentErrorKind, ProxyReport, Report, Role, WishedState,
 };
@@ -214,7 +214,32 @@ fn observed_instance(found: pb::ObservedInstance) -> Result<ObservedInstance, Ma
         last_exit: optional(found.last_exit),
         cpu_basis_points: found.cpu_basis_points,
         memory_bytes: found.memory_bytes,
+        app: app_samples(found.app)?,
     })
+}
+
+/// Most samples of an instance, and bytes of a name in one.
+const MOST_SAMPLES: usize = 1_024;
+const LONGEST_NAME: usize = 8_192;
+
+fn app_samples(found: Vec<pb::AppSample>) -> Result<Vec<AppSample>, Malformed> {
+    let sound = |sample: &pb::AppSample| {
+        sample.value.is_finite()
+            && sample.series.len() <= LONGEST_NAME
+            && sample.edge.len() <= LONGEST_NAME
+    };
+    if found.len() > MOST_SAMPLES || !found.iter().all(sound) {
+        return Err(malformed(
+            "app",
+            "has too many samples, or one that is not sound",
+        ));
+    }
+    let sample = |sample: pb::AppSample| AppSample {
+        series: sample.series,
+        edge: optional(sample.edge),
+        value: sample.value,
+    };
+    Ok(found.into_iter().map(sample).collect())
 }
 
 fn counters(found: pb::Counters) -> Result<Counters, Malformed> {
@@ -350,6 +375,11 @@ fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
             .iter()
             .map(|wish| parameter(wish, open(item, &wish.variable)))
             .collect(),
+        scrape: item.scrape.as_ref().map(|scrape| pb::Scrape {
+            path: scrape.path.clone(),
+            port: scrape.port.unwrap_or(0).into(),
+            series: scrape.series.clone(),
+        }),
     }
 }
 

@@ -112,7 +112,9 @@ impl fmt::Display for Selector {
 
 impl fmt::Display for AppMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let known = Reading::NAMED.iter().find(|(_, reading)| *reading == self.reading);
+        let known = Reading::NAMED
+            .iter()
+            .find(|(_, reading)| *reading == self.reading);
         let word = known.map_or("mean", |(word, _)| *word);
         write!(f, "{PREFIX}{word}({})", self.selector)
     }
@@ -213,12 +215,18 @@ impl FromStr for AppMetric {
             let is_counter = ["_total", "_count", "_sum", "_bucket"]
                 .iter()
                 .any(|suffix| selector.name.ends_with(suffix));
-            let reading = if is_counter { Reading::Rate } else { Reading::Mean };
+            let reading = if is_counter {
+                Reading::Rate
+            } else {
+                Reading::Mean
+            };
             return Ok(Self { reading, selector });
         };
         let known = Reading::NAMED.iter().find(|(name, _)| *name == word.trim());
         let (_, reading) = known.ok_or_else(|| {
-            wrong("want rate, increase, mean, average, p50, p95 or p99 before the bracket".to_owned())
+            wrong(
+                "want rate, increase, mean, average, p50, p95 or p99 before the bracket".to_owned(),
+            )
         })?;
         let selector = rest
             .trim_end()
@@ -277,7 +285,10 @@ mod tests {
             let metric = read(text).unwrap();
             metric.series().iter().map(ToString::to_string).collect()
         };
-        assert_eq!(series("app.average(x{a=\"1\"})"), ["x_sum{a=\"1\"}", "x_count{a=\"1\"}"]);
+        assert_eq!(
+            series("app.average(x{a=\"1\"})"),
+            ["x_sum{a=\"1\"}", "x_count{a=\"1\"}"]
+        );
         assert_eq!(series("app.p95(x)"), ["x_bucket"]);
         assert_eq!(series("app.x"), ["x"]);
     }

@@ -3,11 +3,13 @@
 //! `StrategySpec` is what people write, every field optional; `Strategy` is what a deployment
 //! carries, every default resolved. Overrides of one deployment are a `StrategySpec` too.
 
+mod app_metric;
 mod batch;
 mod deadlines;
 mod rule;
 mod traffic;
 
+pub use app_metric::{AppMetric, Reading, Selector};
 pub use batch::{Batch, BatchSize, BatchSpec, MaxLost};
 pub use deadlines::{Deadlines, DeadlinesSpec};
 pub use rule::{Comparison, Judge, Metric, RollbackSpec, Rule, RuleAction};

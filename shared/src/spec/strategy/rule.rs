@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::app_metric::{self, AppMetric};
 use crate::decimal::Decimal;
 use crate::spec::FieldErrors;
 use crate::time::Span;
@@ -57,46 +58,37 @@ const fn default_min_samples() -> u64 {
     1
 }
 
-/// Metrics of host scopes (product.md §4).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// Metrics of host scopes (product.md §4), and those of the application itself.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
     /// Per cent of one core's capacity times cores, mean over the version's instances.
-    #[serde(rename = "system.cpu_usage_percentage")]
     CpuUsagePercentage,
     /// Per cent of the host's memory, mean over the version's instances.
-    #[serde(rename = "system.memory_usage_percentage")]
     MemoryUsagePercentage,
     /// Requests per minute.
-    #[serde(rename = "http.rpm")]
     Rpm,
     /// Fraction 0–1 of 4xx and 5xx over all requests.
-    #[serde(rename = "http.error_rate")]
     ErrorRate,
     /// Fraction 0–1 of 5xx over all requests.
-    #[serde(rename = "http.server_error_rate")]
     ServerErrorRate,
     /// Milliseconds, mean.
-    #[serde(rename = "http.response_time")]
     ResponseTime,
     /// Milliseconds, median.
-    #[serde(rename = "http.response_time.p50")]
     ResponseTimeP50,
     /// Milliseconds, 95th percentile.
-    #[serde(rename = "http.response_time.p95")]
     ResponseTimeP95,
     /// Milliseconds, 99th percentile.
-    #[serde(rename = "http.response_time.p99")]
     ResponseTimeP99,
     /// Health checks made in the window.
-    #[serde(rename = "http.healthcheck_count")]
     HealthcheckCount,
     /// Health checks failed in the window.
-    #[serde(rename = "http.healthcheck_fail")]
     HealthcheckFail,
+    /// What the application exposes on `/metrics`.
+    App(AppMetric),
 }
 
 impl Metric {
-    /// Every metric.
+    /// Every metric that the platform measures itself.
     pub const ALL: [Self; 11] = [
         Self::CpuUsagePercentage,
         Self::MemoryUsagePercentage,
@@ -112,7 +104,7 @@ impl Metric {
     ];
 
     /// Whether it is taken from requests and their answers, which raw connections do not have.
-    pub const fn is_of_requests(self) -> bool {
+    pub const fn is_of_requests(&self) -> bool {
         match self {
             Self::Rpm
             | Self::ErrorRate
@@ -124,13 +116,14 @@ impl Metric {
             Self::CpuUsagePercentage
             | Self::MemoryUsagePercentage
             | Self::HealthcheckCount
-            | Self::HealthcheckFail => false,
+            | Self::HealthcheckFail
+            | Self::App(_) => false,
         }
     }
 
-    /// The name in manifests.
-    pub const fn as_str(self) -> &'static str {
-        match self {
+    /// The name in manifests, of those that the platform measures itself.
+    const fn word(&self) -> Option<&'static str> {
+        Some(match self {
             Self::CpuUsagePercentage => "system.cpu_usage_percentage",
             Self::MemoryUsagePercentage => "system.memory_usage_percentage",
             Self::Rpm => "http.rpm",
@@ -142,18 +135,54 @@ impl Metric {
             Self::ResponseTimeP99 => "http.response_time.p99",
             Self::HealthcheckCount => "http.healthcheck_count",
             Self::HealthcheckFail => "http.healthcheck_fail",
-        }
+            Self::App(_) => return None,
+        })
     }
 
     /// Whether it is a share of requests, for which `judge: evidence` is the default.
-    pub const fn is_rate(self) -> bool {
+    pub const fn is_rate(&self) -> bool {
         matches!(self, Self::ErrorRate | Self::ServerErrorRate)
     }
 }
 
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+        match self {
+            Self::App(metric) => f.pad(&metric.to_string()),
+            other => f.pad(other.word().unwrap_or_default()),
+        }
+    }
+}
+
+impl std::str::FromStr for Metric {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with(app_metric::PREFIX) {
+            return text.parse().map(Self::App);
+        }
+        let known = Self::ALL.iter().find(|metric| metric.word() == Some(text));
+        known.cloned().ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().filter_map(Self::word).collect();
+            format!(
+                "\"{}\" is not a metric: want one of {}, or app.NAME of the application's own",
+                text.escape_debug(),
+                names.join(", ")
+            )
+        })
+    }
+}
+
+impl Serialize for Metric {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Metric {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
