@@ -364,6 +364,7 @@ async fn left_over(root: &Path) {
 }
 
 /// Every installation of a package has systemd read its units again, those of instances too.
+#[allow(clippy::expect_used, reason = "a test")]
 async fn reloaded(root: &Path) {
     let mut bench = bench(root, GRACE);
     let launch = bench.launch(shell("exec sleep 600"));
