@@ -75,6 +75,7 @@ fn item(port: u16) -> Assignment {
         },
         parameters: Vec::new(),
         port: Port::Number(port),
+        traffic: Default::default(),
         health_check: HealthCheck {
             interval: Span::from_millis(200),
             healthy_threshold: 1,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::id::{DeploymentId, Name, Version};
-use crate::spec::{AssetKind, FileSpec, HealthCheck, Port, RunSpec};
+use crate::spec::{AssetKind, FileSpec, HealthCheck, Port, RunSpec, ScopeTraffic};
 use crate::time::{Span, Timestamp};
 use crate::verdict::histogram::Histogram;
 use crate::weight::Weight;
@@ -59,6 +59,9 @@ pub struct Assignment {
     pub parameters: Vec<ParameterWish>,
     /// Listener of the proxy.
     pub port: Port,
+    /// How requests come in there.
+    #[serde(default)]
+    pub traffic: ScopeTraffic,
     /// How an instance is found healthy.
     pub health_check: HealthCheck,
     /// How far it should be.
@@ -253,11 +256,13 @@ pub enum PermanentErrorKind {
     StartFailed,
     /// No coordinator has the asset.
     AssetMissing,
+    /// The scope's TLS certificate and key cannot be used.
+    BadCertificate,
 }
 
 impl PermanentErrorKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::DigestMismatch,
         Self::DiskFull,
         Self::PortTaken,
@@ -265,6 +270,7 @@ impl PermanentErrorKind {
         Self::UnsafeArchive,
         Self::StartFailed,
         Self::AssetMissing,
+        Self::BadCertificate,
     ];
 
     /// The word on the wire.
@@ -277,6 +283,7 @@ impl PermanentErrorKind {
             Self::UnsafeArchive => "UNSAFE_ARCHIVE",
             Self::StartFailed => "START_FAILED",
             Self::AssetMissing => "ASSET_MISSING",
+            Self::BadCertificate => "BAD_CERTIFICATE",
         }
     }
 }
@@ -357,6 +364,15 @@ pub struct Counters {
     pub latency: Histogram,
     /// First 5xx.
     pub first_error: Option<Timestamp>,
+    /// Raw connections (`protocol: tcp`).
+    #[serde(default)]
+    pub connections: u64,
+    /// Bytes from clients: bodies, tunnels and raw connections.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// Bytes to clients, likewise.
+    #[serde(default)]
+    pub bytes_out: u64,
 }
 
 /// The host as a whole.

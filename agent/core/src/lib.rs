@@ -26,5 +26,6 @@ pub mod place;
 pub mod plan;
 pub mod report;
 pub mod retention;
+pub mod route;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

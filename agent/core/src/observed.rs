@@ -82,6 +82,8 @@ pub enum Traffic {
 pub struct HeldScope {
     /// None: it listens.
     pub problem: Option<ListenProblem>,
+    /// Which settings it follows; empty: the ordinary ones.
+    pub revision: String,
     /// Its versions.
     pub versions: BTreeMap<DeploymentId, HeldVersion>,
 }
@@ -89,8 +91,9 @@ pub struct HeldScope {
 /// Why a scope is not listened for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenProblem {
-    /// Another program holds the port, or it may not be had at all.
-    pub permanent: bool,
+    /// Set when trying again will not help: another program holds the port, the certificate cannot
+    /// be used …
+    pub permanent: Option<PermanentErrorKind>,
     /// One line for a person.
     pub message: String,
 }
@@ -100,6 +103,8 @@ pub struct ListenProblem {
 pub struct HeldVersion {
     /// The weight in force.
     pub weight: Weight,
+    /// Gets the requests that ask for it, whatever its weight.
+    pub on_demand: bool,
     /// Requests under way.
     pub open_requests: u64,
     /// By ordinal; those that left the table too.
@@ -399,7 +404,8 @@ impl Observed {
             | PermanentErrorKind::PortTaken
             | PermanentErrorKind::MaxRestarts
             | PermanentErrorKind::UnsafeArchive
-            | PermanentErrorKind::StartFailed => true,
+            | PermanentErrorKind::StartFailed
+            | PermanentErrorKind::BadCertificate => true,
         });
         place.staging = match permanent {
             Some(kind) => Staging::Refused(PermanentError { kind, message }),
@@ -414,8 +420,12 @@ impl Observed {
     /// Keeps since when each place holds no weight.
     fn note_zeroes(&mut self, now: Timestamp) {
         for (key, place) in &mut self.places {
+            let version = self.traffic.version(key);
+            let on_demand = version.is_some_and(|version| version.on_demand);
             match self.traffic.weight(key) {
-                Some(Weight::ZERO) => place.zero_since = place.zero_since.or(Some(now)),
+                Some(Weight::ZERO) if !on_demand => {
+                    place.zero_since = place.zero_since.or(Some(now))
+                }
                 Some(_) => place.zero_since = None,
                 // What is not known does not shorten a drain, and does not lengthen one either.
                 None => {}

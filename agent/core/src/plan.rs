@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tidegate_shared::assignment::{Role, WishedState};
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::spec::Port;
 use tidegate_shared::time::Timestamp;
@@ -22,6 +23,8 @@ use crate::desired::Desired;
 use crate::instance::{Instance, Phase};
 use crate::observed::{HeldInstance, Observed, Place, Staging, Traffic};
 use crate::place::{InstanceKey, PlaceKey};
+pub use crate::route::{InstanceRoute, Routes, ScopeRoute, VersionRoute};
+use crate::route::{held_as, revision};
 
 /// Something to do. Doing it twice does no harm.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,39 +56,6 @@ pub enum Action {
         /// Which place.
         place: PlaceKey,
     },
-}
-
-/// Every route of the host, by scope: the complete wish for the data plane.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Routes(pub BTreeMap<Name, ScopeRoute>);
-
-/// The routes of one scope.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScopeRoute {
-    /// Where clients connect to.
-    pub port: u16,
-    /// Its versions.
-    pub versions: BTreeMap<DeploymentId, VersionRoute>,
-}
-
-/// The route of one version.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VersionRoute {
-    /// Its share.
-    pub weight: Weight,
-    /// The drain time is over: cut off what is open.
-    pub close: bool,
-    /// Its instances that have a process, by ordinal.
-    pub instances: BTreeMap<u32, InstanceRoute>,
-}
-
-/// The route of one instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InstanceRoute {
-    /// Its own port.
-    pub port: u16,
-    /// It may get new requests.
-    pub healthy: bool,
 }
 
 /// What is due.
@@ -193,18 +163,47 @@ impl Planner<'_> {
             let scope = routes.0.entry(key.scope.clone());
             let scope = scope.or_insert_with(|| ScopeRoute {
                 port,
+                settings: place.item.traffic.clone(),
+                settings_of: key.deployment,
+                revision: String::new(),
                 versions: BTreeMap::new(),
             });
-            // A new port of a scope comes with a new version; the listener follows the wish.
+            // A new port of a scope comes with a new version, and so do other settings; the
+            // listener follows the wish.
             if self.desired.weight(key) > Weight::ZERO {
                 scope.port = port;
+                scope.settings = place.item.traffic.clone();
+                scope.settings_of = key.deployment;
             }
             let weight = weights.get(key).copied().unwrap_or(Weight::ZERO);
             let route = self.version_route(key, place, weight);
             scope.versions.insert(key.deployment, route);
         }
+        for (name, scope) in &mut routes.0 {
+            self.settle(name, scope);
+        }
         if !held_as(&self.observed.traffic, &routes) {
             self.plan.actions.push(Action::Route(routes));
+        }
+    }
+
+    /// What follows from the settings that the scope has in the end.
+    fn settle(&self, name: &Name, scope: &mut ScopeRoute) {
+        let key = |deployment: DeploymentId| PlaceKey {
+            scope: name.clone(),
+            deployment,
+        };
+        if let Some(place) = self.observed.places.get(&key(scope.settings_of)) {
+            scope.revision = revision(&scope.settings, &place.item);
+        }
+        if scope.settings.route.is_none() {
+            return;
+        }
+        for (deployment, version) in &mut scope.versions {
+            let item = self.desired.places.get(&key(*deployment));
+            version.on_demand = item.is_some_and(|item| {
+                item.role == Role::Candidate && item.state == WishedState::Running
+            });
         }
     }
 
@@ -224,6 +223,7 @@ impl Planner<'_> {
             });
         VersionRoute {
             weight,
+            on_demand: false,
             close: !wanted
                 && weight == Weight::ZERO
                 && drained(&self.observed.traffic, key, place, self.now),
@@ -433,40 +433,4 @@ impl Planner<'_> {
 
 fn staging(place: &Place) -> bool {
     matches!(place.staging, Staging::Underway { .. })
-}
-
-/// Whether the data plane holds exactly these routes.
-fn held_as(traffic: &Traffic, routes: &Routes) -> bool {
-    let Traffic::Held(held) = traffic else {
-        return false;
-    };
-    if held.len() != routes.0.len() {
-        return false;
-    }
-    routes.0.iter().all(|(name, route)| {
-        let Some(scope) = held.get(name) else {
-            return false;
-        };
-        let strangers = scope.versions.iter().any(|(deployment, version)| {
-            version.weight > Weight::ZERO && !route.versions.contains_key(deployment)
-        });
-        !strangers
-            && route.versions.iter().all(|(deployment, version)| {
-                scope.versions.get(deployment).is_some_and(|held| {
-                    let listed = held.instances.iter().filter(|(_, i)| i.listed);
-                    let listed: BTreeMap<u32, InstanceRoute> = listed
-                        .map(|(ordinal, i)| {
-                            let route = InstanceRoute {
-                                port: i.port,
-                                healthy: i.healthy,
-                            };
-                            (*ordinal, route)
-                        })
-                        .collect();
-                    held.weight == version.weight
-                        && listed == version.instances
-                        && (!version.close || held.open_requests == 0)
-                })
-            })
-    })
 }

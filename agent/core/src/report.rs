@@ -109,8 +109,9 @@ fn permanent_error(traffic: &Traffic, key: &PlaceKey, place: &Place) -> Option<P
     }
     let problem = traffic.scope(&key.scope)?.problem.as_ref()?;
     let concerned = traffic.version(key).is_some();
-    (problem.permanent && concerned).then(|| PermanentError {
-        kind: PermanentErrorKind::PortTaken,
+    let kind = problem.permanent.filter(|_| concerned)?;
+    Some(PermanentError {
+        kind,
         message: problem.message.clone(),
     })
 }
@@ -149,7 +150,7 @@ fn transient_error(traffic: &Traffic, key: &PlaceKey, place: &Place) -> Option<S
     let listen = traffic
         .scope(&key.scope)
         .and_then(|scope| scope.problem.as_ref())
-        .filter(|problem| !problem.permanent);
+        .filter(|problem| problem.permanent.is_none());
     if let Some(problem) = listen {
         return Some(problem.message.clone());
     }
@@ -205,5 +206,8 @@ fn counters(instance: &Instance, held: Option<&HeldInstance>) -> Counters {
             .since(&base.latency)
             .unwrap_or_else(|| counted.latency.clone()),
         first_error: counted.first_error,
+        connections: counted.connections.saturating_sub(base.connections),
+        bytes_in: counted.bytes_in.saturating_sub(base.bytes_in),
+        bytes_out: counted.bytes_out.saturating_sub(base.bytes_out),
     }
 }

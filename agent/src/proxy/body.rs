@@ -14,7 +14,11 @@ use super::upstream::{Lease, Sender};
 
 /// How far a request's body has come, seen by the one who waits for the answer.
 #[derive(Default)]
-pub(super) struct Progress(AtomicU64);
+pub(super) struct Progress {
+    /// Frames, or [`DONE`].
+    frames: AtomicU64,
+    bytes: AtomicU64,
+}
 
 /// The body is completely handed over.
 const DONE: u64 = u64::MAX;
@@ -22,7 +26,12 @@ const DONE: u64 = u64::MAX;
 impl Progress {
     /// A figure that changes while the body moves.
     pub(super) fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were handed over.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -74,10 +83,13 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Stream { body, progress } => {
                 let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+                if let Some(data) = data_of(&frame) {
+                    progress.bytes.fetch_add(data, Ordering::Relaxed);
+                }
                 if frame.is_none() || body.is_end_stream() {
-                    progress.0.store(DONE, Ordering::Relaxed);
+                    progress.frames.store(DONE, Ordering::Relaxed);
                 } else {
-                    progress.0.fetch_add(1, Ordering::Relaxed);
+                    progress.frames.fetch_add(1, Ordering::Relaxed);
                 }
                 Poll::Ready(frame)
             }
@@ -97,6 +109,12 @@ impl Body for RequestBody {
             Self::Stream { body, .. } => body.size_hint(),
         }
     }
+}
+
+/// Bytes of data in a frame.
+fn data_of(frame: &Option<Result<Frame<Bytes>, hyper::Error>>) -> Option<u64> {
+    let frame = frame.as_ref()?.as_ref().ok()?;
+    frame.data_ref().map(|data| data.len() as u64)
 }
 
 /// What an answer from an instance holds until its last byte is handed over.
@@ -177,6 +195,9 @@ impl Body for ResponseBody {
             Source::Stream { body, ending } => (body, ending),
         };
         let frame = ready!(Pin::new(&mut *body).poll_frame(context));
+        if let (Some(data), Some(ending)) = (data_of(&frame), ending.as_ref()) {
+            ending.lease.instance().ledger.stats.sent(data);
+        }
         match &frame {
             Some(Err(_)) => {
                 if let Some(ending) = ending.take() {

@@ -405,7 +405,8 @@ impl State {
         let Some(scope) = self.scopes.get_mut(&route.scope) else {
             return;
         };
-        let routes = Arc::new(scope.routes(route));
+        let (security, tls_problem) = scope.security(route);
+        let routes = Arc::new(scope.routes(route, security));
         let problem = match self.listeners.get(&route.listen) {
             Some(listener) => {
                 listener.door.set_routes(Arc::clone(&routes));
@@ -431,12 +432,18 @@ impl State {
                 None => scope.listen = None,
             }
         }
+        let problem = problem.or(tls_problem);
         if let Some(problem) = problem
             .as_ref()
             .filter(|new| scope.problem.as_ref() != Some(*new))
         {
-            warn!(problem.message, "cannot listen, trying on");
+            warn!(problem.message, "cannot serve, trying on");
         }
+        // Settings that are not in force in full are not acknowledged, so they are told again.
+        scope.revision = match &problem {
+            None => route.revision.clone(),
+            Some(_) => String::new(),
+        };
         scope.problem = problem;
     }
 
@@ -470,7 +477,7 @@ impl State {
     }
 
     async fn persist(&mut self) {
-        let (file, table) = (self.file.clone(), self.table.clone());
+        let (file, table) = (self.file.clone(), self.table.without_keys());
         let outcome = tokio::task::spawn_blocking(move || file.store(&table)).await;
         self.persist_problem = match outcome {
             Ok(Ok(())) => None,

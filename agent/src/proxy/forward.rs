@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, SET_COOKIE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use tracing::debug;
@@ -19,6 +19,7 @@ use super::body::{Ending, RequestBody, ResponseBody};
 use super::headers;
 use super::listener::{Active, Client};
 use super::routes::{RoutedVersion, Routes};
+use super::table::StickySpec;
 use super::tunnel;
 use super::upstream::{Answer, Failure, Lease};
 
@@ -67,15 +68,29 @@ async fn answer(client: &Client, request: Request<Incoming>) -> Response<Respons
         _ => None,
     };
     let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-    let mut request = outgoing(request, &client.forwarded_for, upgrade.as_ref());
+    let mut request = outgoing(request, client, upgrade.as_ref());
     let mut refused = false;
     for _ in 0..REROUTES {
         let routes = client.door.routes();
         let mut outdated = false;
-        for version in routes.next() {
+        let sticky = routes.sticky.as_ref();
+        let pin = sticky.and_then(|sticky| headers::cookie(request.headers(), &sticky.cookie));
+        let pin = pin.map(str::to_owned);
+        let asked_for = routes.asked_for(request.headers(), pin.as_deref());
+        for version in routes.order(asked_for) {
             match ask(version, &routes, request, started).await {
                 Asked::Answered(lease, answer) => {
-                    return finish(lease, answer, client_side, active);
+                    let mut response = finish(lease, answer, client_side, active);
+                    // Who asked for a version by its header is not made to stay with it.
+                    let demanded =
+                        asked_for.is_some() && pin.as_deref() != Some(&version.deployment);
+                    if let Some(sticky) = sticky
+                        && pin.as_deref() != Some(&version.deployment)
+                        && !(demanded && asked_for.is_some_and(|one| std::ptr::eq(one, version)))
+                    {
+                        stay(&mut response, sticky, &version.deployment, client.secure);
+                    }
+                    return response;
                 }
                 Asked::Failed(status, reason) => {
                     return failure(&routes, version, status, &reason, active);
@@ -101,6 +116,22 @@ async fn answer(client: &Client, request: Request<Incoming>) -> Response<Respons
     nobody(&client.door.routes(), refused, active)
 }
 
+/// Asks the client to come back to this version.
+fn stay(
+    response: &mut Response<ResponseBody>,
+    sticky: &StickySpec,
+    deployment: &str,
+    secure: bool,
+) {
+    let (cookie, seconds) = (&sticky.cookie, sticky.ttl.millis() / 1_000);
+    let secure = if secure { "; Secure" } else { "" };
+    let line =
+        format!("{cookie}={deployment}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Lax{secure}");
+    if let Ok(line) = HeaderValue::from_str(&line) {
+        response.headers_mut().append(SET_COOKIE, line);
+    }
+}
+
 /// Tries the instances of one version until one of them has the request.
 async fn ask(
     version: &RoutedVersion,
@@ -113,6 +144,7 @@ async fn ask(
     let mut refusing = None;
     while let Some((index, mut lease)) = version.lease(&tried, started) {
         let instance = Arc::clone(lease.instance());
+        lease.carries(request.body().progress());
         match instance.send(request, routes.silence).await {
             Ok(answer) => {
                 lease.answered(answer.response.status());
@@ -169,11 +201,17 @@ async fn ask(
 /// The request as the instance shall see it.
 fn outgoing(
     request: Request<Incoming>,
-    client: &HeaderValue,
+    client: &Client,
     upgrade: Option<&HeaderValue>,
 ) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
-    headers::prepare_request(&mut parts.headers, &parts.uri, client, upgrade);
+    headers::prepare_request(
+        &mut parts.headers,
+        &parts.uri,
+        &client.forwarded_for,
+        client.secure,
+        upgrade,
+    );
     let mut request = Request::new(RequestBody::from(body));
     *request.method_mut() = parts.method;
     *request.uri_mut() = origin_form(parts.uri);

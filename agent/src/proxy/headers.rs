@@ -23,6 +23,18 @@ pub(super) fn wanted_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     (named && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
 }
 
+/// The value of a cookie.
+pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let lines = headers.get_all(COOKIE).into_iter();
+    let pairs = lines
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'));
+    let mut pairs = pairs.filter_map(|pair| pair.trim().split_once('='));
+    pairs
+        .find(|(found, _)| *found == name)
+        .map(|(_, value)| value)
+}
+
 /// Removes what belongs to one connection only.
 pub(super) fn strip_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
@@ -53,6 +65,7 @@ pub(super) fn prepare_request(
     headers: &mut HeaderMap,
     uri: &Uri,
     client: &HeaderValue,
+    secure: bool,
     upgrade: Option<&HeaderValue>,
 ) {
     let trailers = headers.contains_key(TE)
@@ -77,7 +90,8 @@ pub(super) fn prepare_request(
     join(headers, &COOKIE, b"; ");
     append_forwarded_for(headers, client);
     if !headers.contains_key(&FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        let scheme = if secure { "https" } else { "http" };
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     if !headers.contains_key(&FORWARDED_HOST)
         && let Some(host) = headers.get(HOST).filter(|host| !host.is_empty()).cloned()
@@ -147,6 +161,7 @@ mod tests {
             &mut headers,
             &uri.parse().expect("a uri"),
             &client,
+            false,
             upgrade.as_ref(),
         );
         headers
@@ -206,6 +221,14 @@ mod tests {
             prepared(&[("cookie", "a=1"), ("cookie", "b=2")], "/")["cookie"],
             "a=1; b=2"
         );
+    }
+
+    #[test]
+    fn a_cookie_is_found_among_others() {
+        let headers = of(&[("cookie", "a=1; tide=blue"), ("cookie", "b=2")]);
+        assert_eq!(cookie(&headers, "tide"), Some("blue"));
+        assert_eq!(cookie(&headers, "b"), Some("2"));
+        assert_eq!(cookie(&headers, "id"), None);
     }
 
     #[test]

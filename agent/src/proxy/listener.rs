@@ -16,13 +16,17 @@ use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::forward::forward;
-use super::routes::Routes;
+use super::routes::{Routes, Security};
+use super::table::Protocol;
+use super::tcp;
 use super::upstream::lock;
 
 /// A client connection without a request is asked to end after this time…
@@ -32,6 +36,9 @@ const SLEEP_CUT: Duration = Duration::from_secs(90);
 
 /// While a door is left: a connection over which no request came for so long is ended.
 const FAREWELL: Duration = Duration::from_secs(10);
+
+/// How long a client may take to agree on TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Pause after a failed accept: the usual reason is that descriptors ran out, and that takes time to mend.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -65,6 +72,8 @@ struct Connection {
 pub(super) struct Client {
     pub(super) door: Arc<Door>,
     pub(super) forwarded_for: HeaderValue,
+    /// It came over TLS.
+    pub(super) secure: bool,
     pub(super) activity: Arc<Activity>,
 }
 
@@ -282,11 +291,12 @@ fn serve(stream: TcpStream, peer: SocketAddr, door: &Arc<Door>) {
         return;
     };
     let activity = Arc::new(Activity::new());
-    let client = Arc::new(Client {
+    let client = Client {
         door: Arc::clone(door),
         forwarded_for,
+        secure: false,
         activity: Arc::clone(&activity),
-    });
+    };
     let id = door.next_id.fetch_add(1, Ordering::Relaxed);
     let (end, ended) = oneshot::channel();
     // Held until the entry is in the map, so that the task cannot remove it before it is there.
@@ -323,12 +333,51 @@ impl Drop for Registered {
     }
 }
 
+/// One connection from its first byte to its last, by the settings that the door has now.
 async fn drive(
     stream: TcpStream,
-    client: Arc<Client>,
-    mut ended: oneshot::Receiver<()>,
+    client: Client,
+    ended: oneshot::Receiver<()>,
     registered: Registered,
 ) {
+    let (security, protocol) = {
+        let routes = client.door.routes();
+        (routes.security.clone(), routes.protocol)
+    };
+    match security {
+        Security::Cleartext => talk(stream, client, protocol, ended, registered).await,
+        Security::Tls(config) => {
+            let handshake = TlsAcceptor::from(config).accept(stream);
+            match tokio::time::timeout(HANDSHAKE, handshake).await {
+                Ok(Ok(stream)) => {
+                    let client = Client {
+                        secure: true,
+                        ..client
+                    };
+                    talk(stream, client, protocol, ended, registered).await;
+                }
+                Ok(Err(error)) => debug!(%error, "no TLS"),
+                Err(_) => debug!("no TLS in time"),
+            }
+        }
+        Security::Broken => debug!("nobody is let in without a certificate"),
+    }
+}
+
+async fn talk<S>(
+    stream: S,
+    client: Client,
+    protocol: Protocol,
+    mut ended: oneshot::Receiver<()>,
+    registered: Registered,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    if protocol == Protocol::Tcp {
+        // Nothing can be said to it; it ends by itself or is cut.
+        return tcp::carry(&client, stream).await;
+    }
+    let client = Arc::new(client);
     let builder = auto::Builder::new(TokioExecutor::new());
     let service = service_fn(move |request| forward(Arc::clone(&client), request));
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

@@ -8,15 +8,15 @@
 //! SIGTERM, SIGINT or a `shutdown` request, after the open requests or a time of grace.
 //!
 //! ```text
-//! control → engine → listener, routes → forward → upstream, body, tunnel
-//!    ↘ handover ↗                          ↘ headers, balance, stats
+//! control → engine, scope → listener, routes → forward, tcp → upstream, body, tunnel
+//!    ↘ handover ↗              ↘ tls            ↘ headers, balance, stats, meter
 //! ```
 //!
 //! With `--take-over` it takes table, sockets and counts from the proxy that runs in the folder, which then
 //! finishes its open connections and ends: no connection is refused or dropped (`handover/`).
 //!
-//! It speaks HTTP/1.0, HTTP/1.1, HTTP/2 with prior knowledge and upgraded connections to clients, HTTP/1.1
-//! to instances. A TCP mode would be another `Protocol` with another task per connection; it is not there.
+//! It speaks HTTP/1.0, HTTP/1.1, HTTP/2 and upgraded connections to clients, HTTP/1.1 or HTTP/2 to instances,
+//! or carries raw connections (`tcp`); with clients in cleartext or over TLS (`tls`).
 
 mod background;
 mod balance;
@@ -27,12 +27,15 @@ mod forward;
 mod handover;
 mod headers;
 mod listener;
+mod meter;
 mod routes;
 mod scope;
 mod stats;
 pub mod status;
 mod store;
 pub mod table;
+mod tcp;
+mod tls;
 mod tunnel;
 mod upstream;
 
@@ -79,9 +82,9 @@ pub struct ProxyArgs {
     /// Leave the session of the caller, so that its end and its signals do not reach the proxy.
     #[arg(long)]
     pub detach: bool,
-    /// Threads that serve requests.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub threads: u8,
+    /// Threads that serve requests [default: one per processor that it may use, at most 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub threads: Option<u8>,
     /// Take the sockets of the proxy that runs in the folder, without a connection being refused or
     /// dropped; that one finishes what is open and ends.
     #[arg(long)]
@@ -117,8 +120,15 @@ pub fn build_of(program: &Path) -> String {
 /// # Errors
 /// When the folder is locked or unusable or the runtime cannot be started.
 pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(usize::from(args.threads))
+    let threads = args.threads.map_or_else(usable_processors, usize::from);
+    // A second thread on one processor only takes turns with the first, and a single one needs no locks
+    // between its tasks.
+    let mut builder = match threads {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder
+        .worker_threads(threads)
         .thread_name("proxy")
         .enable_all()
         .build()
@@ -126,6 +136,11 @@ pub fn main(args: ProxyArgs) -> anyhow::Result<()> {
     let outcome = runtime.block_on(run(args));
     runtime.shutdown_background();
     outcome
+}
+
+/// Processors that this process may use, by affinity and cgroup too.
+fn usable_processors() -> usize {
+    std::thread::available_parallelism().map_or(2, |count| count.get().min(8))
 }
 
 /// Runs the proxy until SIGTERM, SIGINT or a `shutdown` request.

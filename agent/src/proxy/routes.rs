@@ -8,23 +8,48 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls::ServerConfig;
+
 use super::balance;
+use super::table::{Protocol, StickySpec};
 use super::upstream::{Instance, Lease};
 
 /// The routes of one scope.
 pub(super) struct Routes {
     pub(super) scope: String,
+    pub(super) protocol: Protocol,
+    pub(super) security: Security,
+    pub(super) sticky: Option<StickySpec>,
+    pub(super) demand: Option<Demand>,
     /// How many requests were spread so far; goes on from picture to picture, so shares stay exact over a
     /// change that does not concern the weights.
     pub(super) spread: Arc<AtomicU64>,
     /// Requests that found nobody.
     pub(super) unrouted: Arc<AtomicU64>,
     pub(super) silence: Duration,
-    versions: Vec<RoutedVersion>,
-    weights: Vec<u16>,
+    /// With their weights, which are above 0; a version without a healthy instance is not among them.
+    pub(super) versions: Vec<RoutedVersion>,
+    pub(super) weights: Vec<u16>,
 }
 
-/// A version that may get requests: weight above 0 and at least one healthy instance.
+/// What a listener does before it reads.
+#[derive(Clone)]
+pub(super) enum Security {
+    Cleartext,
+    Tls(Arc<ServerConfig>),
+    /// It should speak TLS and cannot: nobody is let in.
+    Broken,
+}
+
+/// Requests with a header go to one version.
+pub(super) struct Demand {
+    pub(super) header: HeaderName,
+    pub(super) value: HeaderValue,
+    pub(super) version: RoutedVersion,
+}
+
+/// A version that may get requests: at least one healthy instance.
 pub(super) struct RoutedVersion {
     pub(super) deployment: String,
     pub(super) instances: Vec<Arc<Instance>>,
@@ -57,34 +82,54 @@ impl RoutedVersion {
 }
 
 impl Routes {
-    /// `versions` with their weights; a version of weight 0 or without instances must not be among them.
-    pub(super) fn new(
-        scope: String,
-        spread: Arc<AtomicU64>,
-        unrouted: Arc<AtomicU64>,
-        silence: Duration,
-        versions: Vec<(u16, RoutedVersion)>,
-    ) -> Self {
-        let (weights, versions) = versions.into_iter().unzip();
+    /// Nobody to send a request to: what a listener holds before its scope is known.
+    pub(super) fn empty() -> Self {
         Self {
-            scope,
-            spread,
-            unrouted,
-            silence,
-            versions,
-            weights,
+            scope: String::new(),
+            protocol: Protocol::Http,
+            security: Security::Broken,
+            sticky: None,
+            demand: None,
+            spread: Arc::default(),
+            unrouted: Arc::default(),
+            silence: Duration::MAX,
+            versions: Vec::new(),
+            weights: Vec::new(),
         }
     }
 
-    /// Nobody to send a request to: what a listener holds before its scope is known.
-    pub(super) fn empty() -> Self {
-        let (spread, unrouted) = Default::default();
-        Self::new(String::new(), spread, unrouted, Duration::MAX, Vec::new())
+    /// The version that a request asks for, by the scope's header or by the cookie of an earlier answer.
+    pub(super) fn asked_for(
+        &self,
+        headers: &HeaderMap,
+        pin: Option<&str>,
+    ) -> Option<&RoutedVersion> {
+        let demand = self.demand.as_ref();
+        let demanded = demand.filter(|demand| headers.get(&demand.header) == Some(&demand.value));
+        if let Some(demand) = demanded {
+            return Some(&demand.version);
+        }
+        let pin = pin?;
+        self.versions
+            .iter()
+            .find(|version| version.deployment == pin)
     }
 
-    /// Every version that may take the next request, the one whose turn it is first, the others after it
-    /// by falling weight.
-    pub(super) fn next(&self) -> impl Iterator<Item = &RoutedVersion> {
+    /// Every version that may take the next request, the one that it asked for first, then the one whose
+    /// turn it is, then the others by falling weight.
+    pub(super) fn order<'a>(
+        &'a self,
+        first: Option<&'a RoutedVersion>,
+    ) -> impl Iterator<Item = &'a RoutedVersion> {
+        let others = std::iter::once_with(|| self.by_weight()).flatten();
+        let others = others.filter(move |version| {
+            first.is_none_or(|first| first.deployment != version.deployment)
+        });
+        first.into_iter().chain(others)
+    }
+
+    /// Every version by weight, the one whose turn it is first, the others after it by falling weight.
+    pub(super) fn by_weight(&self) -> impl Iterator<Item = &RoutedVersion> {
         let n = if self.versions.len() > 1 {
             self.spread.fetch_add(1, Ordering::Relaxed)
         } else {

@@ -8,12 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::routes::{RoutedVersion, Routes};
+use hyper::header::{HeaderName, HeaderValue};
+use rustls::ServerConfig;
+
+use super::routes::{Demand, RoutedVersion, Routes, Security};
 use super::stats::ErrorMarks;
 use super::table::{
     HeldInstance, HeldScope, HeldVersion, InstanceRoute, ListenProblem, ListenProblemKind,
-    ScopeRoute, VersionRoute,
+    ScopeRoute, TlsRoute, VersionRoute,
 };
+use super::tls;
 use super::upstream::{Instance, Ledger};
 use crate::port_holder::why_not;
 
@@ -27,6 +31,10 @@ pub(super) struct Scope {
     /// Where it is served now.
     pub(super) listen: Option<SocketAddr>,
     pub(super) problem: Option<ListenProblem>,
+    /// The settings in force.
+    pub(super) revision: String,
+    /// What accepts handshakes, with what it was made of.
+    pub(super) tls: Option<(TlsRoute, Arc<ServerConfig>)>,
     pub(super) spread: Arc<AtomicU64>,
     pub(super) unrouted: Arc<AtomicU64>,
     pub(super) versions: BTreeMap<String, Version>,
@@ -67,6 +75,8 @@ impl Scope {
         Self {
             listen: None,
             problem: None,
+            revision: String::new(),
+            tls: None,
             spread: Arc::default(),
             unrouted: Arc::default(),
             versions: BTreeMap::new(),
@@ -78,7 +88,7 @@ impl Scope {
         for wanted in &route.versions {
             let version = self.versions.entry(wanted.deployment.clone());
             let version = version.or_insert_with(|| Version::new(wanted));
-            version.admit(wanted, now_ms);
+            version.admit(wanted, route.http2, now_ms);
         }
     }
 
@@ -105,30 +115,81 @@ impl Scope {
         }
     }
 
-    pub(super) fn routes(&self, route: &ScopeRoute) -> Routes {
-        let mut versions = Vec::new();
-        for wanted in route
-            .versions
-            .iter()
-            .filter(|version| version.takes_requests())
-        {
+    /// What clients are received with, and what is wrong with what they should be received with. An
+    /// earlier certificate goes on when a new one cannot be used.
+    pub(super) fn security(&mut self, route: &ScopeRoute) -> (Security, Option<ListenProblem>) {
+        let Some(wanted) = &route.tls else {
+            self.tls = None;
+            return (Security::Cleartext, None);
+        };
+        let problem = |kind, reason: String| {
+            let message = format!("scope {}: {reason}", route.scope);
+            Some(ListenProblem { kind, message })
+        };
+        let problem = match &self.tls {
+            Some((held, _)) if held == wanted => None,
+            _ if wanted.key.is_empty() || wanted.certificate.is_empty() => problem(
+                ListenProblemKind::Waiting,
+                "its certificate and private key have not come yet".to_owned(),
+            ),
+            _ => match tls::config(wanted, route.protocol) {
+                Ok(config) => {
+                    self.tls = Some((wanted.clone(), config));
+                    None
+                }
+                Err(reason) => problem(ListenProblemKind::Certificate, reason),
+            },
+        };
+        let security = match &self.tls {
+            Some((_, config)) => Security::Tls(Arc::clone(config)),
+            None => Security::Broken,
+        };
+        (security, problem)
+    }
+
+    pub(super) fn routes(&self, route: &ScopeRoute, security: Security) -> Routes {
+        let mut weighed = Vec::new();
+        let mut demanded = None;
+        for wanted in &route.versions {
             let Some(version) = self.versions.get(&wanted.deployment) else {
                 continue;
             };
             let instances = version.ready();
-            if !instances.is_empty() {
+            if instances.is_empty() {
+                continue;
+            }
+            if wanted.takes_demands() {
+                demanded = Some(RoutedVersion::new(
+                    wanted.deployment.clone(),
+                    instances.clone(),
+                ));
+            }
+            if wanted.takes_requests() {
                 let routed = RoutedVersion::new(wanted.deployment.clone(), instances);
-                versions.push((wanted.weight, routed));
+                weighed.push((wanted.weight, routed));
             }
         }
-        versions.sort_by(|(one, _), (two, _)| two.cmp(one));
-        Routes::new(
-            route.scope.clone(),
-            Arc::clone(&self.spread),
-            Arc::clone(&self.unrouted),
-            Duration::from_millis(route.response_timeout_ms),
+        weighed.sort_by(|(one, _), (two, _)| two.cmp(one));
+        let (weights, versions) = weighed.into_iter().unzip();
+        let demand = route.route.as_ref().zip(demanded);
+        Routes {
+            scope: route.scope.clone(),
+            protocol: route.protocol,
+            security,
+            sticky: route.sticky.clone(),
+            demand: demand.and_then(|(rule, version)| {
+                Some(Demand {
+                    header: HeaderName::from_bytes(rule.header.as_bytes()).ok()?,
+                    value: HeaderValue::from_str(&rule.value).ok()?,
+                    version,
+                })
+            }),
+            spread: Arc::clone(&self.spread),
+            unrouted: Arc::clone(&self.unrouted),
+            silence: Duration::from_millis(route.response_timeout_ms),
             versions,
-        )
+            weights,
+        }
     }
 
     pub(super) fn held(&self, name: &str) -> HeldScope {
@@ -136,6 +197,7 @@ impl Scope {
             scope: name.to_owned(),
             listen: self.listen,
             problem: self.problem.clone(),
+            revision: self.revision.clone(),
             unrouted: self.unrouted.load(Ordering::Relaxed),
             versions: self.versions.values().map(Version::held).collect(),
         }
@@ -152,15 +214,15 @@ impl Version {
         }
     }
 
-    pub(super) fn admit(&mut self, wanted: &VersionRoute, now_ms: u64) {
+    pub(super) fn admit(&mut self, wanted: &VersionRoute, http2: bool, now_ms: u64) {
         for member in self.instances.values_mut() {
             member.listed = false;
             member.healthy = false;
         }
         for route in &wanted.instances {
-            self.admit_instance(route, now_ms);
+            self.admit_instance(route, http2, now_ms);
         }
-        let takes_requests = wanted.takes_requests();
+        let takes_requests = wanted.takes_requests() || wanted.takes_demands();
         for member in self.instances.values() {
             if !wanted.close {
                 member.instance.ledger.reopen();
@@ -172,21 +234,26 @@ impl Version {
         self.route = wanted.clone();
     }
 
-    pub(super) fn admit_instance(&mut self, route: &InstanceRoute, now_ms: u64) {
+    pub(super) fn admit_instance(&mut self, route: &InstanceRoute, http2: bool, now_ms: u64) {
         let ledger = match self.instances.get_mut(&route.instance) {
-            Some(member) if member.instance.address == route.address => {
+            Some(member) if member.instance.is_at(route.address, http2) => {
                 member.listed = true;
                 member.healthy = route.healthy;
                 return;
             }
             Some(member) => {
-                // It came back at another address: the counts go on.
+                // It came back at another address, or speaks another protocol: the counts go on.
                 self.replaced.push(Arc::clone(&member.instance));
                 Arc::clone(&member.instance.ledger)
             }
             None => Arc::new(Ledger::new(Arc::clone(&self.marks), now_ms)),
         };
-        let instance = Arc::new(Instance::new(route.instance.clone(), route.address, ledger));
+        let instance = Arc::new(Instance::new(
+            route.instance.clone(),
+            route.address,
+            http2,
+            ledger,
+        ));
         let member = Member {
             instance,
             listed: true,
@@ -202,7 +269,7 @@ impl Version {
     }
 
     pub(super) fn dismiss(&mut self) {
-        let takes_requests = self.route.takes_requests();
+        let takes_requests = self.route.takes_requests() || self.route.takes_demands();
         for member in self.instances.values() {
             if !(member.healthy && takes_requests) {
                 member.instance.set_accepting(false);
@@ -262,6 +329,7 @@ impl Version {
         HeldVersion {
             deployment: self.route.deployment.clone(),
             weight: self.route.weight,
+            on_demand: self.route.takes_demands(),
             draining: self.route.draining || self.route.close,
             open_requests: instances
                 .iter()

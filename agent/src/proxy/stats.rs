@@ -55,6 +55,9 @@ pub(super) struct Stats {
     failures: AtomicU64,
     aborted: AtomicU64,
     abandoned: AtomicU64,
+    connections: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
     latency_sum: AtomicU64,
     latency: Box<[AtomicU64]>,
 }
@@ -68,6 +71,9 @@ impl Stats {
             failures: AtomicU64::new(0),
             aborted: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
             latency_sum: AtomicU64::new(0),
             latency: (0..LATENCY_BUCKETS).map(|_| AtomicU64::new(0)).collect(),
         }
@@ -104,6 +110,21 @@ impl Stats {
         self.aborted.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The instance took a raw connection.
+    pub(super) fn connection(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes that came from clients.
+    pub(super) fn received(&self, bytes: u64) {
+        self.bytes_in.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that went to clients.
+    pub(super) fn sent(&self, bytes: u64) {
+        self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn latency(&self, elapsed: Duration) {
         let micros = elapsed.as_micros() as u64;
         let bucket = usize::from(histogram::bucket_of(micros)).min(LATENCY_BUCKETS - 1);
@@ -112,10 +133,10 @@ impl Stats {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        let counts = self
-            .responses
-            .iter()
-            .chain([&self.connect_errors, &self.abandoned]);
+        let counts =
+            self.responses
+                .iter()
+                .chain([&self.connect_errors, &self.abandoned, &self.connections]);
         counts
             .map(|count| count.load(Ordering::Relaxed))
             .sum::<u64>()
@@ -138,6 +159,9 @@ impl Stats {
             aborted: read(&self.aborted),
             abandoned,
             // Rising indexes below the limit are always a histogram.
+            connections: read(&self.connections),
+            bytes_in: read(&self.bytes_in),
+            bytes_out: read(&self.bytes_out),
             latency_us: Histogram::from_parts(read(&self.latency_sum), buckets).unwrap_or_default(),
         }
     }

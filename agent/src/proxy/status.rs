@@ -101,12 +101,15 @@ fn write_scope(text: &mut String, scope: &HeldScope) {
         let weight = f64::from(version.weight) / 100.0;
         writeln!(
             text,
-            "  {}  {weight} %, {} instances, {} open, {} requests, {} of them 5xx",
+            "  {}  {weight} %, {} instances, {} open, {} requests, {} of them 5xx, {} connections, {} bytes in, {} out",
             version.deployment,
             version.instances.iter().filter(|i| i.listed).count(),
             version.open_requests,
             counters.requests,
-            counters.errors()
+            counters.errors(),
+            counters.connections,
+            counters.bytes_in,
+            counters.bytes_out
         )
         .ok();
     }

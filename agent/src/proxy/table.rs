@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::error::Reason;
+pub use tidegate_shared::spec::{HeaderRoute, Protocol, StickySpec};
 use tidegate_shared::verdict::histogram::Histogram;
 
 /// All of a version's share, in basis points.
@@ -44,6 +45,21 @@ pub struct ScopeRoute {
     /// What is spoken there.
     #[serde(default)]
     pub protocol: Protocol,
+    /// Clients speak TLS; `None`: cleartext.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsRoute>,
+    /// Instances are spoken to in HTTP/2 with prior knowledge.
+    #[serde(default)]
+    pub http2: bool,
+    /// Clients stay with the version that served them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<StickySpec>,
+    /// Requests with this header go to the version that is `on_demand`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<HeaderRoute>,
+    /// The agent's name for these settings; comes back in [`HeldScope`] once they are in force.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub revision: String,
     /// How long an instance may stay silent before the client gets a 504, in milliseconds, ≥ 1.
     #[serde(default = "response_timeout_ms")]
     pub response_timeout_ms: u64,
@@ -51,13 +67,19 @@ pub struct ScopeRoute {
     pub versions: Vec<VersionRoute>,
 }
 
-/// What a listener speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    /// HTTP/1.0, HTTP/1.1 and HTTP/2 with prior knowledge.
-    #[default]
-    Http,
+/// What a listener's clients are shown; both PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsRoute {
+    /// The certificate with its chain.
+    pub certificate: String,
+    /// The private key; empty in a stored table, which does not hold it.
+    pub key: String,
+}
+
+impl std::fmt::Debug for TlsRoute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsRoute(withheld)")
+    }
 }
 
 /// One version of a scope.
@@ -68,6 +90,9 @@ pub struct VersionRoute {
     /// Its share of the requests in basis points, 0…10,000. Shares count relative to the sum over the
     /// versions that have a healthy instance.
     pub weight: u16,
+    /// True: it gets the requests that ask for it by the scope's `route`, whatever its weight.
+    #[serde(default)]
+    pub on_demand: bool,
     /// True: no new requests whatever the weight says; open ones go on.
     #[serde(default)]
     pub draining: bool,
@@ -99,10 +124,16 @@ fn healthy() -> bool {
 }
 
 impl VersionRoute {
-    /// Whether new requests may go to this version.
+    /// Whether new requests may go to this version by its weight.
     #[must_use]
     pub fn takes_requests(&self) -> bool {
         self.weight > 0 && !self.draining && !self.close
+    }
+
+    /// Whether new requests may go to this version if they ask for it.
+    #[must_use]
+    pub fn takes_demands(&self) -> bool {
+        self.on_demand && !self.draining && !self.close
     }
 }
 
@@ -176,6 +207,15 @@ pub enum TableError {
 }
 
 impl Table {
+    /// Itself without private keys, for the disk.
+    pub(super) fn without_keys(&self) -> Self {
+        let mut table = self.clone();
+        for tls in table.scopes.iter_mut().filter_map(|s| s.tls.as_mut()) {
+            tls.key.clear();
+        }
+        table
+    }
+
     /// Checks the whole table.
     ///
     /// # Errors
@@ -349,6 +389,9 @@ pub struct HeldScope {
     /// Why the wanted listener is not held. The proxy tries again each second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<ListenProblem>,
+    /// The `revision` of the settings in force.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub revision: String,
     /// Requests that were refused with 503 because no version had a healthy instance, since the proxy
     /// first saw the scope.
     #[serde(default)]
@@ -376,6 +419,10 @@ pub enum ListenProblemKind {
     AddressNotHere,
     /// The port needs a right that the proxy does not have.
     NotPermitted,
+    /// Certificate and key cannot be used.
+    Certificate,
+    /// Certificate or key have not been told yet: the stored table does not hold keys.
+    Waiting,
     /// Anything else; the message carries the system's reason.
     Other,
 }
@@ -386,7 +433,11 @@ impl ListenProblemKind {
     pub fn reason(self) -> Reason {
         match self {
             Self::AddressInUse => Reason::AddressInUse,
-            Self::AddressNotHere | Self::NotPermitted | Self::Other => Reason::Config,
+            Self::AddressNotHere
+            | Self::NotPermitted
+            | Self::Certificate
+            | Self::Waiting
+            | Self::Other => Reason::Config,
         }
     }
 }
@@ -398,6 +449,9 @@ pub struct HeldVersion {
     pub deployment: String,
     /// The weight in force, basis points.
     pub weight: u16,
+    /// It gets the requests that ask for it, whatever its weight.
+    #[serde(default)]
+    pub on_demand: bool,
     /// True when it gets no new requests whatever its weight.
     #[serde(default)]
     pub draining: bool,
@@ -454,6 +508,16 @@ pub struct Counters {
     pub abandoned: u64,
     /// Microseconds from the request's head to the answer's head.
     pub latency_us: Histogram,
+    /// Raw connections that an instance took (`protocol: tcp`); not requests.
+    #[serde(default)]
+    pub connections: u64,
+    /// Bytes from clients: bodies of requests, tunnels, raw connections. A request's are counted at its
+    /// end.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// Bytes to clients: bodies of answers, tunnels, raw connections.
+    #[serde(default)]
+    pub bytes_out: u64,
 }
 
 impl Counters {
@@ -472,6 +536,9 @@ impl Counters {
         self.aborted += other.aborted;
         self.abandoned += other.abandoned;
         self.latency_us.merge(&other.latency_us);
+        self.connections += other.connections;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
     }
 
     /// Answers of class 5xx.

@@ -12,6 +12,7 @@ use tracing::debug;
 use super::body::ResponseBody;
 use super::headers;
 use super::listener::Active;
+use super::meter::Metered;
 use super::upstream::Lease;
 
 /// Answers 101 to the client and joins both sides once that is written.
@@ -31,12 +32,14 @@ pub(super) fn join(
         response.headers_mut().insert(UPGRADE, protocol);
     }
     let ledger = std::sync::Arc::clone(&lease.instance().ledger);
+    let counted = std::sync::Arc::clone(&ledger);
     let task = tokio::spawn(async move {
         // Held until both directions have ended.
         let _lease = lease;
         match tokio::try_join!(client_side, instance_side) {
             Ok((client, instance)) => {
-                let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
+                let mut client = TokioIo::new(client);
+                let mut instance = Metered::new(TokioIo::new(instance), counted);
                 if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut instance).await
                 {
                     debug!(%error, "tunnel broke");

@@ -12,20 +12,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::header::{HOST, UPGRADE};
+use hyper::http::uri::{Authority, PathAndQuery};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::AbortHandle;
 
 use super::body::{Progress, RequestBody};
 use super::stats::{ErrorMarks, Stats};
 
 /// The sending half of a connection to an instance.
-pub(super) type Sender = http1::SendRequest<RequestBody>;
+pub(super) enum Sender {
+    /// For one request at a time.
+    Http1(http1::SendRequest<RequestBody>),
+    /// For many; the instance keeps it.
+    Http2,
+}
 
 /// How long a connection may take to be accepted.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections that were idle for longer are not used again: many servers close theirs after five seconds,
 /// and a request that cannot be repeated must not meet that moment.
@@ -114,14 +122,18 @@ pub(super) struct Instance {
     /// False: no new requests. Read after `open` was raised and written before `open` is read, so that a
     /// drained instance with no open request never gets another one.
     accepting: AtomicBool,
+    /// It is spoken to in HTTP/2, but for upgrades.
+    http2: bool,
     idle: Mutex<Vec<Idle>>,
+    /// The connection that all requests in HTTP/2 share.
+    shared: AsyncMutex<Option<http2::SendRequest<RequestBody>>>,
     /// Microseconds after `born` until which other instances are preferred.
     avoid_until: AtomicU64,
     born: Instant,
 }
 
 struct Idle {
-    sender: Sender,
+    sender: http1::SendRequest<RequestBody>,
     since: Instant,
 }
 
@@ -146,16 +158,23 @@ pub(super) struct Answer {
 }
 
 impl Instance {
-    pub(super) fn new(id: String, address: SocketAddr, ledger: Arc<Ledger>) -> Self {
+    pub(super) fn new(id: String, address: SocketAddr, http2: bool, ledger: Arc<Ledger>) -> Self {
         Self {
             id,
             address,
             ledger,
             accepting: AtomicBool::new(false),
+            http2,
             idle: Mutex::default(),
+            shared: AsyncMutex::default(),
             avoid_until: AtomicU64::new(0),
             born: Instant::now(),
         }
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is_at(&self, address: SocketAddr, http2: bool) -> bool {
+        self.address == address && self.http2 == http2
     }
 
     pub(super) fn is_accepting(&self) -> bool {
@@ -168,6 +187,10 @@ impl Instance {
         self.accepting.store(accepting, Ordering::SeqCst);
         if !accepting {
             lock(&self.idle).clear();
+            // Somebody who holds it is about to use it; it then closes with the last of its requests.
+            if let Ok(mut shared) = self.shared.try_lock() {
+                *shared = None;
+            }
         }
     }
 
@@ -188,6 +211,9 @@ impl Instance {
 
     /// Takes back a connection whose answer is complete.
     pub(super) fn give_back(&self, sender: Sender) {
+        let Sender::Http1(sender) = sender else {
+            return;
+        };
         if sender.is_closed() || !self.is_accepting() {
             return;
         }
@@ -204,7 +230,7 @@ impl Instance {
         }
     }
 
-    fn take_idle(&self) -> Option<Sender> {
+    fn take_idle(&self) -> Option<http1::SendRequest<RequestBody>> {
         let mut idle = lock(&self.idle);
         while let Some(Idle { sender, since }) = idle.pop() {
             if since.elapsed() >= IDLE_LIMIT {
@@ -226,6 +252,9 @@ impl Instance {
         silence: Duration,
     ) -> Result<Answer, Failure> {
         let progress = request.body().progress();
+        if self.http2 && !request.headers().contains_key(UPGRADE) {
+            return self.send_http2(request, progress, silence).await;
+        }
         let repeatable = progress.is_none() && is_idempotent(request.method());
         let mut request = request;
         while let Some(mut sender) = self.take_idle() {
@@ -234,11 +263,12 @@ impl Instance {
                 continue;
             }
             let copy = repeatable.then(|| copy_of(&request));
-            match exchange(&mut sender, request, progress.as_deref(), silence).await {
+            let answer = sender.try_send_request(request);
+            match exchange(answer, progress.as_deref(), silence).await {
                 Ok(response) => {
                     return Ok(Answer {
                         response,
-                        sender,
+                        sender: Sender::Http1(sender),
                         progress,
                     });
                 }
@@ -262,10 +292,11 @@ impl Instance {
                 });
             }
         };
-        match exchange(&mut sender, request, progress.as_deref(), silence).await {
+        let answer = sender.try_send_request(request);
+        match exchange(answer, progress.as_deref(), silence).await {
             Ok(response) => Ok(Answer {
                 response,
-                sender,
+                sender: Sender::Http1(sender),
                 progress,
             }),
             Err(Broken::Unsent(request)) => {
@@ -277,7 +308,65 @@ impl Instance {
         }
     }
 
-    async fn connect(&self) -> Result<Sender, String> {
+    /// Sends one request over the connection that all share, which is made anew when it has ended.
+    async fn send_http2(
+        &self,
+        request: Request<RequestBody>,
+        progress: Option<Arc<Progress>>,
+        silence: Duration,
+    ) -> Result<Answer, Failure> {
+        let mut request = with_authority(request, self.address);
+        // A connection may end between its choice and its use; a fresh one that does is refused.
+        for attempt in 0..2 {
+            let mut sender = match self.shared(attempt > 0).await {
+                Ok(sender) => sender,
+                Err(reason) => {
+                    let request = Box::new(request);
+                    return Err(Failure::Connect { request, reason });
+                }
+            };
+            let answer = sender.try_send_request(request);
+            match exchange(answer, progress.as_deref(), silence).await {
+                Ok(response) => {
+                    return Ok(Answer {
+                        response,
+                        sender: Sender::Http2,
+                        progress,
+                    });
+                }
+                Err(Broken::Unsent(unsent)) => request = *unsent,
+                Err(Broken::Lost(reason)) => return Err(Failure::Lost { reason }),
+                Err(Broken::Silent) => return Err(Failure::Timeout),
+            }
+        }
+        let reason = "the connection was closed as soon as it was accepted".to_owned();
+        let request = Box::new(request);
+        Err(Failure::Connect { request, reason })
+    }
+
+    /// The connection that requests in HTTP/2 share; a new one if there is none, or if `fresh`.
+    async fn shared(&self, fresh: bool) -> Result<http2::SendRequest<RequestBody>, String> {
+        let mut shared = self.shared.lock().await;
+        if let Some(sender) = shared.as_ref().filter(|s| !fresh && !s.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let stream = self.reach().await?;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).adaptive_window(true);
+        let handshake = builder.handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|error| error.to_string())?;
+        let task = tokio::spawn(async move {
+            // An error here is also the answer to the requests that are under way.
+            connection.await.ok();
+        });
+        self.ledger.adopt(task.abort_handle());
+        if self.is_accepting() {
+            *shared = Some(sender.clone());
+        }
+        Ok(sender)
+    }
+
+    async fn reach(&self) -> Result<TcpStream, String> {
         let stream =
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address)).await {
                 Ok(Ok(stream)) => stream,
@@ -292,6 +381,11 @@ impl Instance {
         stream
             .set_nodelay(true)
             .map_err(|error| error.to_string())?;
+        Ok(stream)
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<RequestBody>, String> {
+        let stream = self.reach().await?;
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| error.to_string())?;
         let task = tokio::spawn(async move {
@@ -311,12 +405,11 @@ enum Broken {
 }
 
 async fn exchange(
-    sender: &mut Sender,
-    request: Request<RequestBody>,
+    answer: impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
     progress: Option<&Progress>,
     silence: Duration,
 ) -> Result<Response<Incoming>, Broken> {
-    let mut answer = std::pin::pin!(sender.try_send_request(request));
+    let mut answer = std::pin::pin!(answer);
     let mut seen = progress.map(Progress::now);
     loop {
         match tokio::time::timeout(silence, answer.as_mut()).await {
@@ -332,6 +425,29 @@ async fn exchange(
             Err(_) => return Err(Broken::Silent),
         }
     }
+}
+
+/// The request as HTTP/2 wants it: whom it is for stands in its target, not in `Host`.
+fn with_authority(mut request: Request<RequestBody>, address: SocketAddr) -> Request<RequestBody> {
+    *request.version_mut() = Version::HTTP_2;
+    if request.uri().authority().is_some() {
+        return request;
+    }
+    let host = request.headers_mut().remove(HOST);
+    let named = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let path = request.uri().path_and_query().cloned();
+    let uri = Uri::builder()
+        .scheme("http")
+        .path_and_query(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    let uri = match named {
+        Some(authority) => uri.authority(authority),
+        None => uri.authority(address.to_string()),
+    };
+    // All its parts are valid.
+    if let Ok(uri) = uri.build() {
+        *request.uri_mut() = uri;
+    }
+    request
 }
 
 /// Methods that may be sent twice (RFC 9110 §9.2.2).
@@ -360,6 +476,8 @@ pub(super) struct Lease {
     instance: Arc<Instance>,
     started: Instant,
     settled: bool,
+    /// The request's body, whose bytes are counted at the end.
+    body: Option<Arc<Progress>>,
 }
 
 impl Lease {
@@ -370,6 +488,7 @@ impl Lease {
             instance: Arc::clone(instance),
             started,
             settled: false,
+            body: None,
         };
         if instance.is_accepting() {
             return Some(lease);
@@ -380,6 +499,17 @@ impl Lease {
 
     pub(super) fn instance(&self) -> &Arc<Instance> {
         &self.instance
+    }
+
+    /// Counts the bytes of a request's body when the lease ends.
+    pub(super) fn carries(&mut self, body: Option<Arc<Progress>>) {
+        self.body = body;
+    }
+
+    /// The instance took a raw connection: no status will come.
+    pub(super) fn taken(mut self) -> Self {
+        self.settled = true;
+        self
     }
 
     /// Nothing was sent; nothing is counted.
@@ -414,6 +544,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         if !self.settled {
             self.instance.ledger.stats.abandoned(self.started.elapsed());
+        }
+        if let Some(body) = &self.body {
+            self.instance.ledger.stats.received(body.bytes());
         }
         self.instance.ledger.open.fetch_sub(1, Ordering::SeqCst);
     }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tidegate_agent_core::observed::{Event, Traffic};
+use tidegate_agent_core::place::PlaceKey;
 use tidegate_agent_core::plan::Routes;
+use tidegate_shared::assignment::ParameterContent;
 use tidegate_shared::spec::Port;
 use tracing::warn;
 
@@ -25,7 +27,9 @@ impl Reconciler {
             listen: self.parts.settings.listen_address,
             instance: self.parts.settings.instance_address,
         };
-        let (table, conflicts) = route::table(&routes, addresses);
+        let (table, conflicts) = route::table(&routes, addresses, |place, variable| {
+            self.value_of(place, variable)
+        });
         self.routed = Some((Instant::now(), routes));
         self.looked = Some(Instant::now());
         let traffic = match self.parts.traffic.converge(table).await {
@@ -42,6 +46,22 @@ impl Reconciler {
         self.observed
             .apply(Event::Traffic(traffic), self.clock.now());
         true
+    }
+
+    /// The value of a parameter that a place runs with.
+    fn value_of(&self, place: &PlaceKey, variable: &str) -> Option<String> {
+        let item = &self.observed.places.get(place)?.item;
+        let mut others = item.parameters.iter();
+        match others.find(|parameter| parameter.variable == variable) {
+            None => item.run.env.get(variable).cloned(),
+            Some(parameter) => match &parameter.content {
+                ParameterContent::Plain(value) => Some(value.clone()),
+                ParameterContent::Secret(version) => {
+                    let secret = self.parts.secrets.get(version)?;
+                    Some(secret.expose().to_owned())
+                }
+            },
+        }
     }
 
     /// Asks the data plane what it holds.

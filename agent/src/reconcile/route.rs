@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use tidegate_agent_core::observed::{HeldInstance, HeldScope, HeldVersion, ListenProblem, Traffic};
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::plan::Routes;
-use tidegate_shared::assignment::{Counters, DrainingProxy, ProxyReport};
+use tidegate_shared::assignment::{Counters, DrainingProxy, PermanentErrorKind, ProxyReport};
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::weight::Weight;
 
 use crate::proxy::table::{
-    self, Held, InstanceRoute, ListenProblemKind, Protocol, RESPONSE_TIMEOUT_MS, ScopeRoute, Table,
+    self, Held, InstanceRoute, ListenProblemKind, RESPONSE_TIMEOUT_MS, ScopeRoute, Table, TlsRoute,
     VersionRoute,
 };
 
@@ -29,8 +29,13 @@ pub struct Addresses {
 /// listener, so that they do not take the rest of the table with them.
 pub type Conflicts = BTreeMap<Name, HeldScope>;
 
-/// The table for some routes. Of two scopes with one port the first by name gets it.
-pub fn table(routes: &Routes, addresses: Addresses) -> (Table, Conflicts) {
+/// The table for some routes. Of two scopes with one port the first by name gets it. `find` gives the value
+/// of a place's parameter.
+pub fn table(
+    routes: &Routes,
+    addresses: Addresses,
+    find: impl Fn(&PlaceKey, &str) -> Option<String>,
+) -> (Table, Conflicts) {
     let mut listeners: BTreeMap<u16, &Name> = BTreeMap::new();
     let mut conflicts = Conflicts::new();
     let mut table = Table::default();
@@ -60,6 +65,7 @@ pub fn table(routes: &Routes, addresses: Addresses) -> (Table, Conflicts) {
             VersionRoute {
                 deployment: deployment.to_string(),
                 weight: version.weight.basis_points(),
+                on_demand: version.on_demand,
                 draining: false,
                 close: version.close,
                 instances: instances.collect(),
@@ -68,7 +74,22 @@ pub fn table(routes: &Routes, addresses: Addresses) -> (Table, Conflicts) {
         table.scopes.push(ScopeRoute {
             scope: scope.to_string(),
             listen: SocketAddr::new(addresses.listen, route.port),
-            protocol: Protocol::Http,
+            protocol: route.settings.protocol,
+            tls: route.settings.tls.as_ref().map(|tls| {
+                let place = PlaceKey {
+                    scope: scope.clone(),
+                    deployment: route.settings_of,
+                };
+                let value = |variable: &str| find(&place, variable).unwrap_or_default();
+                TlsRoute {
+                    certificate: value(&tls.certificate),
+                    key: value(&tls.key),
+                }
+            }),
+            http2: route.settings.http2,
+            sticky: route.settings.sticky.clone(),
+            route: route.settings.route.clone(),
+            revision: route.revision.clone(),
             response_timeout_ms: RESPONSE_TIMEOUT_MS,
             versions: versions.collect(),
         });
@@ -89,6 +110,7 @@ fn refused(route: &tidegate_agent_core::plan::ScopeRoute, message: String) -> He
         });
         let held = HeldVersion {
             weight: version.weight,
+            on_demand: version.on_demand,
             open_requests: 0,
             instances: instances.collect(),
         };
@@ -96,9 +118,10 @@ fn refused(route: &tidegate_agent_core::plan::ScopeRoute, message: String) -> He
     });
     HeldScope {
         problem: Some(ListenProblem {
-            permanent: true,
+            permanent: Some(PermanentErrorKind::PortTaken),
             message,
         }),
+        revision: route.revision.clone(),
         versions: versions.collect(),
     }
 }
@@ -115,13 +138,14 @@ pub fn traffic(held: &Held, conflicts: &Conflicts) -> Traffic {
                 permanent: match problem.kind {
                     ListenProblemKind::AddressInUse
                     | ListenProblemKind::AddressNotHere
-                    | ListenProblemKind::NotPermitted => true,
-                    ListenProblemKind::Other => false,
+                    | ListenProblemKind::NotPermitted => Some(PermanentErrorKind::PortTaken),
+                    ListenProblemKind::Certificate => Some(PermanentErrorKind::BadCertificate),
+                    ListenProblemKind::Waiting | ListenProblemKind::Other => None,
                 },
                 message: problem.message.clone(),
             }),
             (None, None) => Some(ListenProblem {
-                permanent: false,
+                permanent: None,
                 message: format!("the scope {name} has no listener yet"),
             }),
             (None, Some(_)) => None,
@@ -132,6 +156,7 @@ pub fn traffic(held: &Held, conflicts: &Conflicts) -> Traffic {
         });
         let held = HeldScope {
             problem,
+            revision: scope.revision.clone(),
             versions: versions.collect(),
         };
         scopes.insert(name, held);
@@ -175,6 +200,7 @@ fn held_version(version: &table::HeldVersion) -> HeldVersion {
     let weight = u64::from(if version.draining { 0 } else { version.weight });
     HeldVersion {
         weight: Weight::from_basis_points(weight).unwrap_or(Weight::ZERO),
+        on_demand: version.on_demand,
         open_requests: version.open_requests,
         instances: instances.collect(),
     }
@@ -190,6 +216,9 @@ fn counters(from: &table::Counters, first_error: Option<Timestamp>) -> Counters 
         health_check_failures: 0,
         latency: from.latency_us.clone(),
         first_error: first_error.filter(|_| from.responses[4] > 0),
+        connections: from.connections,
+        bytes_in: from.bytes_in,
+        bytes_out: from.bytes_out,
     }
 }
 
@@ -199,6 +228,7 @@ mod tests {
     use crate::traffic::TrafficProvider as _;
     use crate::traffic::fake::FakeTraffic;
     use tidegate_agent_core::plan;
+    use tidegate_shared::spec::ScopeTraffic;
 
     fn name(text: &str) -> Name {
         Name::new(text).unwrap()
@@ -212,12 +242,16 @@ mod tests {
         };
         let version = plan::VersionRoute {
             weight: Weight::FULL,
+            on_demand: false,
             close: false,
             instances: BTreeMap::from([(0, instance)]),
         };
         let scopes = scopes.iter().map(|(scope, port)| {
             let route = plan::ScopeRoute {
                 port: *port,
+                settings: ScopeTraffic::default(),
+                settings_of: deployment,
+                revision: String::new(),
                 versions: BTreeMap::from([(deployment, version.clone())]),
             };
             (name(scope), route)
@@ -233,7 +267,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_told_comes_back_as_held() {
         let traffic = FakeTraffic::default();
-        let (table, conflicts) = table(&routes(&[("a", 8_080), ("b", 8_081)]), ADDRESSES);
+        let (table, conflicts) =
+            table(&routes(&[("a", 8_080), ("b", 8_081)]), ADDRESSES, |_, _| {
+                None
+            });
         let held = traffic.converge(table).await.unwrap();
         traffic.request("127.0.0.1:8080".parse().unwrap(), 500, 900);
         let held_later = traffic.observe().await.unwrap();
@@ -251,11 +288,12 @@ mod tests {
 
     #[test]
     fn two_scopes_with_one_port_do_not_take_each_other_down() {
-        let (table, conflicts) = table(&routes(&[("a", 8_080), ("b", 8_080)]), ADDRESSES);
+        let routes = routes(&[("a", 8_080), ("b", 8_080)]);
+        let (table, conflicts) = table(&routes, ADDRESSES, |_, _| None);
         assert_eq!(table.validate(), Ok(()));
         assert_eq!(table.scopes.len(), 1);
         let problem = conflicts[&name("b")].problem.as_ref().unwrap();
-        assert!(problem.permanent);
+        assert_eq!(problem.permanent, Some(PermanentErrorKind::PortTaken));
         assert_eq!(problem.message, "port 8080 is the port of the scope a too");
     }
 }

@@ -64,6 +64,7 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
         },
         parameters: Vec::new(),
         port: Port::Number(8_080),
+        traffic: Default::default(),
         health_check: HealthCheck {
             interval: Span::from_millis(100),
             healthy_threshold: 1,

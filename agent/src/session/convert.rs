@@ -12,8 +12,9 @@ use tidegate_shared::assignment::{
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::secret::Secret;
 use tidegate_shared::spec::{
-    AssetKind, Bytes, Cores, ExecProbe, FileSpec, HealthCheck, Hook, Hooks, HttpProbe, Limits,
-    OnCollision, Port, RunSpec, check_value, check_variable,
+    AssetKind, Bytes, Cores, ExecProbe, FileSpec, HeaderRoute, HealthCheck, Hook, Hooks, HttpProbe,
+    Limits, OnCollision, Port, Protocol, RunSpec, ScopeTraffic, StickySpec, TlsSpec, check_value,
+    check_variable,
 };
 use tidegate_shared::time::Span;
 use tidegate_shared::verdict::histogram::Histogram;
@@ -161,6 +162,7 @@ fn assignment(from: wire::Assignment) -> Result<Assignment, Malformed> {
             .map(parameter)
             .collect::<Result<_, _>>()?,
         port,
+        traffic: scope_traffic(from.traffic.unwrap_or_default())?,
         health_check: match from.health_check {
             Some(check) => health_check(check)?,
             None => HealthCheck::default(),
@@ -218,6 +220,36 @@ fn sources(from: Vec<String>) -> Result<Vec<String>, Malformed> {
             })
             .collect(),
     })
+}
+
+fn scope_traffic(from: wire::ScopeTraffic) -> Result<ScopeTraffic, Malformed> {
+    let traffic = ScopeTraffic {
+        protocol: match from.protocol.as_str() {
+            "" | "http" => Protocol::Http,
+            "tcp" => Protocol::Tcp,
+            other => {
+                let message = format!("this agent does not speak \"{other}\"");
+                return Err(wrong("traffic.protocol", message));
+            }
+        },
+        tls: from.tls.map(|tls| TlsSpec {
+            certificate: tls.certificate,
+            key: tls.key,
+        }),
+        http2: from.http2,
+        sticky: from.sticky.map(|sticky| StickySpec {
+            cookie: sticky.cookie,
+            ttl: Span::from_millis(sticky.ttl_ms),
+        }),
+        route: from.route.map(|route| HeaderRoute {
+            header: route.header,
+            value: route.value,
+        }),
+    };
+    match traffic.validate(false).0.into_iter().next() {
+        None => Ok(traffic),
+        Some(error) => Err(wrong(format!("traffic.{}", error.field), error.message)),
+    }
 }
 
 fn run_spec(from: wire::Run) -> Result<RunSpec, Malformed> {
@@ -459,6 +491,9 @@ fn counters(from: &Counters) -> wire::Counters {
         health_check_failures: from.health_check_failures,
         latency: Some(histogram(&from.latency)),
         first_error_ms: from.first_error.map_or(0, |at| at.millis()),
+        connections: from.connections,
+        bytes_in: from.bytes_in,
+        bytes_out: from.bytes_out,
     }
 }
 

@@ -53,6 +53,7 @@ fn scope(name: &str, listen: SocketAddr, versions: &[(&str, u16, SocketAddr)]) -
         .map(|(deployment, weight, address)| VersionRoute {
             deployment: (*deployment).to_owned(),
             weight: *weight,
+            on_demand: false,
             draining: false,
             close: false,
             instances: vec![InstanceRoute {
@@ -65,6 +66,11 @@ fn scope(name: &str, listen: SocketAddr, versions: &[(&str, u16, SocketAddr)]) -
         scope: name.to_owned(),
         listen,
         protocol: Protocol::Http,
+        tls: None,
+        http2: false,
+        sticky: None,
+        route: None,
+        revision: String::new(),
         response_timeout_ms: 10_000,
         versions: versions.collect(),
     }

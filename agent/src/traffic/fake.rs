@@ -146,6 +146,7 @@ impl State {
                     scope: route.scope.clone(),
                     listen: listens.then_some(route.listen),
                     problem,
+                    revision: route.revision.clone(),
                     unrouted: self.unrouted.get(&route.scope).copied().unwrap_or(0),
                     versions,
                 }
@@ -174,6 +175,7 @@ impl State {
         HeldVersion {
             deployment: version.deployment.clone(),
             weight: version.weight,
+            on_demand: version.on_demand,
             draining: version.draining || version.close,
             open_requests: self.open.get(&key).copied().unwrap_or(0),
             first_error_at: None,

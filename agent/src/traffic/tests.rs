@@ -155,7 +155,7 @@ async fn the_proxy_conforms() {
     let args = ProxyArgs {
         dir: dir.clone(),
         detach: false,
-        threads: 2,
+        threads: Some(2),
         take_over: false,
         background: false,
         drain: 1,

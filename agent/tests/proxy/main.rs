@@ -4,6 +4,7 @@
 
 mod handover;
 mod http;
+mod modes;
 mod process;
 mod support;
 mod weights;

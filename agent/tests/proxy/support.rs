@@ -292,6 +292,7 @@ pub fn route(listen: SocketAddr, versions: &[(u16, &[&Server])]) -> ScopeRoute {
     let versions = versions.iter().map(|(weight, servers)| VersionRoute {
         deployment: servers[0].id.split('-').next().expect("a name").to_owned(),
         weight: *weight,
+        on_demand: false,
         draining: false,
         close: false,
         instances: servers.iter().map(|server| server.route()).collect(),
@@ -300,6 +301,11 @@ pub fn route(listen: SocketAddr, versions: &[(u16, &[&Server])]) -> ScopeRoute {
         scope: SCOPE.to_owned(),
         listen,
         protocol: Protocol::Http,
+        tls: None,
+        http2: false,
+        sticky: None,
+        route: None,
+        revision: String::new(),
         response_timeout_ms: 30_000,
         versions: versions.collect(),
     }

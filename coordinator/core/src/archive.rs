@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
 
+use crate::command::{Applied, Reply};
 use crate::event::Event;
 use crate::state::{Deployment, State};
 
@@ -84,5 +85,25 @@ impl State {
             last_hash: self.last_hash,
             deployments: archive.deployments,
         })
+    }
+}
+
+impl Default for Applied {
+    fn default() -> Self {
+        Self {
+            outcome: Ok(Reply::Done),
+            events: Vec::new(),
+            archived: Vec::new(),
+            events_leave: false,
+        }
+    }
+}
+
+impl Applied {
+    /// Everything that has to be in the history once this is applied, in order.
+    pub fn rows(&self) -> impl Iterator<Item = ArchivedRow<'_>> {
+        let events = self.events.iter().filter(|_| self.events_leave);
+        let archived = self.archived.iter().map(Archived::row);
+        archived.chain(events.map(ArchivedRow::Event))
     }
 }

@@ -17,7 +17,7 @@ use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, Strate
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::weight::Weight;
 
-use crate::archive::{Archived, ArchivedRow};
+use crate::archive::Archived;
 use crate::event::Event;
 use crate::rejection::Rejection;
 use crate::state::{Addresses, CaRecord, NodeId};
@@ -496,26 +496,6 @@ pub struct Applied {
     pub archived: Vec<Archived>,
     /// The events are not in the state: they belong into the history, after `archived`.
     pub events_leave: bool,
-}
-
-impl Default for Applied {
-    fn default() -> Self {
-        Self {
-            outcome: Ok(Reply::Done),
-            events: Vec::new(),
-            archived: Vec::new(),
-            events_leave: false,
-        }
-    }
-}
-
-impl Applied {
-    /// Everything that has to be in the history once this is applied, in order.
-    pub fn rows(&self) -> impl Iterator<Item = ArchivedRow<'_>> {
-        let events = self.events.iter().filter(|_| self.events_leave);
-        let archived = self.archived.iter().map(Archived::row);
-        archived.chain(events.map(ArchivedRow::Event))
-    }
 }
 
 impl Verb {

@@ -314,6 +314,7 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
         run,
         parameters,
         port: origin.scope_spec.port,
+        traffic: origin.scope_spec.traffic(),
         health_check: origin.health_check.clone(),
         state: wish.state,
         weight: wish.weight,

@@ -7,8 +7,8 @@ use tidegate_shared::assignment::{Generation, ObservedPlace, Report};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name, Version};
 use tidegate_shared::spec::{
-    ApprovalRule, AssetKind, AssetSource, AssetSpec, HealthCheck, PolicySpec, Port, ReleaseSpec,
-    ReleaseStatus, RunSpec, ScopeSpec, ScopeType, StrategySpec,
+    ApprovalRule, AssetKind, AssetSource, AssetSpec, HealthCheck, PolicySpec, Port, Protocol,
+    ReleaseSpec, ReleaseStatus, RunSpec, ScopeSpec, ScopeType, StrategySpec,
 };
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
@@ -57,6 +57,11 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         agents: "".parse().unwrap(),
         instances_per_agent: instances,
         port: Port::Number(8_080),
+        protocol: Protocol::Http,
+        tls: None,
+        http2: false,
+        sticky: None,
+        route: None,
         health_check: None,
         max_restarts: 5,
         parameters: BTreeMap::new(),

@@ -12,6 +12,7 @@ mod policy;
 mod release;
 mod run;
 mod scope;
+mod scope_traffic;
 mod source;
 mod strategy;
 
@@ -32,6 +33,7 @@ pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
 pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
 pub use scope::{Port, ScopeSpec, ScopeType};
 pub use source::{AssetSource, Place, PlaceKind};
+pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};
 pub use strategy::{
     Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode, Hold, Judge,
     MaxLost, Metric, NoDataAction, OnNoData, OnStall, RollbackSpec, Rule, RuleAction, Step,

@@ -5,7 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, HealthCheck, Limits, check_variable};
+use super::{
+    FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec, TlsSpec,
+    check_variable,
+};
 use crate::id::Name;
 use crate::selector::{LabelSelector, check_label};
 
@@ -34,6 +37,21 @@ pub struct ScopeSpec {
     pub instances_per_agent: u32,
     /// Listener of the proxy.
     pub port: Port,
+    /// What is spoken there; default `http`.
+    #[serde(default, skip_serializing_if = "Protocol::is_default")]
+    pub protocol: Protocol,
+    /// None: clients speak cleartext to the proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+    /// Whether the proxy speaks HTTP/2 to the instances, as gRPC needs; clients always may.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub http2: bool,
+    /// None: every request is spread anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<StickySpec>,
+    /// None: weights alone decide which version gets a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<HeaderRoute>,
     /// None: the release's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
@@ -139,6 +157,17 @@ impl<'de> Deserialize<'de> for Port {
 }
 
 impl ScopeSpec {
+    /// What it says about its traffic.
+    pub fn traffic(&self) -> ScopeTraffic {
+        ScopeTraffic {
+            protocol: self.protocol,
+            tls: self.tls.clone(),
+            http2: self.http2,
+            sticky: self.sticky.clone(),
+            route: self.route.clone(),
+        }
+    }
+
     /// What is wrong with it.
     pub fn validate(&self) -> FieldErrors {
         let mut errors = FieldErrors::default();
@@ -162,6 +191,9 @@ impl ScopeSpec {
             errors.nest("health_check", check.validate());
         }
         errors.nest("limits", self.limits.validate());
+        errors
+            .0
+            .extend(self.traffic().validate(self.port == Port::None).0);
         errors
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use tidegate_e2e::story;
-use tidegate_e2e::support::{begin, publish, shop};
+use tidegate_e2e::support::{apply, begin, publish, scope};
 use tidegate_harness::cluster::text;
 use tidegate_harness::{Cluster, Shape};
 
@@ -14,6 +14,20 @@ const THREE: Shape = Shape {
     coordinators: 3,
     agents: 0,
 };
+
+const OBJECTS: &str = "\
+kind: application
+name: shop
+spec: {}
+---
+kind: environment
+name: test
+spec: {tier: 1}
+---
+kind: strategy
+name: at-once
+spec: {kind: all_in, bake: 0s, drain: 1s}
+";
 
 /// Snapshots come often, so that a member that was away for a while needs one.
 fn often(cluster: &mut Cluster) -> anyhow::Result<()> {
@@ -60,6 +74,12 @@ fn alone(cluster: &Cluster, position: usize, arguments: &[&str]) -> anyhow::Resu
     cluster.finish("tidegate", &arguments, &environment)?.json()
 }
 
+fn ids(list: &Value) -> Vec<String> {
+    let rows = list["deployments"].as_array().cloned();
+    let rows = rows.unwrap_or_default();
+    rows.iter().map(|row| text(row, "id").to_owned()).collect()
+}
+
 /// Every coordinator shows every deployment, and the audit log is whole, unbroken and the same.
 fn is_whole(cluster: &Cluster, ended: &[String]) -> anyhow::Result<()> {
     cluster.agree()?;
@@ -101,10 +121,18 @@ fn is_whole(cluster: &Cluster, ended: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How often a coordinator was sent a snapshot with its history.
+fn arrived(cluster: &Cluster, position: usize) -> anyhow::Result<usize> {
+    let log = format!("logs/c{}.log", position + 1);
+    let told = fs::read_to_string(cluster.dir().join(log))?;
+    Ok(told.matches("the history is complete").count())
+}
+
 #[test]
 fn every_coordinator_keeps_the_whole_past_through_kills_and_snapshots() {
     story(THREE, |cluster| {
-        shop(cluster)?;
+        // No agent is there to take the port.
+        apply(cluster, &format!("{OBJECTS}{}", scope("shop", 8_080)))?;
         publish(cluster, "1")?;
         often(cluster)?;
         let mut ended = Vec::new();
@@ -119,12 +147,14 @@ fn every_coordinator_keeps_the_whole_past_through_kills_and_snapshots() {
 
         // Away over several snapshots: the log that it would need is cut.
         let away = (cluster.leader()? + 1) % 3;
+        let before = arrived(cluster, away)?;
         cluster.kill_coordinator(away)?;
         for _ in 0..30 {
             ended.push(end_one(cluster)?);
         }
         cluster.start_coordinator(away)?;
         is_whole(cluster, &ended)?;
+        ensure!(arrived(cluster, away)? > before, "it needed no snapshot");
 
         for position in 0..3 {
             cluster.kill_coordinator(position)?;

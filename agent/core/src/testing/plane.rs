@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tidegate_shared::assignment::Counters;
+use tidegate_shared::assignment::{Counters, PermanentErrorKind};
 use tidegate_shared::id::Name;
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
@@ -104,7 +104,7 @@ impl FakeHost {
     fn problem(&self, scope: &Name) -> Option<ListenProblem> {
         let port = self.routes.0.get(scope)?.port;
         self.occupied.contains(&port).then(|| ListenProblem {
-            permanent: true,
+            permanent: Some(PermanentErrorKind::PortTaken),
             message: format!("port {port} is held by another program"),
         })
     }
@@ -117,6 +117,7 @@ impl FakeHost {
         for (scope, route) in &self.routes.0 {
             let mut held = HeldScope {
                 problem: self.problem(scope),
+                revision: route.revision.clone(),
                 versions: BTreeMap::new(),
             };
             for (deployment, version) in &route.versions {
@@ -152,6 +153,7 @@ impl FakeHost {
         let open = self.open.get(place).copied().unwrap_or(0);
         HeldVersion {
             weight: version.weight,
+            on_demand: version.on_demand,
             open_requests: if version.close { 0 } else { open },
             instances: instances.collect(),
         }

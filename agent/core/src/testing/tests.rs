@@ -67,6 +67,7 @@ pub(super) fn item(scope: &str, n: u8, state: WishedState, weight: u64) -> Assig
         } else {
             Port::Number(8_080)
         },
+        traffic: Default::default(),
         health_check: HealthCheck {
             http: Some(HttpProbe {
                 path: "/".to_owned(),

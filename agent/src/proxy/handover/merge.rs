@@ -126,7 +126,7 @@ fn add_version(version: &mut HeldVersion, before: &HeldVersion) {
 }
 
 fn has_counts(counters: &Counters) -> bool {
-    counters.requests > 0 || counters.connect_errors > 0
+    counters.requests > 0 || counters.connect_errors > 0 || counters.connections > 0
 }
 
 #[cfg(test)]
@@ -153,6 +153,7 @@ mod tests {
         let version = HeldVersion {
             deployment: "d".to_owned(),
             weight: 10_000,
+            on_demand: false,
             draining: false,
             open_requests: instances.iter().map(|i| i.open_requests).sum(),
             first_error_at: None,
@@ -163,6 +164,7 @@ mod tests {
             scope: "s".to_owned(),
             listen: None,
             problem: None,
+            revision: String::new(),
             unrouted: 1,
             versions: vec![version],
         };

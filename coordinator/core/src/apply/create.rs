@@ -4,7 +4,7 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
-    AssetSpec, Port, ReleaseStatus, ScopeSpec, Strategy, StrategyKind, StrategySpec,
+    AssetSpec, Port, Protocol, ReleaseStatus, ScopeSpec, Strategy, StrategyKind, StrategySpec,
     validate_labels,
 };
 
@@ -186,7 +186,46 @@ fn strategy_for(
     spec.validate()
         .into_result()
         .map_err(|errors| Rejection::fields("strategy", errors))?;
+    check_rules(&spec, name, scope)?;
     Ok(spec.resolve())
+}
+
+/// Raw connections have no statuses and no times of answers that a rule could be judged by.
+fn check_rules(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
+    let rules = spec.rollback.iter().flat_map(|rollback| &rollback.rules);
+    let mut blind = rules.filter(|rule| rule.metric.is_of_requests());
+    match (scope.protocol, blind.next()) {
+        (Protocol::Http, _) | (Protocol::Tcp, None) => Ok(()),
+        (Protocol::Tcp, Some(rule)) => Err(Rejection::new(
+            Reason::NotOffered,
+            format!(
+                "scope \"{name}\" speaks tcp, where a rule on {} has nothing to judge by: use system.* or http.healthcheck_*, or leave the rule out",
+                rule.metric.as_str()
+            ),
+        )),
+    }
+}
+
+/// The parameters that a scope's TLS is made of must be there when a deployment begins.
+fn check_tls(
+    name: &Name,
+    spec: &ScopeSpec,
+    parameters: &Table<String, ResolvedParameter>,
+) -> Result<(), Rejection> {
+    let Some(tls) = &spec.tls else {
+        return Ok(());
+    };
+    for (field, variable) in [("certificate", &tls.certificate), ("key", &tls.key)] {
+        if !parameters.contains_key(variable) {
+            return Err(Rejection::new(
+                Reason::InvalidRequest,
+                format!(
+                    "scope \"{name}\": tls.{field} names the parameter {variable}, which has no value here: make it with `tidegate parameter create`"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Makes a deployment in `PENDING`. What else is under way has been looked at by the caller, except
@@ -267,6 +306,7 @@ fn origin(
         .parameters
         .clone()
         .unwrap_or_else(|| parameters::resolve(&tx.state, &wanted.scope, spec, &release.spec));
+    check_tls(&wanted.scope, spec, &parameters)?;
     parameters::check_files(&wanted.scope, &parameters)?;
     Ok(Origin {
         application: spec.application.clone(),

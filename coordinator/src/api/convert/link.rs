@@ -9,7 +9,7 @@ use tidegate_shared::assignment::{
 };
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::secret::Secret;
-use tidegate_shared::spec::{HealthCheck, Hook, Limits, Port, Probe};
+use tidegate_shared::spec::{HealthCheck, Hook, Limits, Port, Probe, Protocol, ScopeTraffic};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::verdict::histogram::Histogram;
 use tidegate_shared::weight::Weight;
@@ -231,6 +231,9 @@ fn counters(found: pb::Counters) -> Result<Counters, Malformed> {
         latency,
         first_error: (found.first_error_ms > 0)
             .then(|| Timestamp::from_millis(found.first_error_ms)),
+        connections: found.connections,
+        bytes_in: found.bytes_in,
+        bytes_out: found.bytes_out,
     })
 }
 
@@ -245,6 +248,28 @@ fn histogram_from(found: &pb::Histogram) -> Result<Histogram, Malformed> {
         buckets.push((index, *count));
     }
     Histogram::from_parts(found.sum_us, buckets).map_err(|error| wrong(error.to_string()))
+}
+
+fn scope_traffic(spec: &ScopeTraffic) -> pb::ScopeTraffic {
+    pb::ScopeTraffic {
+        protocol: match spec.protocol {
+            Protocol::Http => "http".to_owned(),
+            Protocol::Tcp => "tcp".to_owned(),
+        },
+        tls: spec.tls.as_ref().map(|tls| pb::ScopeTls {
+            certificate: tls.certificate.clone(),
+            key: tls.key.clone(),
+        }),
+        http2: spec.http2,
+        sticky: spec.sticky.as_ref().map(|sticky| pb::ScopeSticky {
+            cookie: sticky.cookie.clone(),
+            ttl_ms: sticky.ttl.millis(),
+        }),
+        route: spec.route.as_ref().map(|route| pb::HeaderRoute {
+            header: route.header.clone(),
+            value: route.value.clone(),
+        }),
+    }
 }
 
 /// Opens a secret of an assignment for the agent that it goes to, by its variable.
@@ -308,6 +333,7 @@ fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
             Port::None => 0,
             Port::Number(number) => u32::from(number),
         },
+        traffic: (!item.traffic.is_default()).then(|| scope_traffic(&item.traffic)),
         health_check: Some(health_check(&item.health_check)),
         state: state.into(),
         weight: u32::from(item.weight.basis_points()),

@@ -111,6 +111,23 @@ impl Metric {
         Self::HealthcheckFail,
     ];
 
+    /// Whether it is taken from requests and their answers, which raw connections do not have.
+    pub const fn is_of_requests(self) -> bool {
+        match self {
+            Self::Rpm
+            | Self::ErrorRate
+            | Self::ServerErrorRate
+            | Self::ResponseTime
+            | Self::ResponseTimeP50
+            | Self::ResponseTimeP95
+            | Self::ResponseTimeP99 => true,
+            Self::CpuUsagePercentage
+            | Self::MemoryUsagePercentage
+            | Self::HealthcheckCount
+            | Self::HealthcheckFail => false,
+        }
+    }
+
     /// The name in manifests.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -8,7 +8,7 @@ use tidegate_shared::spec::Kind;
 use tidegate_shared::time::Span;
 
 use super::random::{Draw, command, through_cbor};
-use super::world::{World, init, name, one, user, verb_command};
+use super::world::{SCOPE, World, init, name, one, user, verb_command};
 use crate::apply::{apply, archive};
 use crate::archive::{ARCHIVE_LEVEL, Archived, NEWEST_ENDED, Past};
 use crate::command::{
@@ -197,10 +197,9 @@ fn a_deleted_scope_leaves_nothing_behind() {
     assert!(found.world.state.history.is_empty() && found.world.state.short_ids.is_empty());
 }
 
-/// How many deployments end: by hand `TIDEGATE_ENDED=100000` and `--release`.
-fn many() -> usize {
-    let wanted = std::env::var("TIDEGATE_ENDED").ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(300)
+/// A number that may be larger by hand: the variable is read when the test is built.
+fn wanted(given: Option<&str>, usual: usize) -> usize {
+    given.and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
 #[test]
@@ -216,8 +215,9 @@ fn the_state_does_not_grow_with_what_has_ended() {
         ciborium::into_writer(&bare, &mut bytes).unwrap();
         bytes.len()
     };
+    let many = wanted(option_env!("TIDEGATE_ENDED"), 300);
     let mut first = 0;
-    for count in 1..=many() {
+    for count in 1..=many {
         found.end_one("web");
         found.world.now = found.world.now + Span::from_mins(30);
         if count == 20 {
@@ -227,8 +227,43 @@ fn the_state_does_not_grow_with_what_has_ended() {
     let last = size(&found.world.state);
     // Numbers take a few bytes more when they are larger.
     assert!(last <= first + 200, "{first} bytes grew to {last}");
-    assert_eq!(found.history.deployments.len(), many() - NEWEST_ENDED);
+    assert_eq!(found.history.deployments.len(), many - NEWEST_ENDED);
     assert_eq!(found.world.state.deployments.len(), NEWEST_ENDED);
+}
+
+/// `docs/performance.md` tells what memory this takes with a million deployments over a hundred
+/// thousand scopes.
+#[test]
+fn many_scopes_hold_what_they_need_and_no_more() {
+    let scopes = wanted(option_env!("TIDEGATE_SCOPES"), 30);
+    let ended = wanted(option_env!("TIDEGATE_ENDED"), 300).max(scopes);
+    let mut found = Archiving::new();
+    found.world.is_checked = false;
+    let named = |number: usize| format!("s{}", number % scopes);
+    for number in 0..scopes {
+        let scope = found.world.object(&named(number), Kind::Scope, SCOPE);
+        found.run(scope);
+        found.history = History::default();
+    }
+    let mut left = 0;
+    for number in 0..ended {
+        let scope = named(number);
+        if number < scopes {
+            let id = one(found.world.deploy_to(&scope, "1.0.0").unwrap());
+            found.world.finish(id);
+        } else {
+            found.end_one(&scope);
+        }
+        left += found.history.deployments.len();
+        found.history = History::default();
+        found.world.now = found.world.now + Span::from_secs(10);
+    }
+    let state = &found.world.state;
+    assert_eq!(state.check(), Vec::<String>::new());
+    // The active one, and the newest few; the active one of a scope with few is among these.
+    assert!(state.deployments.len() <= scopes * (NEWEST_ENDED + 1));
+    assert_eq!(state.deployments.len() + left, ended);
+    assert_eq!(state.archive.unwrap().deployments, left as u64);
 }
 
 /// The same but for what has left.
