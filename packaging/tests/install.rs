@@ -1,5 +1,10 @@
 //! `install` and `uninstall` in a folder that stands for a host.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a test says what it could not do by failing there"
+)]
+
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 

@@ -2,6 +2,11 @@
 //! their scripts are, and that nothing damaged is installed. Needs dpkg-deb. Whole hosts install and
 //! upgrade them in the end-to-end tests.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a test says what it could not do by failing there"
+)]
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

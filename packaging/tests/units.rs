@@ -1,6 +1,11 @@
 //! The units as systemd itself reads them: they are right, and they give away no more than they
 //! must. Needs systemd-analyze.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a test says what it could not do by failing there"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -26,17 +26,19 @@ const POLL: Duration = Duration::from_millis(20);
 /// It ended or does not take over; the proxy before it goes on.
 pub(super) async fn run(args: &ProxyArgs) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("the path of this program")?;
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg("proxy")
         .arg("--dir")
         .arg(&args.dir)
         .args(["--take-over", "--detach"])
-        .args(["--threads", &args.threads.to_string()])
         .args(["--drain", &args.drain.to_string()])
         .stdin(Stdio::null())
-        .kill_on_drop(false)
-        .spawn()
-        .context("the successor cannot be started")?;
+        .kill_on_drop(false);
+    if let Some(threads) = args.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    let mut child = command.spawn().context("the successor cannot be started")?;
     let deadline = Instant::now() + LIMIT;
     loop {
         if let Some(status) = child.try_wait()? {

@@ -25,7 +25,7 @@ use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
 use tidegate_agent_core::retention::{KeptRelease, expendable};
 use tidegate_shared::assignment::{Assignment, Assignments, Generation, ProxyReport, Report};
-use tidegate_shared::spec::{Port, Selector};
+use tidegate_shared::spec::Selector;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};

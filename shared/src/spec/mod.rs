@@ -32,8 +32,8 @@ pub use policy::{
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
 pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
 pub use scope::{MetricsSpec, Port, ScopeSpec, ScopeType};
-pub use source::{AssetSource, Place, PlaceKind};
 pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};
+pub use source::{AssetSource, Place, PlaceKind};
 pub use strategy::{
     AppMetric, Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode,
     Hold, Judge, MaxLost, Metric, NoDataAction, OnNoData, OnStall, Reading, RollbackSpec, Rule,

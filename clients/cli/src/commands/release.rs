@@ -4,6 +4,7 @@ mod asset;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::str::FromStr as _;
 
 use clap::{Args, Subcommand};

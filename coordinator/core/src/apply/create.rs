@@ -200,7 +200,7 @@ fn check_rules(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<()
             Reason::NotOffered,
             format!(
                 "scope \"{name}\" speaks tcp, where a rule on {} has nothing to judge by: use system.* or http.healthcheck_*, or leave the rule out",
-                rule.metric.as_str()
+                rule.metric
             ),
         )),
     }
