@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use tidegate_shared::assignment::{AssetWish, Assignment, Assignments, Role, Scrape, WishedState};
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::Metric;
+use tidegate_shared::spec::AppMetric;
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
@@ -325,11 +325,8 @@ const MOST_SERIES: usize = 64;
 fn scrape(deployment: &Deployment) -> Option<Scrape> {
     let rules = deployment.origin.strategy.rules.iter();
     let series: BTreeSet<String> = rules
-        .filter_map(|rule| match &rule.metric {
-            Metric::App(metric) => Some(metric.series()),
-            _ => None,
-        })
-        .flatten()
+        .filter_map(|rule| rule.metric.app())
+        .flat_map(AppMetric::series)
         .map(|selector| selector.to_string())
         .collect();
     if series.is_empty() {
