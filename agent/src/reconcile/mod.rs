@@ -10,6 +10,7 @@ mod plane;
 pub mod ports;
 pub mod recover;
 pub mod route;
+mod scrape;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,6 @@ use tidegate_agent_core::plan::{Action, Routes, plan};
 use tidegate_agent_core::report;
 use tidegate_agent_core::retention::{KeptRelease, expendable};
 use tidegate_shared::assignment::{Assignment, Assignments, Generation, ProxyReport, Report};
-use tidegate_shared::spec::Selector;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -38,7 +38,7 @@ use crate::ledger::{InstanceRecord, Ledger};
 use crate::secrets::SecretStore;
 use crate::session::{Secrets, Wish};
 use crate::telemetry::host::HostMeter;
-use crate::telemetry::scrape::{Scraper, Target};
+use crate::telemetry::scrape::Scraper;
 use crate::telemetry::usage::UsageMeter;
 use crate::traffic::TrafficProvider;
 use ports::Ports;
@@ -625,45 +625,6 @@ impl Reconciler {
             proxy: self.proxy.clone(),
         })));
         self.reported = Some((now, marks));
-    }
-
-    /// Adds what the applications told of themselves, and asks them again. Nobody wants to know it
-    /// while no deployment is under way.
-    fn scrape(&self, places: &mut [tidegate_shared::assignment::ObservedPlace]) {
-        let mut targets = Vec::new();
-        for observed in places {
-            let key = PlaceKey {
-                scope: observed.scope.clone(),
-                deployment: observed.deployment,
-            };
-            let item = self.desired.places.get(&key);
-            let Some(scrape) = item.and_then(|item| item.scrape.as_ref()) else {
-                continue;
-            };
-            let series: Vec<Selector> = scrape
-                .series
-                .iter()
-                .filter_map(|text| text.parse().ok())
-                .collect();
-            for instance in observed.instances.iter_mut().filter(|i| i.pid > 0) {
-                let id = InstanceKey {
-                    place: key.clone(),
-                    ordinal: instance.ordinal,
-                };
-                instance.app = self.scraper.samples(&id, instance.pid);
-                let port = scrape.port.unwrap_or(instance.port);
-                if self.busy() && port > 0 {
-                    targets.push(Target {
-                        instance: id,
-                        pid: instance.pid,
-                        address: (self.parts.settings.instance_address, port).into(),
-                        path: scrape.path.clone(),
-                        series: series.clone(),
-                    });
-                }
-            }
-        }
-        self.scraper.ask(targets);
     }
 
     /// Adds what the processes use.

@@ -156,7 +156,7 @@ mod tests {
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                stream.read(&mut [0; 1_024]).await.unwrap();
+                assert!(stream.read(&mut [0; 1_024]).await.unwrap() > 0);
                 let reply = "HTTP/1.1 200 OK\r\ncontent-length: 16\r\n\r\nx 1\nbroken\nx{} 2\n";
                 stream.write_all(reply.as_bytes()).await.ok();
             }

@@ -13,7 +13,7 @@ use tidegate_shared::assignment::{
 };
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::Metric;
+use tidegate_shared::spec::AppMetric;
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
@@ -348,11 +348,8 @@ const MOST_SERIES: usize = 64;
 fn scrape(deployment: &Deployment) -> Option<Scrape> {
     let rules = deployment.origin.strategy.rules.iter();
     let series: BTreeSet<String> = rules
-        .filter_map(|rule| match &rule.metric {
-            Metric::App(metric) => Some(metric.series()),
-            _ => None,
-        })
-        .flatten()
+        .filter_map(|rule| rule.metric.app())
+        .flat_map(AppMetric::series)
         .map(|selector| selector.to_string())
         .collect();
     if series.is_empty() {

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::driver::RaftHandle;
 use super::peer_history;
 use super::transport::{Directory, PeerClients};
-use crate::ca::{self, Validity};
+use crate::ca::Validity;
 use crate::clock::Clock;
 use crate::propose::Proposer;
 use crate::storage::data_dir::Peer;

@@ -1,7 +1,7 @@
 //! Unpacking: an archive of unknown making becomes a tree that cannot reach outside itself.
 //!
 //! What it is, is found by its first bytes, never by its name: tar, tar.gz, tar.zst or zip. Each
-//! format has a reader that tells entries one after another; one [`Tree`] takes the entries of all
+//! format has a reader that tells entries one after another; one `Tree` takes the entries of all
 //! of them and holds every rule, so that the same files make the same tree whatever they came in.
 //!
 //! Refused, naming the entry: absolute paths and `..`, links that lead out, writing through links,

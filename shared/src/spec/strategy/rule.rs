@@ -139,6 +139,24 @@ impl Metric {
         })
     }
 
+    /// What the application exposes itself, if it is that.
+    pub const fn app(&self) -> Option<&AppMetric> {
+        match self {
+            Self::App(metric) => Some(metric),
+            Self::CpuUsagePercentage
+            | Self::MemoryUsagePercentage
+            | Self::Rpm
+            | Self::ErrorRate
+            | Self::ServerErrorRate
+            | Self::ResponseTime
+            | Self::ResponseTimeP50
+            | Self::ResponseTimeP95
+            | Self::ResponseTimeP99
+            | Self::HealthcheckCount
+            | Self::HealthcheckFail => None,
+        }
+    }
+
     /// Whether it is a share of requests, for which `judge: evidence` is the default.
     pub const fn is_rate(&self) -> bool {
         matches!(self, Self::ErrorRate | Self::ServerErrorRate)
