@@ -497,20 +497,3 @@ pub struct Applied {
     /// The events are not in the state: they belong into the history, after `archived`.
     pub events_leave: bool,
 }
-
-impl Verb {
-    /// The word on the wire, without its argument.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Promote => "promote",
-            Self::PromoteFull => "promote_full",
-            Self::Traffic(_) => "traffic",
-            Self::Finalize => "finalize",
-            Self::Cancel => "cancel",
-            Self::Rollback => "rollback",
-            Self::Retry => "retry",
-        }
-    }
-}

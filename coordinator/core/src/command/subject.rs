@@ -1,6 +1,6 @@
 //! What a command is about, for the lines of the audit log.
 
-use super::Command;
+use super::{Command, Verb};
 
 impl Command {
     /// For audit lines: the stable name of the command, the kind of its object, and the object.
@@ -48,6 +48,23 @@ impl Command {
             Self::Freeze(_) => ("freeze", "cluster", String::new()),
             Self::Thaw(c) => ("thaw", "freeze", c.name.to_string()),
             Self::Advance(c) => (c.action.as_str(), "deployment", c.deployment.to_string()),
+        }
+    }
+}
+
+impl Verb {
+    /// The word on the wire, without its argument.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Promote => "promote",
+            Self::PromoteFull => "promote_full",
+            Self::Traffic(_) => "traffic",
+            Self::Finalize => "finalize",
+            Self::Cancel => "cancel",
+            Self::Rollback => "rollback",
+            Self::Retry => "retry",
         }
     }
 }
