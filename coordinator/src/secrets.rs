@@ -10,7 +10,7 @@
 //! always seals to the same bytes. So a request that is repeated is the same command, applying a
 //! manifest again changes nothing, and assignments of equal generation have equal content; a nonce
 //! never serves two values. What this tells a reader of the log is whether a parameter was given a
-//! value that it had before (docs/decisions/0007-sealed-parameters.md).
+//! value that it had before (docs/decisions/0009-sealed-parameters.md).
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::{hkdf, hmac};
