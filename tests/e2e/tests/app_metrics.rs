@@ -38,7 +38,7 @@ class App(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), App).serve_forever()
+http.server.ThreadingHTTPServer(("", int(sys.argv[1])), App).serve_forever()
 "###;
 
 fn publish(cluster: &Cluster, version: &str, rate: &str) -> anyhow::Result<()> {

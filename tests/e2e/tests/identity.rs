@@ -465,7 +465,7 @@ fn a_removed_agent_is_out(cluster: &mut Cluster) -> anyhow::Result<()> {
     let log = cluster.dir().join("logs").join("a1.log");
     poll::until("the word in the agent's log", PATIENCE, || {
         let said = fs::read_to_string(&log)?;
-        let told = said.contains("is not in the cluster any more");
+        let told = said.contains("was taken out of the cluster");
         poll::holds(told, || said)
     })?;
     let gone = cluster.tidegate(&["agent", "get", "a1"])?;
