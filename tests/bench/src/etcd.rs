@@ -304,7 +304,10 @@ fn write_certificates(folder: &Path, addresses: &[IpAddr]) -> anyhow::Result<()>
     let issuer = Issuer::new(authority, authority_key);
     let key = KeyPair::generate()?;
     let mut holder = CertificateParams::default();
-    holder.subject_alt_names = addresses.iter().copied().map(SanType::IpAddress).collect();
+    // A member calls its peers from the first address of the loopback, which they look for too.
+    let caller = IpAddr::from([127, 0, 0, 1]);
+    let named = addresses.iter().copied().chain([caller]);
+    holder.subject_alt_names = named.map(SanType::IpAddress).collect();
     holder.extended_key_usages = vec![
         ExtendedKeyUsagePurpose::ServerAuth,
         ExtendedKeyUsagePurpose::ClientAuth,

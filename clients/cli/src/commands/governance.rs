@@ -26,7 +26,7 @@ pub enum SkipCommand {
     after_help = "Examples:\n  tidegate skip create production/windows --scope web-prod --for 2h --reason \"hotfix of TICKET-7\"\n  tidegate skip create production --application shop --version 2.1.0 --reason \"agreed by phone\""
 )]
 pub struct CreateArgs {
-    /// A policy, its rules of a kind, or one of them: production, production/windows, production/windows[0]
+    /// A policy, its rules of a kind, or one of them: `production`, `production/windows`, `production/windows[0]`
     #[arg(value_name = "RULE")]
     rule: String,
     /// Only for releases of this application

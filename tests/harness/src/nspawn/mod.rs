@@ -7,7 +7,7 @@
 //!
 //! The thread that boots hosts enters their network and stays in it until they are dropped, and so do
 //! threads and processes that it starts: it stands for the machine of the person who uses the cluster. What is
-//! shared by all hosts is made by [`base`]; [`needs`] says why there can be none.
+//! shared by all hosts is made by `base`; `needs` says why there can be none.
 
 mod base;
 mod host;

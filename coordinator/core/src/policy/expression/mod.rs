@@ -1,7 +1,7 @@
 //! Conditions and selectors in CEL: compiled and checked when they are written, evaluated by the
 //! planner.
 //!
-//! An expression is checked against what it may know ([`facts`]): unknown variables, fields and
+//! An expression is checked against what it may know (`facts`): unknown variables, fields and
 //! functions, wrong types and results that are no truth value are refused with their place. What is
 //! accepted is bounded: length, depth, and the number of steps that its loops can take. A label
 //! that is not set reads as the empty text, and compared with a number a label is read as one; every
