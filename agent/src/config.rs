@@ -9,10 +9,14 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use tidegate_shared::error::Reason;
+use tidegate_shared::health::HealthListen;
 use tidegate_shared::id::Name;
 
 use crate::error::AgentError;
 use crate::{files, tls};
+
+/// Port of the health listener on the loopback.
+pub const HEALTH_PORT: u16 = 7445;
 
 /// Environment variables above the file: `TIDEGATE_AGENT_<KEY>`.
 pub const ENVIRONMENT: &str = "TIDEGATE_AGENT_";
@@ -45,6 +49,9 @@ pub struct Config {
     /// PEM file of certificates that web servers of assets may show, beside the system's roots.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source_ca_file: String,
+    /// Where health is told, on the loopback; `off`: nowhere. Empty: 127.0.0.1:7445, if it is free.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub health: String,
     /// What is logged, as `info` or `info,tidegate_agent=debug`.
     #[serde(default = "log")]
     pub log: String,
@@ -96,6 +103,8 @@ pub struct Settings {
     pub proxy_unit: Option<String>,
     /// Roots of web servers of assets, beside the system's.
     pub source_roots: Vec<CertificateDer<'static>>,
+    /// Where health is told.
+    pub health: HealthListen,
     /// Filter of the log.
     pub log: String,
     /// The log is JSON.
@@ -145,6 +154,7 @@ impl Settings {
             executor,
             proxy_unit,
             source_roots,
+            health,
             log: _,
             log_json,
         } = self;
@@ -159,6 +169,7 @@ impl Settings {
             ("executor", *executor != fresh.executor),
             ("proxy_unit", *proxy_unit != fresh.proxy_unit),
             ("source_ca_file", *source_roots != fresh.source_roots),
+            ("health", *health != fresh.health),
             ("log_format", *log_json != fresh.log_json),
         ];
         let changed = changed.into_iter().filter(|(_, changed)| *changed);
@@ -255,6 +266,7 @@ impl Config {
             executor: executor(),
             proxy_unit: String::new(),
             source_ca_file: String::new(),
+            health: String::new(),
             log: log(),
             log_format: log_format(),
         }
@@ -334,7 +346,8 @@ impl Config {
         if let Some(value) = take("http") {
             self.http = list(value);
         }
-        let texts: [(&'static str, &mut String); 8] = [
+        let texts: [(&'static str, &mut String); 9] = [
+            ("health", &mut self.health),
             ("listen_address", &mut self.listen_address),
             ("instance_address", &mut self.instance_address),
             ("port_range", &mut self.port_range),
@@ -427,8 +440,13 @@ impl Config {
                 })
                 .map_err(|why| wrong("source_ca_file", format!("{path}: {why}")))?,
         };
+        let health = match self.health.as_str() {
+            "" => HealthListen::default(),
+            text => text.parse().map_err(|why| wrong("health", why))?,
+        };
         Ok(Settings {
             name,
+            health,
             source_roots,
             layout,
             listen_address: ip("listen_address", &self.listen_address)?,

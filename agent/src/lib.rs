@@ -7,6 +7,7 @@ pub mod enroll;
 pub mod error;
 pub mod executor;
 pub mod files;
+pub mod health;
 pub mod hooks;
 pub mod identity;
 pub mod jitter;

@@ -5,10 +5,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_shared::error::Reason;
+use tidegate_shared::health::HealthListen;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
@@ -17,12 +20,13 @@ use crate::asset::ReleaseStore;
 use crate::asset::coordinated::Coordinated;
 use crate::asset::places::Places;
 use crate::asset::web::Web;
-use crate::config::{ExecutorChoice, Layout, Settings};
+use crate::config::{ExecutorChoice, HEALTH_PORT, Layout, Settings};
 use crate::error::AgentError;
 use crate::executor::prepared::Prepared;
 use crate::executor::process::{ProcessExecutor, end_group};
 use crate::executor::systemd::{SystemdExecutor, end_unit};
 use crate::executor::{Events, Executor};
+use crate::health::{self, Health};
 use crate::ledger::{self, Found, Ledger};
 use crate::reconcile::{Outlets, Parts, Reconciler, find_process};
 use crate::secrets::SecretStore;
@@ -31,7 +35,7 @@ use crate::session::{self, Coordinators, SessionParts};
 use crate::systemd::Manager;
 use crate::tls::Tls;
 use crate::traffic::proxy::ProxyTraffic;
-use crate::{files, identity, telemetry};
+use crate::{files, identity, port_holder, telemetry};
 
 /// Between SIGTERM and SIGKILL.
 pub const GRACE: Duration = Duration::from_secs(10);
@@ -136,7 +140,13 @@ pub async fn run(
         "agent started"
     );
     let listen_address = settings.listen_address;
+    let health = bind_health(&settings).await?;
     let connected = watch::Sender::new(None);
+    let told = Health {
+        reports: report_receiver.clone(),
+        connected: connected.subscribe(),
+        material: material_sender.subscribe(),
+    };
     let attended = Attended {
         settings: settings.clone(),
         reports: report_receiver.clone(),
@@ -182,12 +192,16 @@ pub async fn run(
         connected,
     }));
     let attending = service::attend(attended, pulse, reload, hang_up);
+    let telling = health.map(|listener| tokio::spawn(health::serve(listener, told)));
     reconciler
         .run(event_receiver, wish_receiver, signals.any())
         .await;
     service::stopping();
     drop(attending);
     session.abort();
+    if let Some(telling) = telling {
+        telling.abort();
+    }
     drop(reconciler);
     if stop_everything {
         info!("the agent stops, and everything that it started with it");
@@ -240,6 +254,37 @@ async fn choose_executor(
             }
         },
     )))
+}
+
+/// Binds the health listener. The usual address may be another agent's of this host, which is no
+/// reason not to start.
+async fn bind_health(settings: &Settings) -> Result<Option<TcpListener>, AgentError> {
+    let (address, is_usual) = match settings.health {
+        HealthListen::Off => return Ok(None),
+        HealthListen::At(address) => (address, false),
+        HealthListen::Usual => (SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)), true),
+    };
+    let error = match TcpListener::bind(address).await {
+        Ok(listener) => {
+            if let Ok(address) = listener.local_addr() {
+                info!(%address, "health is told");
+            }
+            return Ok(Some(listener));
+        }
+        Err(error) => port_holder::why_not(address, &error),
+    };
+    if is_usual {
+        warn!(
+            error,
+            "health is told nowhere; key health may name another address, or off"
+        );
+        return Ok(None);
+    }
+    let message = format!(
+        "{}, key health: {error}",
+        settings.layout.config().display()
+    );
+    Err(AgentError::new(Reason::AddressInUse, message))
 }
 
 fn check_identity(settings: &Settings, identity: &crate::tls::SpiffeId) -> Result<(), AgentError> {

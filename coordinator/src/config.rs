@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tidegate_coordinator_core::state::Addresses;
 use tidegate_shared::error::Reason;
+use tidegate_shared::health::HealthListen;
 use tidegate_shared::id::Name;
 use tidegate_shared::time::Span;
 
@@ -25,13 +26,16 @@ pub const HTTP_PORT: u16 = 7442;
 /// Port of the listener for newcomers.
 pub const ENROLL_PORT: u16 = 7443;
 
+/// Port of the health listener on the loopback.
+pub const HEALTH_PORT: u16 = 7444;
+
 /// Name of the file in a data folder.
 pub const FILE_NAME: &str = "coordinator.toml";
 
 const ENVIRONMENT: &str = "TIDEGATE_COORDINATOR_";
 
 /// Every key, with what it takes.
-const KEYS: [(&str, &str); 23] = [
+const KEYS: [(&str, &str); 24] = [
     ("name", "this node's name, as in its certificate"),
     (
         "data_dir",
@@ -41,6 +45,7 @@ const KEYS: [(&str, &str); 23] = [
     ("listen.peer", "IP:PORT"),
     ("listen.http", "IP:PORT"),
     ("listen.enroll", "IP:PORT"),
+    ("listen.health", "a loopback IP:PORT, or off"),
     ("advertise.control", "HOST:PORT"),
     ("advertise.peer", "HOST:PORT"),
     ("advertise.http", "HOST:PORT"),
@@ -115,6 +120,8 @@ pub struct Config {
     pub listen: Listen,
     /// Where others reach it. Port 0: the one that was bound.
     pub advertise: Addresses,
+    /// Where health is told.
+    pub health: HealthListen,
     /// How long certificates live.
     pub certificate_life: CertificateLife,
     /// Length of a Raft tick.
@@ -245,6 +252,7 @@ impl Config {
             data_dir,
             listen,
             advertise,
+            health: HealthListen::default(),
             certificate_life: CertificateLife::default(),
             tick: Span::from_millis(50),
             snapshot_entries: 10_000,
@@ -276,6 +284,7 @@ impl Config {
             data_dir,
             listen,
             advertise,
+            health,
             certificate_life: life,
             tick,
             snapshot_entries,
@@ -293,6 +302,7 @@ impl Config {
             ("data_dir", data_dir.display().to_string()),
             ("listen", format!("{listen:?}")),
             ("advertise", format!("{advertise:?}")),
+            ("listen.health", health.to_string()),
             ("certificate_life", format!("{life:?}")),
             ("raft.tick", tick.to_string()),
             ("raft.snapshot_entries", snapshot_entries.to_string()),
@@ -522,6 +532,12 @@ impl Values {
             http: self.advertise("advertise.http", listen.http)?,
             enroll: self.advertise("advertise.enroll", listen.enroll)?,
         };
+        let health = match self.text("listen.health") {
+            Some(text) => text
+                .parse()
+                .map_err(|_| self.wrong("listen.health", "is not for this host alone"))?,
+            None => HealthListen::default(),
+        };
         let defaults = Config::new(name, data_dir, listen, advertise);
         let life = defaults.certificate_life;
         let life_of = |key, default| self.span(key, default, 10_000, 366 * DAY);
@@ -532,6 +548,7 @@ impl Values {
             100_000,
         )?;
         Ok(Config {
+            health,
             certificate_life: CertificateLife {
                 agent: life_of("certificate_life.agent", life.agent)?,
                 user: life_of("certificate_life.user", life.user)?,

@@ -26,6 +26,7 @@ use tokio_util::io::ReaderStream;
 use crate::api::Context;
 use crate::api::authn::{Caller, Kind, Refused};
 use crate::blob_sync::{self, BlobClient, PASSED_ON};
+use crate::health;
 use crate::pace::{self, Broken, Pace};
 use crate::storage::blobs::BlobError;
 use crate::tls::{ClientAuth, ConnectionInfo, Tls};
@@ -111,6 +112,7 @@ pub async fn serve(context: Arc<Context>, tls: Tls, listener: TcpListener, clien
     let router = Router::new()
         .route("/healthz", get(healthy))
         .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
         .route("/v1/blobs/{digest}", get(download).put(upload))
         .with_state(Front { context, client });
     let mut incoming = tls.incoming(listener, ClientAuth::Required);
@@ -264,6 +266,20 @@ fn range(headers: &HeaderMap, size: u64) -> Result<Option<(u64, u64)>, ()> {
         return Err(());
     }
     Ok(Some((start, end - start + 1)))
+}
+
+async fn metrics(
+    State(front): State<Front>,
+    Extension(info): Extension<ConnectionInfo>,
+) -> Result<Response, Refusal> {
+    match admit(&front, info).await?.kind {
+        Kind::User | Kind::Coordinator => Ok(health::exposition(&front.context).await),
+        Kind::Agent | Kind::Anonymous => Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            Reason::PermissionDenied,
+            "figures are for people",
+        )),
+    }
 }
 
 async fn download(

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod enroll;
 pub mod entropy;
+pub mod health;
 pub mod http;
 pub mod leader;
 pub mod node;

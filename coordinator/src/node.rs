@@ -22,6 +22,7 @@ use tidegate_proto::control::v1::scopes_server::ScopesServer;
 use tidegate_proto::control::v1::tokens_server::TokensServer;
 use tidegate_proto::enroll::v1::enroll_server::EnrollServer;
 use tidegate_shared::error::Reason;
+use tidegate_shared::health::HealthListen;
 use tidegate_shared::time::Timestamp;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -47,8 +48,9 @@ use crate::blob_gc;
 use crate::blob_sync::{self, BlobClient};
 use crate::ca::{self, ClusterKey, Subject};
 use crate::clock::Clock;
-use crate::config::{Config, Listen, split_address};
+use crate::config::{Config, HEALTH_PORT, Listen, split_address};
 use crate::enroll::{self, EnrollApi};
+use crate::health;
 use crate::http;
 use crate::leader::{self, Live, planner};
 use crate::port_holder;
@@ -121,6 +123,7 @@ impl Node {
         let blobs = Blobs::open(&config.data_dir.join("blobs"), config.max_blob_bytes)
             .map_err(|error| folder(&error))?;
         let (config, listeners, listen) = bind_all(config).await?;
+        let health = bind_health(config.health).await?;
 
         let late = LateRoutes::default();
         let mut parts = ReplicationConfig::new(
@@ -178,6 +181,9 @@ impl Node {
         tasks.spawn(blob_gc::run(context.clone()));
         tasks.spawn(announce(context.clone()));
         tasks.spawn(renew(context.clone(), material.clone()));
+        if let Some(listener) = health {
+            tasks.spawn(health::serve(context.clone(), listener));
+        }
         tasks.spawn(http::serve(
             context.clone(),
             tls.clone(),
@@ -327,6 +333,29 @@ async fn bind(key: &str, address: SocketAddr) -> Result<TcpListener, SetupError>
             )
         }
     })
+}
+
+/// Binds the health listener. The usual address may be another coordinator's of this host, which is
+/// no reason not to start.
+async fn bind_health(wish: HealthListen) -> Result<Option<TcpListener>, SetupError> {
+    let (address, is_usual) = match wish {
+        HealthListen::Off => return Ok(None),
+        HealthListen::At(address) => (address, false),
+        HealthListen::Usual => (SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)), true),
+    };
+    match bind("health", address).await {
+        Ok(listener) => {
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, "health is told");
+            }
+            Ok(Some(listener))
+        }
+        Err(error) if is_usual => {
+            tracing::warn!(%error, "health is told nowhere; listen.health may name another address, or off");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Binds every listener; port 0 becomes the one that was bound, also where it is advertised.

@@ -10,6 +10,7 @@ pub mod assignment;
 pub mod decimal;
 pub mod digest;
 pub mod error;
+pub mod health;
 pub mod id;
 pub mod secret;
 pub mod selector;

@@ -113,6 +113,7 @@ impl Agent {
         let layout = layout(dir);
         let settings = Settings {
             source_roots: Vec::new(),
+            health: tidegate_shared::health::HealthListen::Off,
             name: name("web-1"),
             layout: layout.clone(),
             coordinators: vec![],

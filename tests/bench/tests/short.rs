@@ -11,8 +11,15 @@ use tidegate_bench::Effort;
 use tidegate_bench::benches::Bench;
 use tidegate_bench::machine::Machine;
 
+/// One bench at a time: each has a cluster or two of its own.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// Runs a bench; checks what it writes. `figures`: how many lines it must have at least.
 fn works(bench: Bench, reference: &str, figures: usize) {
+    // A bench that failed in its turn has told so; the others go on.
+    let _turn = TURN
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let machine = Machine::look().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let report = match runtime.block_on(bench.run(Effort::short(), &machine)) {

@@ -533,9 +533,10 @@ fn check_config(
 }
 
 /// Keys of the coordinator, values that they do not take, and what must be told.
-const COORDINATOR: [(&str, &str, &str); 23] = [
+const COORDINATOR: [(&str, &str, &str); 24] = [
     ("name", "Not A Name", "lower-case"),
     ("data_dir", "", "empty"),
+    ("listen.health", "0.0.0.0:7444", "loopback"),
     ("listen.control", "here", "IP:PORT"),
     ("listen.peer", "127.0.0.1", "IP:PORT"),
     ("listen.http", "127.0.0.1:99999", "IP:PORT"),

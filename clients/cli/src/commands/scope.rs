@@ -258,9 +258,14 @@ fn findings(output: Output, scope: &str, answer: &api::CheckScopeResponse) -> St
         }
     }
     let release = if answer.version.is_empty() {
-        "a deployment".to_owned()
+        "nothing".to_owned()
     } else {
         format!("release {}", printable(&answer.version))
+    };
+    let can = if answer.version.is_empty() {
+        "can"
+    } else {
+        "cannot"
     };
     let verdict = match (errors, warnings) {
         (0, 0) => output.paint(
@@ -274,7 +279,7 @@ fn findings(output: Output, scope: &str, answer: &api::CheckScopeResponse) -> St
         (errors, _) => output.paint(
             Tone::Bad,
             &format!(
-                "{release} cannot be deployed to scope \"{scope}\" as it stands; errors: {errors}"
+                "{release} {can} be deployed to scope \"{scope}\" as it stands; errors: {errors}"
             ),
         ),
     };
