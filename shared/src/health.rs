@@ -1,7 +1,7 @@
 //! Where a daemon tells how it is: in plain HTTP, so on an address that only its own host reaches.
 
+use core::net::SocketAddr;
 use std::fmt;
-use std::net::SocketAddr;
 use std::str::FromStr;
 
 /// The address for health and figures.

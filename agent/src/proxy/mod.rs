@@ -155,7 +155,6 @@ pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
         // Fails when this process leads a group already, and then it has left its caller's.
         rustix::process::setsid().ok();
     }
-    let proxy = Proxy::start(args).await?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -163,6 +162,12 @@ pub async fn run(args: ProxyArgs) -> anyhow::Result<()> {
         // The end of a terminal is no reason to stop serving.
         while hang_up.recv().await.is_some() {}
     });
+    // Told to end while it starts: a predecessor takes back what it was giving.
+    let proxy = tokio::select! {
+        started = Proxy::start(args) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     proxy
         .serve(async move {
             tokio::select! {
