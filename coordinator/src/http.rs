@@ -1,4 +1,4 @@
-//! The HTTP listener: blobs of the built-in store, and health. Mutual TLS.
+//! The HTTP listener: blobs of the built-in store, health, and figures for people. Mutual TLS.
 //!
 //! `PUT /v1/blobs/<sha256>` by people (and by coordinators among themselves), `GET` and `HEAD`
 //! with `Range` by people, coordinators, and by agents for what is assigned to them. Errors are a
