@@ -266,10 +266,12 @@ impl VerificationSpec {
             .saturating_add(self.inconclusive_limit)
             .saturating_add(1);
         let most = row.saturating_mul(breaks);
-        let most = self.count.map_or(most, |count| match self.consecutive_successes {
-            Some(_) => count.min(most),
-            None => count,
-        });
+        let most = self
+            .count
+            .map_or(most, |count| match self.consecutive_successes {
+                Some(_) => count.min(most),
+                None => count,
+            });
         let timeout = self.measurement().map_or(Span::ZERO, Measurement::timeout);
         self.initial_delay + self.interval.max(timeout).times(u64::from(most)) + SLACK
     }
@@ -353,9 +355,12 @@ impl VerificationSpec {
             format!("never come in {count} measurements: want at most count"),
         );
         errors.require(
-            row.is_some() || self.failure_limit.saturating_add(self.inconclusive_limit) < count,
+            row.is_some()
+                || self.failure_limit.saturating_add(self.inconclusive_limit) < count.max(1),
             "failure_limit",
-            format!("with inconclusive_limit it bears all {count} measurements: want less than count"),
+            format!(
+                "with inconclusive_limit it bears all {count} measurements: want less than count"
+            ),
         );
     }
 }
@@ -373,7 +378,9 @@ pub fn validate_checks(checks: &[VerificationSpec]) -> FieldErrors {
         let field = format!("verification[{position}]");
         errors.nest(&field, check.validate());
         errors.require(
-            checks[..position].iter().all(|other| other.name != check.name),
+            checks[..position]
+                .iter()
+                .all(|other| other.name != check.name),
             format!("{field}.name"),
             format!("\"{}\" is there twice", check.name),
         );
@@ -397,7 +404,10 @@ impl HttpMeasurement {
             }
             (None, Some(url)) => check_address(&mut errors, "url", url),
             (Some(_), Some(_)) | (None, None) => {
-                errors.add("path", "want path, of the instances, or url, of anything else");
+                errors.add(
+                    "path",
+                    "want path, of the instances, or url, of anything else",
+                );
             }
         }
         check_headers(&mut errors, &self.headers);
@@ -407,7 +417,8 @@ impl HttpMeasurement {
             "want 10ms to 5m",
         );
         errors.require(
-            self.status.is_none_or(|status| (100..=599).contains(&status)),
+            self.status
+                .is_none_or(|status| (100..=599).contains(&status)),
             "status",
             "want a status of 100 to 599",
         );
@@ -471,12 +482,18 @@ fn check_address(errors: &mut FieldErrors, field: &str, text: &str) {
         .strip_prefix("http://")
         .or_else(|| text.strip_prefix("https://"));
     let Some(rest) = rest else {
-        errors.add(field, "want an address that begins with http:// or https://");
+        errors.add(
+            field,
+            "want an address that begins with http:// or https://",
+        );
         return;
     };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if authority.contains('@') {
-        errors.add(field, "names a user: addresses are seen by everybody who sees the strategy");
+        errors.add(
+            field,
+            "names a user: addresses are seen by everybody who sees the strategy",
+        );
         return;
     }
     let host = match authority.rsplit_once(':') {
@@ -535,7 +552,10 @@ fn check_placeholders(errors: &mut FieldErrors, field: &str, text: &str) {
             let shown: String = name.chars().take(40).collect();
             errors.add(
                 field,
-                format!("\"${{{}}}\" is not known: want one of {known}", shown.escape_debug()),
+                format!(
+                    "\"${{{}}}\" is not known: want one of {known}",
+                    shown.escape_debug()
+                ),
             );
             return;
         }

@@ -90,6 +90,7 @@ fn past(number: u64) -> Past {
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        checks: Vec::new(),
     };
     Past {
         number,

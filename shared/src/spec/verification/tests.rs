@@ -34,12 +34,20 @@ fn moments_are_words_or_numbers() {
     );
     assert_eq!(
         check.when,
-        [When::BeforeTraffic, When::Step(2), When::Last, When::Step(3)]
+        [
+            When::BeforeTraffic,
+            When::Step(2),
+            When::Last,
+            When::Step(3)
+        ]
     );
     for wrong in ["0", "-1", "\"never\"", "10001"] {
         let json = format!(r#"{{"name": "a", "command": {{"command": "x"}}, "when": [{wrong}]}}"#);
         let error = serde_json::from_str::<VerificationSpec>(&json).unwrap_err();
-        assert!(error.to_string().contains("no moment of a rollout"), "{error}");
+        assert!(
+            error.to_string().contains("no moment of a rollout"),
+            "{error}"
+        );
     }
 }
 
