@@ -130,6 +130,8 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
         leftovers: Vec::new(),
         promoted_full: false,
         checks: Vec::new(),
+        group: None,
+        tries: 0,
     }
 }
 

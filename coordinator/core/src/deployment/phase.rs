@@ -177,6 +177,7 @@ pub const fn action(status: Status, action: &Action) -> bool {
         }
         Action::NoteChecks { .. } => matches!(status, Status::Running),
         Action::NoteEvidence { .. } => matches!(status, Status::Running | Status::Finalizing),
+        Action::Retry { .. } => matches!(status, Status::Failed),
         Action::LeftoversGone { .. } => matches!(
             status,
             Status::Finalized

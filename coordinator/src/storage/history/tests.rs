@@ -91,6 +91,8 @@ fn past(number: u64) -> Past {
         leftovers: Vec::new(),
         promoted_full: false,
         checks: Vec::new(),
+        group: None,
+        tries: 0,
     };
     Past {
         number,

@@ -11,6 +11,7 @@ mod rule;
 mod traffic;
 
 pub use app_metric::{AppMetric, Reading, Selector};
+pub(crate) use batch::count_or_share;
 pub use batch::{Batch, BatchSize, BatchSpec, MaxLost};
 pub use checks::Capacity;
 pub use deadlines::{Deadlines, DeadlinesSpec};
@@ -19,7 +20,7 @@ pub use traffic::{Hold, Step, TrafficSpec};
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, VerificationSpec, percent};
+use super::{FieldErrors, RolloutSpec, VerificationSpec, percent};
 use crate::time::Span;
 use crate::weight::Weight;
 
@@ -96,6 +97,9 @@ pub struct StrategySpec {
     /// Default `full`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Capacity>,
+    /// How groups that are made with it roll out, unless they say it themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutSpec>,
 }
 
 /// A percentage that may be left out.
@@ -248,7 +252,8 @@ impl StrategySpec {
             max_lost,
             keep_releases,
             verification,
-            capacity
+            capacity,
+            rollout
         )
     }
 
@@ -344,6 +349,9 @@ impl StrategySpec {
         let share = self.bake_share.unwrap_or(Weight::ZERO);
         let steps = self.resolve_steps(kind, share.complement()).len();
         errors.0.extend(checks::validate(checks, kind, steps).0);
+        if let Some(rollout) = &self.rollout {
+            errors.nest("rollout", rollout.validate());
+        }
         errors
     }
 }
