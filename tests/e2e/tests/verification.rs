@@ -303,6 +303,11 @@ fn what_cannot_be_checked_is_refused_with_its_place() {
                     "{says}: {output}"
                 );
             }
+            let example = concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../../packaging/config/strategy-with-checks.yaml"
+            );
+            cluster.tidegate(&["apply", "-f", example])?.ok()?;
             publish(cluster, "1.0.0", &GOOD)?;
             let output = cluster.tidegate(&[
                 "deploy",
