@@ -2,6 +2,7 @@
 
 use tidegate_shared::measurement::Sample;
 use tidegate_shared::spec::{StrategySpec, VerificationSpec};
+use tidegate_shared::time::Span;
 use tidegate_shared::verdict::check::{Class, Outcome};
 
 use super::{Verified, check, classify, leader_checks, verified, wishes};
@@ -198,7 +199,7 @@ fn what_is_settled_is_not_asked_again() {
     world.at_step(0, 10, Some(START));
     let record = |outcome| CheckRecord {
         name: crate::fixture::name("smoke"),
-        run: START,
+        run: START + Span::from_millis(1),
         step: Some(0),
         outcome,
         measurements: 1,
