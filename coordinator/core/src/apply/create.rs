@@ -190,9 +190,23 @@ fn strategy_for(
     Ok(spec.resolve())
 }
 
-/// Raw connections have no statuses and no times of answers that a rule could be judged by.
+/// Raw connections have no statuses and no times of answers that a rule could be judged by; a worker
+/// has no port to ask for metrics unless its scope names one.
 fn check_rules(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
     let rules = spec.rollback.iter().flat_map(|rollback| &rollback.rules);
+    let is_silent = scope.port == Port::None && scope.metrics.iter().all(|m| m.port.is_none());
+    if let Some(rule) = rules
+        .clone()
+        .find(|r| is_silent && r.metric.app().is_some())
+    {
+        return Err(Rejection::new(
+            Reason::NotOffered,
+            format!(
+                "scope \"{name}\" is a worker (port: none), so nobody knows where to read {}: set metrics.port of the scope, or leave the rule out",
+                rule.metric
+            ),
+        ));
+    }
     let mut blind = rules.filter(|rule| rule.metric.is_of_requests());
     match (scope.protocol, blind.next()) {
         (Protocol::Http, _) | (Protocol::Tcp, None) => Ok(()),
