@@ -98,3 +98,12 @@ impl Default for Applied {
         }
     }
 }
+
+impl Applied {
+    /// Everything that has to be in the history once this is applied, in order.
+    pub fn rows(&self) -> impl Iterator<Item = ArchivedRow<'_>> {
+        let events = self.events.iter().filter(|_| self.events_leave);
+        let archived = self.archived.iter().map(Archived::row);
+        archived.chain(events.map(ArchivedRow::Event))
+    }
+}

@@ -114,6 +114,7 @@ fn a_cluster_made_at_the_level_keeps_no_past_from_its_first_entry_on() {
     let item = world.item(Actor::System, Command::InitCluster(init));
     let applied = world.apply(item);
     assert!(applied.events_leave && world.state.events.is_empty());
+    assert_eq!(applied.rows().count(), applied.events.len());
     assert_eq!(world.state.archive.map(|archive| archive.events), Some(1));
 }
 
