@@ -188,6 +188,10 @@ reasons! {
     GroupNothingToDo = "1553", "GROUP_NOTHING_TO_DO", FailedPrecondition, "see what each member does with `tidegate group get`";
     /// The group is being taken back.
     GroupTakenBack = "1554", "GROUP_TAKEN_BACK", FailedPrecondition, "make a new group";
+    /// `capacity: proportional` where instances cannot follow the traffic.
+    CapacityNotOffered = "1620", "CAPACITY_NOT_OFFERED", FailedPrecondition, "leave capacity out, or say capacity: full; with --set for one deployment";
+    /// A check that the scope's instances cannot be asked.
+    CheckNotOffered = "1621", "CHECK_NOT_OFFERED", FailedPrecondition, "measure with a command, a url or prometheus instead, or deploy with another strategy";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod error;
 pub mod health;
 pub mod id;
+pub mod measurement;
 pub mod secret;
 pub mod selector;
 pub mod spec;

@@ -129,6 +129,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        checks: Vec::new(),
         group: None,
         tries: 0,
     }
@@ -249,6 +250,8 @@ impl World {
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &name(agent), self.sequence);
         change(&mut report);
+        let checks = &mut self.observed.verification;
+        checks.absorb(&self.state, &name(agent), &report, self.now);
         self.observed
             .absorb(&name(agent), &name("c1"), report, self.now);
     }

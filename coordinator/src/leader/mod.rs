@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tidegate_coordinator_core::desired::concerns;
+use tidegate_coordinator_core::verification::LeaderCheck;
 use tidegate_coordinator_core::{Observed, State};
 use tidegate_shared::assignment::Report;
 use tidegate_shared::id::Name;
+use tidegate_shared::measurement::Sample;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::Notify;
 
@@ -22,6 +24,7 @@ use crate::raft::peer_service::AskFuture;
 use crate::storage::codec;
 use crate::storage::data_dir::Peer;
 
+mod measure;
 pub mod planner;
 
 #[derive(Default)]
@@ -58,6 +61,8 @@ impl Live {
         let view = context.query.stale();
         for (agent, mut report) in batch.reports {
             keep_own(&view.state, &agent, &mut report);
+            let checks = &mut observed.verification;
+            checks.absorb(&view.state, &agent, &report, now);
             observed.absorb(&agent, coordinator, report, now);
         }
         if let Some(connected) = &batch.connected {
@@ -114,6 +119,27 @@ impl Live {
                 .filter(|known| known.coordinator.is_some())
                 .count()
         })
+    }
+
+    /// Takes in what this leader measured itself; whether the check still wants any.
+    fn measured(
+        &self,
+        context: &Context,
+        check: &LeaderCheck,
+        sequence: u64,
+        sample: &Sample,
+    ) -> bool {
+        let Some(now) = context.proposer.leader_now() else {
+            return false;
+        };
+        let view = context.query.stale();
+        let wanted = self.with_observed(|observed| {
+            let lanes = &mut observed.verification;
+            let (id, name) = (check.deployment, &check.name);
+            lanes.measured(&view.state, id, name, check.run, sequence, sample, now)
+        });
+        self.news.notify_one();
+        wanted.unwrap_or(false)
     }
 
     fn begin(&self, observed: Observed) {

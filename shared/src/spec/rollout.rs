@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::strategy::{count_or_share, optional_percent};
-use super::{FieldErrors, percent};
+use super::{FieldErrors, VerificationSpec, When, percent, validate_checks};
 use crate::id::Name;
 use crate::time::Span;
 use crate::weight::Weight;
@@ -40,6 +40,10 @@ pub struct RolloutSpec {
     pub waves: Vec<WaveSpec>,
     /// What has to hold between members and between waves.
     pub gate: RolloutGate,
+    /// Checks that each member has to pass at its last step, besides those of its strategy, with
+    /// other names; only with the gate `verified`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verification: Vec<VerificationSpec>,
     /// None: no failure at all for `linear`, `linear_normalized` and `waves`, any number for
     /// `all_at_once`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -289,6 +293,7 @@ impl RolloutSpec {
                 "{kind} starts all members together, so there is nothing between them: want none"
             ),
         );
+        self.check_verification(&mut errors);
         if let RolloutOrder::Label(label) = &self.order {
             errors.require(
                 (1..=128).contains(&label.len()),
@@ -298,6 +303,31 @@ impl RolloutSpec {
         }
         self.check_pinned(&mut errors);
         errors
+    }
+
+    fn check_verification(&self, errors: &mut FieldErrors) {
+        errors.require(
+            self.verification.is_empty() || self.gate == RolloutGate::Verified,
+            "verification",
+            "nothing waits for it: want gate: verified",
+        );
+        errors.0.extend(validate_checks(&self.verification).0);
+        for (position, check) in self.verification.iter().enumerate() {
+            errors.require(
+                check.when.iter().all(|when| *when == When::Last),
+                format!("verification[{position}].when"),
+                "between members a check is made at the last step of each: leave it out",
+            );
+        }
+    }
+
+    /// The checks of a member: its strategy's and those of the rollout.
+    pub fn checks_of_member(&self, own: &[VerificationSpec]) -> Vec<VerificationSpec> {
+        let added = self.verification.iter().map(|check| VerificationSpec {
+            when: vec![When::Last],
+            ..check.clone()
+        });
+        own.iter().cloned().chain(added).collect()
     }
 
     fn check_pinned(&self, errors: &mut FieldErrors) {
@@ -403,6 +433,15 @@ mod tests {
             (r#"{"kind": "linear", "interval": "367d"}"#, "interval"),
             (r#"{"interval": "1s"}"#, "interval"),
             (r#"{"kind": "waves"}"#, "waves"),
+            (
+                r#"{"verification": [{"name": "a", "http": {"path": "/"}}]}"#,
+                "verification",
+            ),
+            (
+                r#"{"kind": "linear", "interval": "1s", "gate": "verified",
+                    "verification": [{"name": "a", "http": {"path": "/"}, "when": [1]}]}"#,
+                "verification[0].when",
+            ),
             (r#"{"waves": [{"name": "a", "count": 1}]}"#, "waves"),
             (
                 r#"{"kind": "waves", "waves": [{"name": "a"}]}"#,

@@ -12,6 +12,7 @@
 //! A deployment without rules needs no evidence, so nothing of it is ever `unverified`; nor is a
 //! fast rollback, which skips analysis.
 
+mod checks;
 mod ending;
 mod evidence;
 mod rollout;
@@ -257,7 +258,7 @@ fn expiry(view: &View<'_>, expiry: Expiry) -> Option<Action> {
             evidence: Vec::new(),
         },
         Expiry::Finalize => Action::Finalize {
-            unverified: evidence::is_missing(view),
+            unverified: evidence::is_missing(view) || !checks::open(view).is_empty(),
         },
         Expiry::Halt(kind) => {
             if view.deployment.halted.is_some() {
@@ -335,6 +336,10 @@ fn fingerprint(deployment: &Deployment, action: &Action) -> Digest {
                 .iter()
                 .map(|e| format!("{}{}{}", e.metric, e.comparison.as_str(), e.threshold));
             format!("note_evidence {}", rules.collect::<Vec<_>>().join(","))
+        }
+        Action::NoteChecks { checks } => {
+            let checks = checks.iter().map(|c| format!("{} {}", c.name, c.outcome));
+            format!("note_checks {}", checks.collect::<Vec<_>>().join(","))
         }
         Action::LeftoversGone { agents } => format!("leftovers_gone {}", names(agents)),
         Action::Retry { .. } => "retry".to_owned(),

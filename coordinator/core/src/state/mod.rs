@@ -2,12 +2,14 @@
 
 mod access;
 mod check;
+mod checks;
 mod cluster;
 mod deployment;
 mod governance;
 mod group;
 mod scope;
 
+pub use checks::CheckRecord;
 pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
 };

@@ -92,6 +92,7 @@ fn past(number: u64) -> Past {
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        checks: Vec::new(),
         group: None,
         tries: 0,
     };

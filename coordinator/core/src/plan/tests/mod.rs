@@ -1,9 +1,11 @@
 //! What the planner proposes in each status under scripted reports, and what it wishes meanwhile.
 
 mod before;
+mod checks;
 mod ending;
 mod running;
 mod simulation;
+mod waits;
 mod wish;
 
 use tidegate_shared::assignment::{PermanentError, PermanentErrorKind};

@@ -11,6 +11,7 @@ use tidegate_shared::assignment::{
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::measurement::{ObservedCheck, Sample};
 use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec};
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
@@ -194,17 +195,24 @@ impl Sim {
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &agent, self.sequence);
         spoil(&mut report, mood);
+        measure(&self.state, &agent, &mut report, mood);
         if mood % 5 == 4 {
             self.late.push((agent, report));
             return;
         }
-        self.observed.absorb(&agent, &name("c1"), report, self.now);
+        self.hear(&agent, report);
     }
 
     fn deliver_late(&mut self) {
         for (agent, report) in std::mem::take(&mut self.late) {
-            self.observed.absorb(&agent, &name("c1"), report, self.now);
+            self.hear(&agent, report);
         }
+    }
+
+    fn hear(&mut self, agent: &Name, report: Report) {
+        let checks = &mut self.observed.verification;
+        checks.absorb(&self.state, agent, &report, self.now);
+        self.observed.absorb(agent, &name("c1"), report, self.now);
     }
 
     fn check(&self) {
@@ -416,7 +424,41 @@ fn spoil(report: &mut Report, mood: u8) {
     }
 }
 
-const STRATEGIES: [&str; 5] = [
+/// Checks are made: some badly, some not at all.
+fn measure(state: &State, agent: &Name, report: &mut Report, mood: u8) {
+    let sequence = report.sequence;
+    let wished = desired(state, agent);
+    for item in wished.items.iter().filter(|item| !item.checks.is_empty()) {
+        let mut places = report.places.iter_mut();
+        let Some(place) = places.find(|place| place.deployment == item.deployment) else {
+            continue;
+        };
+        let instances = place.instances.iter();
+        let asked = item.checks.iter().flat_map(|check| {
+            instances.clone().map(move |i| ObservedCheck {
+                name: check.name.clone(),
+                run: check.run,
+                instance: Some(i.ordinal),
+                sequence,
+                sample: match mood {
+                    220..=230 => Sample::Unanswered("as a test wants it".to_owned()),
+                    231..=255 => Sample::NotMade("as a test wants it".to_owned()),
+                    _ => Sample::Http {
+                        status: 200,
+                        body: String::new(),
+                        cut: false,
+                    },
+                },
+            })
+        });
+        place.checks = asked.collect();
+    }
+}
+
+const STRATEGIES: [&str; 6] = [
+    r#"{"bake":"5s","traffic":{"steps":[{"percent":10,"hold":"2s"}]},"on_no_data":{"wait":"3s","then":"halt"},"verification":[
+        {"name":"smoke","http":{"path":"/"},"interval":"1s","consecutive_successes":2,"failure_limit":1},
+        {"name":"never","prometheus":{"address":"http://p","query":"up","timeout":"1s"},"success":"true","when":["before_traffic"]}]}"#,
     r#"{"bake":"5s","traffic":{"steps":[{"percent":10,"hold":"2s"},{"percent":50,"hold":"manual"},{"percent":100,"hold":"1s"}]}}"#,
     r#"{"kind":"all_in","bake":"2s","finalize":"manual","bake_share":10,"on_stall":"finalize"}"#,
     r#"{"kind":"rolling","bake":"2s","batch":{"max_unavailable":3,"hold":"1s"}}"#,
