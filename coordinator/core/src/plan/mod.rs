@@ -17,7 +17,7 @@ mod evidence;
 mod rollout;
 mod running;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod view;
 mod waiting;
 

@@ -3,7 +3,7 @@
 mod before;
 mod ending;
 mod running;
-mod simulation;
+pub(crate) mod simulation;
 mod wish;
 
 use tidegate_shared::assignment::{PermanentError, PermanentErrorKind};

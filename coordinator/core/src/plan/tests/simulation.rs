@@ -28,12 +28,13 @@ use crate::plan::plan;
 use crate::state::{Addresses, CaRecord, SealedKey, State, Status};
 use crate::testing::fulfilled;
 
-const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
+pub(crate) const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
 
-struct Sim {
-    state: State,
-    observed: Observed,
-    now: Timestamp,
+/// A small cluster with its planner; also what forecasts are compared with.
+pub(crate) struct Sim {
+    pub(crate) state: State,
+    pub(crate) observed: Observed,
+    pub(crate) now: Timestamp,
     index: u64,
     requests: u64,
     sequence: u64,
@@ -41,12 +42,8 @@ struct Sim {
     late: Vec<(Name, Report)>,
 }
 
-fn admin() -> Actor {
-    Actor::User(name("ann"))
-}
-
 impl Sim {
-    fn new(strategy: &str, instances: u32, port: &str) -> Self {
+    pub(crate) fn new(strategy: &str, instances: u32, port: &str) -> Self {
         let mut sim = Self {
             state: State::default(),
             observed: Observed::new(Timestamp::from_millis(1_000_000)),
@@ -118,7 +115,7 @@ impl Sim {
         }
     }
 
-    fn apply(&mut self, item: Item) -> Outcome {
+    pub(crate) fn apply(&mut self, item: Item) -> Outcome {
         self.index += 1;
         let entry = Entry {
             at: self.now,
@@ -129,22 +126,26 @@ impl Sim {
         applied.pop().unwrap().outcome
     }
 
-    fn say(&mut self, command: Command) -> Outcome {
+    pub(crate) fn say(&mut self, command: Command) -> Outcome {
+        self.say_as(&name("ann"), command)
+    }
+
+    pub(crate) fn say_as(&mut self, who: &Name, command: Command) -> Outcome {
         self.requests += 1;
         let request = RequestId::derived(self.now, "r", self.requests, 0);
         self.apply(Item {
-            actor: admin(),
+            actor: Actor::User(who.clone()),
             request: RequestKey::Client(request),
             command,
         })
     }
 
-    fn must(&mut self, command: Command) {
+    pub(crate) fn must(&mut self, command: Command) {
         let outcome = self.say(command);
         assert!(outcome.is_ok(), "{outcome:?}");
     }
 
-    fn put(&mut self, kind: Kind, object: &str, spec: &str) {
+    pub(crate) fn put(&mut self, kind: Kind, object: &str, spec: &str) {
         self.must(Command::PutObject(PutObject {
             name: name(object),
             labels: BTreeMap::new(),
@@ -154,7 +155,7 @@ impl Sim {
         }));
     }
 
-    fn deploy(&mut self, version: u8, on_conflict: OnConflict) -> Outcome {
+    pub(crate) fn deploy(&mut self, version: u8, on_conflict: OnConflict) -> Outcome {
         self.say(Command::CreateDeployments(CreateDeployments {
             application: name("shop"),
             version: Version::new(version.to_string()).unwrap(),
@@ -189,7 +190,7 @@ impl Sim {
         panic!("the planner never comes to rest: {due:?}");
     }
 
-    fn report(&mut self, agent: usize, mood: u8) {
+    pub(crate) fn report(&mut self, agent: usize, mood: u8) {
         let agent = name(AGENTS[agent % AGENTS.len()]);
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &agent, self.sequence);
@@ -353,7 +354,7 @@ impl Sim {
     }
 
     /// Honest agents, time that passes, nobody who interferes: everything ends.
-    fn run_out(&mut self) {
+    pub(crate) fn run_out(&mut self) {
         self.late.clear();
         for round in 0..4_000_u64 {
             for agent in 0..AGENTS.len() {
@@ -374,7 +375,7 @@ impl Sim {
     }
 }
 
-fn scope_spec(instances: u32, port: &str) -> String {
+pub(crate) fn scope_spec(instances: u32, port: &str) -> String {
     format!(
         r#"{{"application":"shop","environment":"production","agents":"","instances_per_agent":{instances},"port":{port}}}"#
     )
