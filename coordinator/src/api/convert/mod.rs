@@ -26,6 +26,7 @@ use super::status;
 
 pub mod deployment;
 pub mod link;
+pub mod plan;
 
 /// A name in a field.
 ///
