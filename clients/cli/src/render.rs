@@ -1,5 +1,6 @@
 //! Deployments as people read them: words, colours, bars, and the page of one deployment.
 
+pub mod group;
 mod listing;
 
 use std::fmt::Write as _;
