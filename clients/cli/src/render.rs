@@ -2,6 +2,7 @@
 
 pub mod group;
 mod listing;
+pub mod plan;
 
 use std::fmt::Write as _;
 

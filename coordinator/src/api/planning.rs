@@ -68,14 +68,14 @@ impl Planning for PlanningApi {
     async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<PlanResponse>, Status> {
         let caller = caller(&request)?;
         let message = request.into_inner();
-        if let Some(answer) =
-            ask_leader!(self.0, caller, PlanningClient, plan, message.clone())
-        {
+        if let Some(answer) = ask_leader!(self.0, caller, PlanningClient, plan, message.clone()) {
             return Ok(answer);
         }
         let pace = pace(&message)?;
         let command = match &message.wish {
-            Some(Wish::Deployment(wish)) => Command::CreateDeployments(deployments::command_of(wish)?),
+            Some(Wish::Deployment(wish)) => {
+                Command::CreateDeployments(deployments::command_of(wish)?)
+            }
             Some(Wish::Group(_)) => {
                 return Err(status::refusal(
                     Reason::NotSupported,

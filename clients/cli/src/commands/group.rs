@@ -259,7 +259,8 @@ async fn list(session: &Session, args: ListArgs) -> Result<()> {
         next_page_token: String::new(),
     };
     session.output.emit(&answer, |wide| {
-        let empty = "No group. Start one with `tidegate deploy APP VERSION --environment ENVIRONMENT`.";
+        let empty =
+            "No group. Start one with `tidegate deploy APP VERSION --environment ENVIRONMENT`.";
         page::list(session.output, &answer.groups, wide, empty)
     })
 }
@@ -296,7 +297,8 @@ async fn suggest(session: &Session, failure: Failure, reference: &str) -> Failur
     };
     let present: Vec<String> = answer.groups.iter().map(page::name).collect();
     if present.is_empty() {
-        return failure.hint("there is no group yet: `tidegate deploy` makes one of several scopes");
+        return failure
+            .hint("there is no group yet: `tidegate deploy` makes one of several scopes");
     }
     match names::nearest(reference, present.iter().map(String::as_str)) {
         Some(near) => failure.hint(format!(
@@ -341,7 +343,14 @@ fn explanation(output: Output, found: &api::GroupExplanation) -> String {
         printable(&group.version),
         counts.members,
         output.paint(page::tone(&group), group.status().as_str_name()),
-        time::age(created, if group.ended_at_ms > 0 { group.ended_at_ms } else { now }),
+        time::age(
+            created,
+            if group.ended_at_ms > 0 {
+                group.ended_at_ms
+            } else {
+                now
+            }
+        ),
         page::counts_line(&counts),
     );
     let mut say = |line: String| {
@@ -393,7 +402,12 @@ fn explanation(output: Output, found: &api::GroupExplanation) -> String {
     text
 }
 
-async fn ask(session: &Session, args: &ActArgs, verb: Verb, weight: u32) -> Result<api::GroupActed> {
+async fn ask(
+    session: &Session,
+    args: &ActArgs,
+    verb: Verb,
+    weight: u32,
+) -> Result<api::GroupActed> {
     let client = session.client().await?;
     let request = api::ActOnGroupRequest {
         request_id: entropy::request_id()?.to_string(),

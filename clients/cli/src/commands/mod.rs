@@ -19,6 +19,7 @@ pub mod login;
 pub mod logs;
 pub mod objects;
 pub mod parameter;
+pub mod plan;
 pub mod policy;
 pub mod release;
 pub mod rollback;
@@ -44,6 +45,8 @@ use objects::ObjectCommand;
 pub enum Command {
     /// Publish a release to scopes
     Deploy(deploy::DeployArgs),
+    /// Print the whole schedule of a deployment before anything is made
+    Plan(plan::PlanArgs),
     /// What is in motion, why, and the verbs that steer it
     #[command(subcommand)]
     Deployment(deployment::DeploymentCommand),
@@ -247,6 +250,7 @@ impl Command {
     pub async fn run(self, session: &Session) -> Result<u8> {
         match self {
             Self::Deploy(args) => return args.run(session).await,
+            Self::Plan(args) => return args.run(session).await,
             Self::Deployment(command) => return command.run(session).await,
             Self::Group(command) => return command.run(session).await,
             Self::Explain(args) => {

@@ -249,9 +249,9 @@ fn wave_of(text: &str) -> Result<Value> {
         Failure::usage(format!("--wave {text}: {message}"))
             .hint("for example --wave canary=1:10m --wave eu='scope.dimensions.region == \"eu\"' --wave half=50%:1h; who is in no wave comes last")
     };
-    let (name, rest) = text
-        .split_once('=')
-        .ok_or_else(|| wrong("want NAME=COUNT, NAME=PERCENT% or NAME=CEL, each with :BAKE or not"))?;
+    let (name, rest) = text.split_once('=').ok_or_else(|| {
+        wrong("want NAME=COUNT, NAME=PERCENT% or NAME=CEL, each with :BAKE or not")
+    })?;
     // A colon may be part of the condition.
     let (take, bake) = match rest.rsplit_once(':') {
         Some((take, bake)) if bake.trim().parse::<Span>().is_ok() => (take, Some(bake.trim())),

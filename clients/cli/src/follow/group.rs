@@ -90,11 +90,7 @@ impl Followed for api::Group {
 
 const fn has_started(member: &api::GroupMember) -> bool {
     match MemberStatus::try_from(member.status) {
-        Ok(
-            MemberStatus::CreatingApproval
-            | MemberStatus::Pending
-            | MemberStatus::Unspecified,
-        )
+        Ok(MemberStatus::CreatingApproval | MemberStatus::Pending | MemberStatus::Unspecified)
         | Err(_) => false,
         Ok(_) => true,
     }

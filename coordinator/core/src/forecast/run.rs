@@ -100,7 +100,9 @@ impl<'a> Run<'a> {
         let ends = members.iter().map(|member| member.ends_at);
         Ok(Forecast {
             at,
-            ends_at: ends.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max()),
+            ends_at: ends
+                .collect::<Option<Vec<_>>>()
+                .and_then(|all| all.into_iter().max()),
             members,
             followed_to,
             remarks,
@@ -229,7 +231,9 @@ impl<'a> Run<'a> {
             None => (0..self.members.len()).for_each(|position| self.see(position)),
         }
         let nothing = || Rejection::new(Reason::Internal, "a command has no outcome");
-        applied.pop().map_or_else(|| Err(nothing()), |one| one.outcome)
+        applied
+            .pop()
+            .map_or_else(|| Err(nothing()), |one| one.outcome)
     }
 
     /// Notes what changed in a member's record.
@@ -248,7 +252,9 @@ impl<'a> Run<'a> {
             return;
         }
         let member = &mut tracked.member;
-        member.moments.extend(moments(tracked.last.as_ref(), now, self.now));
+        member
+            .moments
+            .extend(moments(tracked.last.as_ref(), now, self.now));
         member.status = now.status;
         if !phase::is_waiting(now.status)
             && let Some(wait) = member.waits.last_mut()
@@ -270,7 +276,11 @@ impl<'a> Run<'a> {
 
     /// Rules of deployments under way are taken to be passed: there is no telemetry to judge.
     fn let_rules_pass(&mut self) {
-        let candidates = self.state.scopes.values().filter_map(|scope| scope.candidate);
+        let candidates = self
+            .state
+            .scopes
+            .values()
+            .filter_map(|scope| scope.candidate);
         let judged: Vec<DeploymentId> = candidates
             .filter(|id| {
                 let found = self.state.deployments.get(id);

@@ -41,8 +41,13 @@ const POLICIES: [(&str, &str); 6] = [
     ),
 ];
 
+/// Midnight of the day on which everything begins.
+const DAY: Timestamp = Timestamp::from_millis(40 * 86_400_000);
+
 fn world(strategy: &str, instances: u32) -> Sim {
     let mut sim = Sim::new(strategy, instances, "8080");
+    // Windows that say no start have theirs in the first week.
+    sim.now = DAY + Span::from_mins(16);
     sim.observed.lost_after = Span::from_days(400);
     sim.put(Kind::Environment, "staging", "{}");
     sim.put(Kind::Scope, "api", &scope_spec(1, "8081"));
@@ -271,7 +276,11 @@ fn refusals_are_those_of_the_command() {
     sim.put(Kind::Policy, "careful", policy);
     let sudden = wanted("1", &["web"], OnConflict::Fail);
     assert_eq!(refused(&sim, sudden.clone()), Reason::Guardrail);
-    sim.put(Kind::Policy, "careful", r#"{"guardrail":{"condition":"true"}}"#);
+    sim.put(
+        Kind::Policy,
+        "careful",
+        r#"{"guardrail":{"condition":"true"}}"#,
+    );
     sim.say(sudden).unwrap();
     round(&mut sim, &mut Watched::default());
     let busy = wanted("2", &["web"], OnConflict::Fail);
@@ -295,8 +304,7 @@ fn what_holds_up_and_what_is_assumed_is_told() {
     }));
     let told = told(&sim, wanted("1", &["web"], OnConflict::Fail));
     let member = &told.members[0];
-    // It is 00:16:40; the window opens at 09:00.
-    let opens = Timestamp::from_millis(9 * 3_600_000);
+    let opens = DAY + Span::from_hours(9);
     assert_eq!(member.starts_at, Some(opens));
     let kinds: Vec<&str> = member.waits.iter().map(|wait| wait.kind).collect();
     assert_eq!(kinds, ["freeze", "window"]);
@@ -320,7 +328,7 @@ fn what_is_too_long_or_never_starts_is_told() {
     run(&mut sim, &mut watch(made), end, Span::from_mins(30));
     let told_now = told(&sim, wanted("2", &["web"], OnConflict::Fail));
     let found = remark(&told_now, "window_too_short").unwrap();
-    assert!(found.message.contains("1h after the start"), "{found:?}");
+    assert!(found.message.contains("10m after the start"), "{found:?}");
     sim.must(Command::SetReleaseStatus(SetReleaseStatus {
         application: name("shop"),
         version: Version::new("3").unwrap(),
@@ -348,7 +356,9 @@ fn hosts_that_take_their_time_move_what_follows() {
     let told = forecast(&sim.state, None, &asked).unwrap();
     let at = |status: Status| {
         let moments = told.members[0].moments.iter();
-        let found = moments.clone().find(|m| m.event == MomentEvent::Status(status));
+        let found = moments
+            .clone()
+            .find(|m| m.event == MomentEvent::Status(status));
         found.map(|moment| moment.at.since(sim.now))
     };
     assert_eq!(at(Status::Creating), Some(Span::ZERO));

@@ -102,7 +102,9 @@ fn remark(found: Remark) -> pb::PlanRemark {
             RemarkWeight::Assumption => false,
         },
         kind: found.kind.to_owned(),
-        scope: found.scope.map_or_else(String::new, |scope| scope.to_string()),
+        scope: found
+            .scope
+            .map_or_else(String::new, |scope| scope.to_string()),
         message: found.message,
     }
 }

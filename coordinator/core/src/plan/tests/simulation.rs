@@ -211,7 +211,7 @@ impl Sim {
     fn check(&self) {
         assert_eq!(self.state.check(), Vec::<String>::new());
         for agent in self.state.agents.keys() {
-            let mut sum = 0;
+            let mut sums = BTreeMap::<Name, u32>::new();
             for item in desired(&self.state, agent).items {
                 let deployment = &self.state.deployments[&item.deployment];
                 let scope = &self.state.scopes[&item.scope];
@@ -232,10 +232,10 @@ impl Sim {
                 if is_active && !replaced && deployment.status == Status::Finalized {
                     assert_eq!(item.state, WishedState::Running, "{item:?}");
                 }
-                sum += u32::from(item.weight.basis_points());
+                *sums.entry(item.scope).or_default() += u32::from(item.weight.basis_points());
             }
             assert!(
-                sum <= 10_000,
+                sums.values().all(|sum| *sum <= 10_000),
                 "{agent}: {:?}",
                 desired(&self.state, agent).items
             );
