@@ -1,12 +1,14 @@
 //! Commands: the closed set of intentions that the log carries, and their answers.
 
 mod action;
+mod auto;
 mod governance;
 mod subject;
 
 pub use governance::{CreateFreeze, CreateSkip, Named};
 
 pub use action::{Action, Advance, Cause, GateEvidence};
+pub use auto::AutoDeploy;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
@@ -139,6 +141,8 @@ pub enum Command {
     Thaw(Named),
     /// The planner's next move of a deployment.
     Advance(Advance),
+    /// What the planner makes of new releases for a scope that takes them by itself.
+    AutoDeploy(AutoDeploy),
 }
 
 /// See [`Command::InitCluster`].

@@ -9,6 +9,7 @@
 
 pub mod apply;
 pub mod archive;
+pub mod auto;
 pub mod collection;
 pub mod command;
 pub mod deployment;

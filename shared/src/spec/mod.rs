@@ -4,6 +4,7 @@
 //! `validate` is internally sound; whether the objects it names exist is checked where it is
 //! applied.
 
+mod auto_deploy;
 mod file;
 mod health;
 mod object;
@@ -16,6 +17,7 @@ mod scope_traffic;
 mod source;
 mod strategy;
 
+pub use auto_deploy::AutoDeploy;
 pub use file::{FileMode, FileModeError, FileSpec, OnCollision};
 pub use health::{ExecProbe, HealthCheck, HttpProbe, Probe};
 pub use object::{ApplicationSpec, EnvironmentSpec, Kind, Manifest, ObjectSpec, validate_labels};

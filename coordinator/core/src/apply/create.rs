@@ -8,10 +8,11 @@ use tidegate_shared::spec::{
     validate_labels,
 };
 
+use super::auto;
 use super::lifecycle::{self, title};
 use super::parameters;
 use super::tx::Tx;
-use crate::command::{CreateDeployments, OnConflict, Outcome, Reply};
+use crate::command::{Actor, CreateDeployments, OnConflict, Outcome, Reply};
 use crate::rejection::Rejection;
 use crate::state::{
     Deployment, EndCause, Link, LinkKind, Origin, Release, Required, ResolvedParameter, Scope,
@@ -32,6 +33,8 @@ pub(super) struct Wanted {
     pub(super) forced: bool,
     pub(super) link: Option<Link>,
     pub(super) required: Option<Required>,
+    /// It makes itself: who made the release.
+    pub(super) auto: Option<Actor>,
 }
 
 impl Wanted {
@@ -50,6 +53,7 @@ impl Wanted {
             forced: false,
             link: Some(Link { kind, of: of.id }),
             required: None,
+            auto: None,
         }
     }
 }
@@ -82,6 +86,7 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateDeployments) -> Outcome {
             forced: false,
             link: None,
             required: None,
+            auto: None,
         };
         made.push(make(tx, wanted)?);
     }
@@ -151,7 +156,7 @@ pub(super) fn check_conflicts(tx: &Tx<'_>, scopes: &[Name]) -> Result<(), Reject
     Err(Rejection::new(Reason::Conflict, conflicts.join("; ")))
 }
 
-fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {
+pub(super) fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {
     let Some(name) = name else {
         return Ok(StrategySpec::default());
     };
@@ -162,7 +167,7 @@ fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Reje
 
 /// The strategy with its overrides, checked and resolved. A worker (`port: none`) has no traffic
 /// to move: it takes `rolling`, by itself if no kind was said.
-fn strategy_for(
+pub(super) fn strategy_for(
     base: &StrategySpec,
     overrides: &StrategySpec,
     name: &Name,
@@ -265,9 +270,10 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
     }
     let id = tx.new_deployment_id(&wanted.scope);
     let deployment = record(tx, id, origin, &wanted);
-    let by = match &wanted.link {
-        Some(link) => format!(" ({} {})", link_word(link.kind), link.of),
-        None => String::new(),
+    let by = match (&wanted.link, &wanted.auto) {
+        (Some(link), _) => format!(" ({} {})", link_word(link.kind), link.of),
+        (None, Some(author)) => format!(" (auto_deploy of the release of {author})"),
+        (None, None) => String::new(),
     };
     let line = format!("{} was made by {}{by}", title(&deployment), tx.actor);
     tx.note_deployment("created", &deployment, line);
@@ -277,6 +283,7 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
     let made = tx.state.last_revision;
     tx.state.history.insert((wanted.scope.clone(), made), id);
     tx.put_scope(&wanted.scope, scope);
+    auto::made(tx, &wanted.scope, &wanted.version);
     Ok(id)
 }
 
@@ -323,6 +330,7 @@ fn origin(
         fast: wanted.fast,
         forced: wanted.forced,
         link: wanted.link.clone(),
+        auto: wanted.auto.clone(),
     })
 }
 

@@ -9,6 +9,7 @@ mod advance;
 mod agent;
 mod approval;
 mod archive;
+mod auto;
 mod binding;
 mod cluster;
 mod create;
@@ -146,5 +147,6 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::Freeze(command) => governance::freeze(tx, command),
         Command::Thaw(command) => governance::thaw(tx, &command.name),
         Command::Advance(command) => advance::advance(tx, command),
+        Command::AutoDeploy(command) => auto::deploy(tx, command),
     }
 }

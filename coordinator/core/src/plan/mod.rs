@@ -28,6 +28,7 @@ use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
+use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
@@ -84,6 +85,7 @@ pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
     for (name, scope) in &state.scopes {
         add_scope(&mut plan, state, observed, now, name, scope);
     }
+    plan.commands.extend(auto::due(state, now));
     plan
 }
 

@@ -1,12 +1,14 @@
 //! The replicated state: ordered persistent tables, cheap to clone.
 
 mod access;
+mod auto;
 mod check;
 mod cluster;
 mod deployment;
 mod governance;
 mod scope;
 
+pub use auto::Auto;
 pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
 };
@@ -87,6 +89,9 @@ pub struct State {
     /// How releases fared, by scope.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub tracks: Table<Name, Track>,
+    /// Scopes that take releases by themselves, by name: exactly those with `auto_deploy`.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub auto: Table<Name, Auto>,
     /// Rules that people let be passed over, by name.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub skips: Table<Name, Skip>,
