@@ -61,6 +61,9 @@ pub(super) fn deploy(tx: &mut Tx<'_>, command: &AutoDeploy) -> Outcome {
                 link: None,
                 required: None,
                 auto: Some(author),
+                group: None,
+                tries: 0,
+                by: None,
             },
         )?);
     }

@@ -118,8 +118,15 @@ impl<'a> Run<'a> {
             command: self.question.command.clone(),
         })?;
         let ids = match reply {
-            Reply::Deployments(ids) => ids,
-            Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. } => {
+            Reply::Deployments(ids)
+            | Reply::Group {
+                deployments: ids, ..
+            } => ids,
+            Reply::Done
+            | Reply::Named(_)
+            | Reply::Object { .. }
+            | Reply::GroupActed { .. }
+            | Reply::Joined { .. } => {
                 return Err(Rejection::new(
                     Reason::InvalidRequest,
                     "only what makes deployments can be planned",
