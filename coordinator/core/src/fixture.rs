@@ -67,6 +67,7 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         max_restarts: 5,
         parameters: BTreeMap::new(),
         limits: Default::default(),
+        auto_deploy: None,
     }
 }
 
@@ -103,6 +104,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
             fast: false,
             forced: false,
             link: None,
+            auto: None,
         },
         status: Status::Finalized,
         status_since: START,

@@ -45,6 +45,7 @@ pub mod governance;
 pub mod objects;
 pub mod paging;
 pub mod past;
+pub mod planning;
 pub mod relay;
 pub mod releases;
 pub mod scopes;

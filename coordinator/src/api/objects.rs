@@ -88,6 +88,11 @@ impl ObjectsApi {
         if let ObjectSpec::Strategy(strategy) = &spec {
             convert::check_conditions(&format!("strategy \"{name}\""), strategy)?;
         }
+        if let ObjectSpec::Scope(scope) = &spec {
+            tidegate_coordinator_core::policy::check::check_scope(scope)
+                .into_result()
+                .map_err(|errors| status::wrong_fields(&format!("scope \"{name}\""), errors))?;
+        }
         let item = Item {
             actor,
             request: request_key(&message.request_id)?,

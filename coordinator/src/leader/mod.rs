@@ -109,6 +109,12 @@ impl Live {
         })
     }
 
+    /// A copy of what is seen; none where this node does not lead.
+    #[must_use]
+    pub fn observed(&self) -> Option<Observed> {
+        self.lock().observed.clone()
+    }
+
     /// How many agents are connected to any coordinator; 0 where this node does not lead.
     #[must_use]
     pub fn connected(&self) -> usize {

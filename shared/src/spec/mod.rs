@@ -4,6 +4,7 @@
 //! `validate` is internally sound; whether the objects it names exist is checked where it is
 //! applied.
 
+mod auto_deploy;
 mod file;
 mod health;
 mod moment;
@@ -19,6 +20,7 @@ mod source;
 mod strategy;
 mod verification;
 
+pub use auto_deploy::AutoDeploy;
 pub use file::{FileMode, FileModeError, FileSpec, OnCollision};
 pub use health::{ExecProbe, HealthCheck, HttpProbe, Probe};
 pub use moment::When;

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec, TlsSpec,
+    AutoDeploy,    FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec, TlsSpec,
     check_variable,
 };
 use crate::id::Name;
@@ -67,6 +67,9 @@ pub struct ScopeSpec {
     /// What an instance may use, above what the asset says.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    /// New releases that it takes by itself; none: people deploy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_deploy: Option<AutoDeploy>,
 }
 
 /// Where an application exposes metrics of its own, in Prometheus' text format.
@@ -237,6 +240,11 @@ impl ScopeSpec {
         errors
             .0
             .extend(self.traffic().validate(self.port == Port::None).0);
+        if let Some(auto) = &self.auto_deploy {
+            for error in auto.validate().0 {
+                errors.add("auto_deploy", error.message);
+            }
+        }
         if let Some(metrics) = &self.metrics {
             errors.nest("metrics", metrics.validate());
         }

@@ -5,6 +5,8 @@
 
 mod documents;
 mod locate;
+pub mod part;
+pub mod rollout;
 pub mod run;
 pub mod value;
 

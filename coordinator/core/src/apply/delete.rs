@@ -2,9 +2,9 @@
 
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::{Kind, ParameterTarget};
+use tidegate_shared::spec::{Kind, ParameterTarget, ScopeSpec};
 
-use super::governance;
+use super::{auto, governance};
 use super::tx::{Tx, expect_revision};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
@@ -50,6 +50,7 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
         Kind::Policy => {
             tx.state.policies.remove(name);
             governance::gates_changed(tx);
+            auto::rules_changed(tx);
         }
         Kind::Parameter => {
             tx.state.parameters.remove(name);
@@ -87,8 +88,17 @@ fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
         Kind::Scope => {
             busy(state, name).or_else(|| parameter_where(state, |t| t.scope.as_ref() == Some(name)))
         }
+        Kind::Strategy => {
+            let names = |spec: &ScopeSpec| {
+                let auto = spec.auto_deploy.as_ref();
+                auto.and_then(|auto| auto.strategy.as_ref()) == Some(name)
+            };
+            let mut scopes = state.scopes.iter();
+            let found = scopes.find(|(_, scope)| names(&scope.spec));
+            found.map(|(scope, _)| format!("auto_deploy of scope \"{scope}\" names it"))
+        }
         // Deployments hold a snapshot of their strategy and parameters; a policy is looked up anew.
-        Kind::Strategy | Kind::Policy | Kind::Parameter => None,
+        Kind::Policy | Kind::Parameter => None,
     }
 }
 

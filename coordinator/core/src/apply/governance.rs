@@ -109,6 +109,7 @@ pub(super) fn skip(tx: &mut Tx<'_>, command: &CreateSkip) -> Outcome {
     };
     tx.state.skips.insert(name.clone(), skip);
     gates_changed(tx);
+    super::auto::rules_changed(tx);
     tx.note("rule_skipped", "skip", &name, line);
     Ok(Reply::Named(name))
 }

@@ -182,6 +182,7 @@ impl<'a> Tx<'a> {
         self.scopes.insert(name.clone());
         self.state.scopes.remove(name);
         self.state.tracks.remove(name);
+        self.state.auto.remove(name);
     }
 
     /// The wish for this agent may have changed otherwise than through a scope.

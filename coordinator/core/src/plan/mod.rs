@@ -18,7 +18,7 @@ mod evidence;
 mod rollout;
 mod running;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod view;
 mod waiting;
 
@@ -29,6 +29,7 @@ use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
+use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
@@ -85,6 +86,7 @@ pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
     for (name, scope) in &state.scopes {
         add_scope(&mut plan, state, observed, now, name, scope);
     }
+    plan.commands.extend(auto::due(state, now));
     plan
 }
 

@@ -39,6 +39,7 @@ impl State {
             revisions_were_given(self, deployment, &mut findings);
         }
         secrets_are_sealed(self, &mut findings);
+        looks_are_kept(self, &mut findings);
         indexes_agree(self, &mut findings);
         chain_ends_in_last_hash(self, &mut findings);
         ended_ones_have_left(self, &mut findings);
@@ -58,6 +59,20 @@ impl State {
 
 fn named(deployment: &Deployment) -> String {
     format!("deployment {} ({})", deployment.id, deployment.status)
+}
+
+/// Exactly the scopes that take releases by themselves remember which they had.
+fn looks_are_kept(state: &State, findings: &mut Findings) {
+    for (name, scope) in &state.scopes {
+        if scope.spec.auto_deploy.is_some() != state.auto.contains_key(name) {
+            findings.push(format!("scope {name}: auto_deploy and what it remembers differ"));
+        }
+    }
+    for (name, auto) in &state.auto {
+        if !state.scopes.contains_key(name) || auto.revision > state.last_revision {
+            findings.push(format!("auto_deploy of {name} leads nowhere"));
+        }
+    }
 }
 
 /// A secret parameter has a sealed value and no plain one, there and in every deployment.

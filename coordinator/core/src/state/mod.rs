@@ -1,6 +1,7 @@
 //! The replicated state: ordered persistent tables, cheap to clone.
 
 mod access;
+mod auto;
 mod check;
 mod checks;
 mod cluster;
@@ -10,6 +11,7 @@ mod group;
 mod scope;
 
 pub use checks::CheckRecord;
+pub use auto::Auto;
 pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
 };
@@ -94,6 +96,9 @@ pub struct State {
     /// How releases fared, by scope.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub tracks: Table<Name, Track>,
+    /// Scopes that take releases by themselves, by name: exactly those with `auto_deploy`.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub auto: Table<Name, Auto>,
     /// Rules that people let be passed over, by name.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub skips: Table<Name, Skip>,

@@ -27,6 +27,7 @@ use super::status;
 mod checks;
 pub mod deployment;
 pub mod link;
+pub mod plan;
 
 /// A name in a field.
 ///

@@ -4,7 +4,7 @@ mod before;
 mod checks;
 mod ending;
 mod running;
-mod simulation;
+pub(crate) mod simulation;
 mod waits;
 mod wish;
 

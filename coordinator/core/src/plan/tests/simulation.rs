@@ -29,12 +29,13 @@ use crate::plan::plan;
 use crate::state::{Addresses, CaRecord, SealedKey, State, Status};
 use crate::testing::fulfilled;
 
-const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
+pub(crate) const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
 
-struct Sim {
-    state: State,
-    observed: Observed,
-    now: Timestamp,
+/// A small cluster with its planner; also what forecasts are compared with.
+pub(crate) struct Sim {
+    pub(crate) state: State,
+    pub(crate) observed: Observed,
+    pub(crate) now: Timestamp,
     index: u64,
     requests: u64,
     sequence: u64,
@@ -42,12 +43,8 @@ struct Sim {
     late: Vec<(Name, Report)>,
 }
 
-fn admin() -> Actor {
-    Actor::User(name("ann"))
-}
-
 impl Sim {
-    fn new(strategy: &str, instances: u32, port: &str) -> Self {
+    pub(crate) fn new(strategy: &str, instances: u32, port: &str) -> Self {
         let mut sim = Self {
             state: State::default(),
             observed: Observed::new(Timestamp::from_millis(1_000_000)),
@@ -119,7 +116,7 @@ impl Sim {
         }
     }
 
-    fn apply(&mut self, item: Item) -> Outcome {
+    pub(crate) fn apply(&mut self, item: Item) -> Outcome {
         self.index += 1;
         let entry = Entry {
             at: self.now,
@@ -130,22 +127,26 @@ impl Sim {
         applied.pop().unwrap().outcome
     }
 
-    fn say(&mut self, command: Command) -> Outcome {
+    pub(crate) fn say(&mut self, command: Command) -> Outcome {
+        self.say_as(&name("ann"), command)
+    }
+
+    pub(crate) fn say_as(&mut self, who: &Name, command: Command) -> Outcome {
         self.requests += 1;
         let request = RequestId::derived(self.now, "r", self.requests, 0);
         self.apply(Item {
-            actor: admin(),
+            actor: Actor::User(who.clone()),
             request: RequestKey::Client(request),
             command,
         })
     }
 
-    fn must(&mut self, command: Command) {
+    pub(crate) fn must(&mut self, command: Command) {
         let outcome = self.say(command);
         assert!(outcome.is_ok(), "{outcome:?}");
     }
 
-    fn put(&mut self, kind: Kind, object: &str, spec: &str) {
+    pub(crate) fn put(&mut self, kind: Kind, object: &str, spec: &str) {
         self.must(Command::PutObject(PutObject {
             name: name(object),
             labels: BTreeMap::new(),
@@ -155,7 +156,7 @@ impl Sim {
         }));
     }
 
-    fn deploy(&mut self, version: u8, on_conflict: OnConflict) -> Outcome {
+    pub(crate) fn deploy(&mut self, version: u8, on_conflict: OnConflict) -> Outcome {
         self.say(Command::CreateDeployments(CreateDeployments {
             application: name("shop"),
             version: Version::new(version.to_string()).unwrap(),
@@ -190,7 +191,7 @@ impl Sim {
         panic!("the planner never comes to rest: {due:?}");
     }
 
-    fn report(&mut self, agent: usize, mood: u8) {
+    pub(crate) fn report(&mut self, agent: usize, mood: u8) {
         let agent = name(AGENTS[agent % AGENTS.len()]);
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &agent, self.sequence);
@@ -218,7 +219,7 @@ impl Sim {
     fn check(&self) {
         assert_eq!(self.state.check(), Vec::<String>::new());
         for agent in self.state.agents.keys() {
-            let mut sum = 0;
+            let mut sums = BTreeMap::<Name, u32>::new();
             for item in desired(&self.state, agent).items {
                 let deployment = &self.state.deployments[&item.deployment];
                 let scope = &self.state.scopes[&item.scope];
@@ -239,10 +240,10 @@ impl Sim {
                 if is_active && !replaced && deployment.status == Status::Finalized {
                     assert_eq!(item.state, WishedState::Running, "{item:?}");
                 }
-                sum += u32::from(item.weight.basis_points());
+                *sums.entry(item.scope).or_default() += u32::from(item.weight.basis_points());
             }
             assert!(
-                sum <= 10_000,
+                sums.values().all(|sum| *sum <= 10_000),
                 "{agent}: {:?}",
                 desired(&self.state, agent).items
             );
@@ -361,7 +362,7 @@ impl Sim {
     }
 
     /// Honest agents, time that passes, nobody who interferes: everything ends.
-    fn run_out(&mut self) {
+    pub(crate) fn run_out(&mut self) {
         self.late.clear();
         for round in 0..4_000_u64 {
             for agent in 0..AGENTS.len() {
@@ -382,7 +383,7 @@ impl Sim {
     }
 }
 
-fn scope_spec(instances: u32, port: &str) -> String {
+pub(crate) fn scope_spec(instances: u32, port: &str) -> String {
     format!(
         r#"{{"application":"shop","environment":"production","agents":"","instances_per_agent":{instances},"port":{port}}}"#
     )
