@@ -178,6 +178,8 @@ reasons! {
     HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
     /// The proxy of this host does not answer, or cannot be replaced.
     ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
+    /// What was said instead of scopes finds none.
+    NothingSelected = "1570", "NOTHING_SELECTED", FailedPrecondition, "see what there is with `tidegate scope list -o wide`, or name scopes with --scope";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

@@ -42,6 +42,7 @@ pub mod convert;
 pub mod deployments;
 pub mod gate;
 pub mod governance;
+pub mod groups;
 pub mod objects;
 pub mod paging;
 pub mod past;
@@ -50,6 +51,7 @@ pub mod releases;
 pub mod scopes;
 pub mod status;
 pub mod tokens;
+pub mod watch;
 
 use authn::Caller;
 
