@@ -79,6 +79,26 @@ fn scopes_of(names: &[String]) -> Result<Vec<Name>, Status> {
         .collect()
 }
 
+/// What a request to deploy asks for.
+///
+/// # Errors
+/// A field that cannot be read.
+pub fn command_of(message: &CreateDeploymentRequest) -> Result<CreateDeployments, Status> {
+    let strategy = match message.strategy.as_str() {
+        "" => None,
+        text => Some(convert::name("strategy", text)?),
+    };
+    Ok(CreateDeployments {
+        application: convert::name("application", &message.application)?,
+        version: convert::version("version", &message.version)?,
+        scopes: scopes_of(&message.scopes)?,
+        strategy,
+        overrides: convert::overrides(&message.overrides)?,
+        labels: convert::labels(message.labels.clone())?,
+        on_conflict: convert::on_conflict(&message.on_conflict)?,
+    })
+}
+
 /// Guardrails are asked on a copy of the state that is thrown away: they look at the deployments
 /// as they would be, and `apply` may not evaluate them.
 ///
@@ -144,19 +164,7 @@ impl Deployments for DeploymentsApi {
     ) -> Result<Response<CreateDeploymentResponse>, Status> {
         let actor = caller(&request)?.actor();
         let message = request.into_inner();
-        let strategy = match message.strategy.as_str() {
-            "" => None,
-            text => Some(convert::name("strategy", text)?),
-        };
-        let command = Command::CreateDeployments(CreateDeployments {
-            application: convert::name("application", &message.application)?,
-            version: convert::version("version", &message.version)?,
-            scopes: scopes_of(&message.scopes)?,
-            strategy,
-            overrides: convert::overrides(&message.overrides)?,
-            labels: convert::labels(message.labels)?,
-            on_conflict: convert::on_conflict(&message.on_conflict)?,
-        });
+        let command = Command::CreateDeployments(command_of(&message)?);
         let key = request_key(&message.request_id)?;
         guard(&self.0, &actor, key, &command).await?;
         let reply = self.0.propose(actor, key, command).await?;
@@ -284,7 +292,11 @@ fn summaries(context: &Context, state: &State, ids: &[DeploymentId]) -> Vec<Depl
     })
 }
 
-fn optional_name(field: &str, text: &str) -> Result<Option<Name>, Status> {
+/// A name, or none where the text is empty.
+///
+/// # Errors
+/// The field and what would be right.
+pub fn optional_name(field: &str, text: &str) -> Result<Option<Name>, Status> {
     match text {
         "" => Ok(None),
         text => convert::name(field, text).map(Some),

@@ -197,8 +197,8 @@ impl WishArgs {
 
 impl Prepared {
     /// The same for one scope without a group.
-    pub fn alone(self) -> api::CreateDeploymentRequest {
-        let request = self.request;
+    pub fn alone(&self) -> api::CreateDeploymentRequest {
+        let request = self.request.clone();
         api::CreateDeploymentRequest {
             request_id: request.request_id,
             application: request.application,
