@@ -1,7 +1,7 @@
 //! Wire messages ⇄ the core's values; the only place where they meet.
 //!
 //! This file reads inputs (names, ids, specs) and shows objects, releases, tokens and events;
-//! [`link`] is the agents' link, [`deployment`] the view of a deployment.
+//! [`link`] is the agents' link, [`deployment`] the view of a deployment, [`group`] that of a group.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,6 +25,7 @@ use tonic::Status;
 use super::status;
 
 pub mod deployment;
+pub mod group;
 pub mod link;
 
 /// A name in a field.
@@ -370,6 +371,8 @@ pub const fn change(reply: &Reply) -> pb::apply_response::Change {
         | Reply::Done
         | Reply::Named(_)
         | Reply::Deployments(_)
+        | Reply::Group { .. }
+        | Reply::GroupActed { .. }
         | Reply::Joined { .. } => pb::apply_response::Change::Unchanged,
     }
 }
@@ -383,7 +386,12 @@ pub fn apply_result(outcome: &Outcome) -> pb::ApplyResult {
             change: change(reply).into(),
             revision: match reply {
                 Reply::Object { revision, .. } => *revision,
-                Reply::Done | Reply::Named(_) | Reply::Deployments(_) | Reply::Joined { .. } => 0,
+                Reply::Done
+                | Reply::Named(_)
+                | Reply::Deployments(_)
+                | Reply::Group { .. }
+                | Reply::GroupActed { .. }
+                | Reply::Joined { .. } => 0,
             },
         }),
         Err(rejection) => Result::Refusal(Refusal {
