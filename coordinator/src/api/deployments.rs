@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::relay::{self, ask_leader};
-use super::watch::{self, Watched};
+use super::watching::{self, Watched};
 use super::{Context, caller, convert, expected, past, request_key, status};
 use crate::replica::View;
 
@@ -229,7 +229,7 @@ impl Deployments for DeploymentsApi {
         // A short id may mean another one later.
         message.id = id.to_string();
         let interval = message.interval_ms;
-        let stream = watch::open(&self.0, caller, message, interval, WatchedDeployment(id));
+        let stream = watching::open(&self.0, caller, message, interval, WatchedDeployment(id));
         Ok(Response::new(stream))
     }
 

@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 
 use super::deployments::{guard, optional_name};
 use super::relay::{self, ask_leader};
-use super::watch::{self, Watched};
+use super::watching::{self, Watched};
 use super::{Context, caller, convert, expected, paging, request_key, status};
 use crate::replica::View;
 
@@ -133,6 +133,8 @@ pub fn wanted(
     let application = convert::name("application", &message.application)?;
     let version = convert::version("version", &message.version)?;
     let rollout = convert::group::rollout(&message.rollout)?;
+    let overrides = convert::overrides(&message.overrides)?;
+    convert::group::check_strategy("overrides", &overrides)?;
     let target = Target {
         application: &application,
         version: &version,
@@ -146,7 +148,7 @@ pub fn wanted(
         deployments: CreateDeployments {
             scopes: selected.scopes,
             strategy: optional_name("strategy", &message.strategy)?,
-            overrides: convert::overrides(&message.overrides)?,
+            overrides,
             labels: convert::labels(message.labels.clone())?,
             on_conflict: convert::on_conflict(&message.on_conflict)?,
             application,
@@ -316,7 +318,7 @@ impl Groups for GroupsApi {
         // A name or short id may mean another one later.
         message.id = id.to_string();
         let interval = message.interval_ms;
-        let stream = watch::open(&self.0, caller, message, interval, WatchedGroup(id));
+        let stream = watching::open(&self.0, caller, message, interval, WatchedGroup(id));
         Ok(Response::new(stream))
     }
 
@@ -416,7 +418,11 @@ impl Groups for GroupsApi {
             .group(id)
             .map_err(|rejection| status::from_rejection(&rejection))?;
         let look = |picture: convert::deployment::Picture<'_>| picture.group_explanation(found);
-        Ok(Response::new(self.0.live.picture(&self.0, &view.state, look)))
+        Ok(Response::new(self.0.live.picture(
+            &self.0,
+            &view.state,
+            look,
+        )))
     }
 }
 

@@ -51,7 +51,7 @@ pub mod releases;
 pub mod scopes;
 pub mod status;
 pub mod tokens;
-pub mod watch;
+pub mod watching;
 
 use authn::Caller;
 

@@ -249,9 +249,9 @@ fn wave_of(text: &str) -> Result<Value> {
         Failure::usage(format!("--wave {text}: {message}"))
             .hint("for example --wave canary=1:10m --wave eu='scope.dimensions.region == \"eu\"' --wave half=50%:1h; who is in no wave comes last")
     };
-    let (name, rest) = text
-        .split_once('=')
-        .ok_or_else(|| wrong("want NAME=COUNT, NAME=PERCENT% or NAME=CEL, each with :BAKE or not"))?;
+    let (name, rest) = text.split_once('=').ok_or_else(|| {
+        wrong("want NAME=COUNT, NAME=PERCENT% or NAME=CEL, each with :BAKE or not")
+    })?;
     // A colon may be part of the condition.
     let (take, bake) = match rest.rsplit_once(':') {
         Some((take, bake)) if bake.trim().parse::<Span>().is_ok() => (take, Some(bake.trim())),
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(linear["kind"], "linear");
         assert_eq!(linear["interval"], "1m");
         assert_eq!(linear["order"], "name");
-        assert_eq!(linear["budget"]["max_failures"], 1);
+        assert_eq!(linear["budget"]["max_failures"], "1");
         assert_eq!(linear["pinned"]["first"][0], "web-canary");
         let waves = read(&RolloutArgs {
             waves: [
@@ -345,7 +345,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(rollout["interval"], "5m");
-        assert_eq!(rollout["budget"]["max_failures"], 0);
+        assert_eq!(rollout["budget"]["max_failures"], "0");
         assert_eq!(rollout["budget"]["on_breach"], "rollback");
     }
 

@@ -346,7 +346,11 @@ mod tests {
 
     #[test]
     fn a_long_wait_says_ten_times_that_it_goes_on() {
-        let mut view = View::<tidegate_proto::control::v1::Deployment>::new(Output::plain(Format::Table), false, Span::from_secs(100));
+        let mut view = View::<tidegate_proto::control::v1::Deployment>::new(
+            Output::plain(Format::Table),
+            false,
+            Span::from_secs(100),
+        );
         assert!(!view.beat());
         let now = view.began;
         view.began = now.checked_sub(Duration::from_secs(35)).unwrap();
@@ -354,7 +358,11 @@ mod tests {
         assert!(!view.beat(), "three parts are over, which is one remark");
         view.began = now.checked_sub(Duration::from_secs(41)).unwrap();
         assert!(view.beat());
-        let mut endless = View::<tidegate_proto::control::v1::Deployment>::new(Output::plain(Format::Table), false, Span::ZERO);
+        let mut endless = View::<tidegate_proto::control::v1::Deployment>::new(
+            Output::plain(Format::Table),
+            false,
+            Span::ZERO,
+        );
         assert!(!endless.beat());
     }
 }

@@ -69,7 +69,9 @@ impl<T> Part<T> {
     /// `file:line:column: field`; where the field is absent, of its nearest parent.
     pub fn place(&self, field: &str) -> String {
         let tree = self.tree.as_ref();
-        let (line, column) = tree.and_then(|tree| tree.position_of(field)).unwrap_or((1, 1));
+        let (line, column) = tree
+            .and_then(|tree| tree.position_of(field))
+            .unwrap_or((1, 1));
         format!("{}:{line}:{column}: {field}", self.path.display())
     }
 }

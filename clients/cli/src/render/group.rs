@@ -276,10 +276,7 @@ fn budget(output: Output, group: &api::Group) -> String {
             budget.executed
         ),
     };
-    let line = format!(
-        "{} failed, {} may{from}",
-        budget.failures, budget.allowed
-    );
+    let line = format!("{} failed, {} may{from}", budget.failures, budget.allowed);
     if budget.exceeded {
         let then = match budget.on_breach.as_str() {
             "rollback" => "the group is rolled back",
@@ -300,7 +297,9 @@ fn waves(output: Output, group: &api::Group, now: u64) -> String {
             WaveState::ToCome | WaveState::Unspecified => ("·", Tone::Faint),
         };
         let bake = match (wave.state(), wave.bake_ms) {
-            (WaveState::Baking, _) => format!(", bakes until {}", time::instant(wave.until_ms, now)),
+            (WaveState::Baking, _) => {
+                format!(", bakes until {}", time::instant(wave.until_ms, now))
+            }
             (WaveState::Done, _) | (_, 0) => String::new(),
             (_, bake) => format!(", then bake {}", time::rough(bake)),
         };
@@ -558,7 +557,12 @@ pub mod tests {
             members: vec![
                 member(0, "web-eu", MemberStatus::Finalized, ""),
                 member(1, "web-us", MemberStatus::Running, "the hold of step 2"),
-                member(2, "web-zz", MemberStatus::Pending, "no_agents: none matches"),
+                member(
+                    2,
+                    "web-zz",
+                    MemberStatus::Pending,
+                    "no_agents: none matches",
+                ),
             ],
             why: "member web-us is RUNNING: the hold of step 2".to_owned(),
             ..api::Group::default()
@@ -596,7 +600,9 @@ pub mod tests {
                 "",
             ));
         }
-        group.members.push(member(60, "web-late", MemberStatus::Failed, "boom"));
+        group
+            .members
+            .push(member(60, "web-late", MemberStatus::Failed, "boom"));
         let text = members(Output::plain(Format::Table), &group, 4, false);
         for scope in ["web-us", "web-zz", "web-late", "… and 57 more"] {
             assert!(text.contains(scope), "{text}");
@@ -639,7 +645,9 @@ pub mod tests {
     fn rollouts_read_as_a_line() {
         assert_eq!(rollout_line(""), "all_at_once");
         assert_eq!(
-            rollout_line(r#"{"kind":"linear","interval":"1m","order":{"label":"zone"},"gate":"none"}"#),
+            rollout_line(
+                r#"{"kind":"linear","interval":"1m","order":{"label":"zone"},"gate":"none"}"#
+            ),
             "linear, one every 1m, in order of label zone"
         );
         assert_eq!(

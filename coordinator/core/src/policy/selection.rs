@@ -108,10 +108,16 @@ impl Selection {
                     .iter()
                     .map(|(name, why)| format!("\"{name}\": {why}"))
                     .collect();
-                format!("every scope that it is about is left out: {}", names.join("; "))
+                format!(
+                    "every scope that it is about is left out: {}",
+                    names.join("; ")
+                )
             }
         };
-        Rejection::new(Reason::NothingSelected, format!("nothing is selected: {why}"))
+        Rejection::new(
+            Reason::NothingSelected,
+            format!("nothing is selected: {why}"),
+        )
     }
 }
 
@@ -182,15 +188,28 @@ mod tests {
         let both = find(Some("scope.name != \"web\""), Some("production")).unwrap();
         assert_eq!(both.scopes, [name("eu")]);
         assert_eq!(find(Some("true"), None).unwrap().scopes.len(), 3);
-        let mine = find(Some("user.name == \"ann\" && environment.name == \"staging\""), None);
+        let mine = find(
+            Some("user.name == \"ann\" && environment.name == \"staging\""),
+            None,
+        );
         assert_eq!(mine.unwrap().scopes, [name("try")]);
     }
 
     #[test]
     fn who_selects_nothing_or_nonsense_hears_why() {
         for (selector, environment, reason, part) in [
-            (Some("scope.nam == 1"), None, Reason::InvalidField, "scope has no \"nam\""),
-            (Some("scope.name =="), None, Reason::InvalidField, "at character"),
+            (
+                Some("scope.nam == 1"),
+                None,
+                Reason::InvalidField,
+                "scope has no \"nam\"",
+            ),
+            (
+                Some("scope.name =="),
+                None,
+                Reason::InvalidField,
+                "at character",
+            ),
             (
                 Some("scope.name == \"x\""),
                 None,
@@ -209,7 +228,12 @@ mod tests {
                 Reason::NothingSelected,
                 "has no scope in environment \"empty\"",
             ),
-            (None, Some("prod"), Reason::NotFound, "there is no environment \"prod\""),
+            (
+                None,
+                Some("prod"),
+                Reason::NotFound,
+                "there is no environment \"prod\"",
+            ),
         ] {
             let refused = find(selector, environment).unwrap_err();
             assert_eq!(refused.reason, reason, "{refused}");

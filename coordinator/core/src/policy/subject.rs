@@ -57,7 +57,14 @@ pub fn facts(state: &State, deployment: &Deployment, now: Timestamp) -> Facts {
 /// The same before the deployment is there.
 pub fn origin_facts(state: &State, origin: &Origin, user: Option<&Name>, now: Timestamp) -> Facts {
     let place = (&origin.scope, &origin.scope_spec);
-    known(state, &origin.application, &origin.version, place, user, now)
+    known(
+        state,
+        &origin.application,
+        &origin.version,
+        place,
+        user,
+        now,
+    )
 }
 
 /// The same of a release that might go to a scope.

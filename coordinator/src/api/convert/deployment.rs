@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use tidegate_coordinator_core::State;
 use tidegate_coordinator_core::command::Actor;
 use tidegate_coordinator_core::deployment::phase;
-use tidegate_coordinator_core::explain::{
-    Gate, ParticipantView, StepState, StepView, explain,
-};
+use tidegate_coordinator_core::explain::{Gate, ParticipantView, StepState, StepView, explain};
 use tidegate_coordinator_core::observed::{Observed, healthy, place_in};
 use tidegate_coordinator_core::state::{
     Decision, Deployment, InstanceCause, LinkKind, Source, Status,

@@ -11,7 +11,7 @@ use tidegate_coordinator_core::state::{
 };
 use tidegate_proto::control::v1 as pb;
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::{FieldErrors, RolloutSpec};
+use tidegate_shared::spec::{FieldErrors, RolloutSpec, StrategySpec};
 use tidegate_shared::time::Timestamp;
 use tonic::Status;
 
@@ -28,21 +28,41 @@ pub fn rollout(json: &str) -> Result<Option<RolloutSpec>, Status> {
     }
     let spec: RolloutSpec = serde_json::from_str(json)
         .map_err(|error| status::wrong_field("rollout", error.to_string()))?;
-    let mut errors = FieldErrors::default();
-    errors.nest("rollout", spec.validate());
-    for (index, wave) in spec.waves.iter().enumerate() {
-        let text = wave.selector.as_deref().unwrap_or_default();
-        if let Err(mistake) = Expression::compile(text, Subject::Deployment) {
-            errors.add(
-                format!("rollout.waves[{index}].selector"),
-                mistake.to_string(),
-            );
-        }
-    }
-    match errors.into_result() {
+    let mut errors = spec.validate();
+    errors.0.extend(conditions(&spec).0);
+    let mut placed = FieldErrors::default();
+    placed.nest("rollout", errors);
+    match placed.into_result() {
         Ok(()) => Ok(Some(spec)),
         Err(errors) => Err(status::wrong_fields("group", errors)),
     }
+}
+
+/// What is wrong with the conditions of a rollout's waves; the log takes them as they are.
+#[must_use]
+pub fn conditions(spec: &RolloutSpec) -> FieldErrors {
+    let mut errors = FieldErrors::default();
+    for (index, wave) in spec.waves.iter().enumerate() {
+        let text = wave.selector.as_deref().unwrap_or_default();
+        if let Err(mistake) = Expression::compile(text, Subject::Deployment) {
+            errors.add(format!("waves[{index}].selector"), mistake.to_string());
+        }
+    }
+    errors
+}
+
+/// The same of a strategy's rollout, if it has one.
+///
+/// # Errors
+/// Every wrong field, as `rollout.waves[1].selector`.
+pub fn check_strategy(what: &str, strategy: &StrategySpec) -> Result<(), Status> {
+    let mut errors = FieldErrors::default();
+    if let Some(rollout) = &strategy.rollout {
+        errors.nest("rollout", conditions(rollout));
+    }
+    errors
+        .into_result()
+        .map_err(|errors| status::wrong_fields(what, errors))
 }
 
 /// The word of a status on the wire.
@@ -112,9 +132,9 @@ impl Picture<'_> {
             application: group.application.to_string(),
             version: group.version.to_string(),
             status: group_status(seen.status).into(),
-            outcome: seen
-                .outcome
-                .map_or_else(String::new, |outcome| GroupOutcome::as_str(outcome).to_owned()),
+            outcome: seen.outcome.map_or_else(String::new, |outcome| {
+                GroupOutcome::as_str(outcome).to_owned()
+            }),
             reason: given.map_or_else(String::new, |given| given.reason.clone()),
             message: closed.map_or_else(String::new, |closed| closed.message.clone()),
             ended_at_ms: closed.map_or(0, |closed| closed.at.millis()),
@@ -180,9 +200,11 @@ impl Picture<'_> {
             short_id: seen.deployment.short().to_string(),
             status: member_status(seen.status).into(),
             position: u32::try_from(position).unwrap_or(u32::MAX),
-            wave: member.and_then(|m| m.wave).map_or_else(String::new, |wave| {
-                wave_name(group.waves.get(wave as usize).map_or("", |w| &w.name))
-            }),
+            wave: member
+                .and_then(|m| m.wave)
+                .map_or_else(String::new, |wave| {
+                    wave_name(group.waves.get(wave as usize).map_or("", |w| &w.name))
+                }),
             wave_number: member.and_then(|m| m.wave).map_or(0, |wave| wave + 1),
             due_ms: seen.due.map_or(0, Timestamp::millis),
             why: why(seen, record, explained.as_ref()),
@@ -220,9 +242,8 @@ impl Picture<'_> {
             let mut closed = told.gates.into_iter();
             let first = closed.find(|gate| gate.answer != GateAnswer::Allowed);
             let others = first.iter().cloned().chain(closed);
-            let mut rollouts = others.filter(|gate| {
-                gate.kind == ROLLOUT_GATE && gate.answer != GateAnswer::Allowed
-            });
+            let mut rollouts = others
+                .filter(|gate| gate.kind == ROLLOUT_GATE && gate.answer != GateAnswer::Allowed);
             if own.is_none() {
                 own = rollouts.next();
             }
