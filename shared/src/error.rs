@@ -178,6 +178,14 @@ reasons! {
     HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
     /// The proxy of this host does not answer, or cannot be replaced.
     ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
+    /// Several objects of a set were refused.
+    RefusedInPart = "1600", "REFUSED_IN_PART", FailedPrecondition, "correct what is named and apply again: what is done stays unchanged";
+    /// The command was interrupted before everything was done.
+    Interrupted = "1601", "INTERRUPTED", Unavailable, "run it again: what is done stays unchanged";
+    /// Something would be deleted and nobody agreed.
+    NotConfirmed = "1602", "NOT_CONFIRMED", FailedPrecondition, "look at it with --dry-run, then say --yes";
+    /// Files are in the way of those that would be written.
+    FilesInTheWay = "1603", "FILES_IN_THE_WAY", AlreadyExists, "choose another folder, or say --force to write over them";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

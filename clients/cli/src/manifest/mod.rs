@@ -5,6 +5,7 @@
 
 mod documents;
 mod locate;
+pub mod meaning;
 pub mod run;
 pub mod value;
 
@@ -49,6 +50,20 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// An object as the cluster has it.
+    pub fn of_cluster(kind: Kind, name: String, labels: Labels, spec: ObjectSpec) -> Self {
+        Self {
+            kind,
+            name,
+            labels,
+            spec,
+            secret: None,
+            place: "the cluster".to_owned(),
+            path: PathBuf::new(),
+            text: String::new(),
+        }
+    }
+
     /// Where a field of its spec stands, as `file:line:column: spec.field`; where the field is
     /// absent, its nearest parent's place.
     pub fn locate(&self, field: &str) -> Option<String> {
