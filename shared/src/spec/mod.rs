@@ -11,6 +11,8 @@ mod parameter;
 mod policy;
 mod release;
 mod run;
+#[cfg(feature = "schema")]
+pub mod schema;
 mod scope;
 mod scope_traffic;
 mod source;

@@ -171,9 +171,7 @@ impl Report {
         } = parcel.object;
         let verdict = match verdict {
             // What it refers to would be there by now.
-            Verdict::Refused(failure)
-                if self.dry_run && refers_to(&failure, &self.created) =>
-            {
+            Verdict::Refused(failure) if self.dry_run && refers_to(&failure, &self.created) => {
                 Verdict::Applied {
                     change: Change::Created,
                     revision: 0,

@@ -125,8 +125,7 @@ impl Present {
     }
 
     fn differs(&self, wanted: &Wanted) -> Result<Option<Differing>> {
-        let internal =
-            |error: serde_json::Error| Failure::new(Reason::Internal, error.to_string());
+        let internal = |error: serde_json::Error| Failure::new(Reason::Internal, error.to_string());
         let mut fields: Vec<Difference> = match self.get(wanted) {
             Some(present) => {
                 let found = meaning::differences(side(present), side(wanted)).map_err(internal)?;
@@ -142,9 +141,7 @@ impl Present {
                 labels.into_iter().chain([spec]).collect()
             }
         };
-        let is_secret = |object: &Wanted| {
-            matches!(&object.spec, ObjectSpec::Parameter(p) if p.kind == ParameterKind::Secret)
-        };
+        let is_secret = |object: &Wanted| matches!(&object.spec, ObjectSpec::Parameter(p) if p.kind == ParameterKind::Secret);
         if is_secret(wanted) || self.get(wanted).is_some_and(is_secret) {
             fields.iter_mut().for_each(withhold);
         }
@@ -371,11 +368,15 @@ mod tests {
 
     #[test]
     fn what_differs_is_told_field_by_field() {
-        let old = r#"{"application": "web", "environment": "prod", "port": 80, "agents": "role=web"}"#;
+        let old =
+            r#"{"application": "web", "environment": "prod", "port": 80, "agents": "role=web"}"#;
         let present = wanted(Kind::Scope, "web", old);
         let new = old.replace("80,", "81, \"sticky\": {\"cookie\": \"a\"},");
         assert_eq!(
-            text(std::slice::from_ref(&present), &wanted(Kind::Scope, "web", &new)),
+            text(
+                std::slice::from_ref(&present),
+                &wanted(Kind::Scope, "web", &new)
+            ),
             "scope \"web\" would be changed (the cluster)\n  ~ spec.port: 80 → 81\n  + spec.sticky.cookie: a\n"
         );
         assert_eq!(text(std::slice::from_ref(&present), &present), "");

@@ -77,7 +77,9 @@ impl InitArgs {
 
     fn refuse_what_is_there(&self, files: &[(String, String)]) -> Result<()> {
         let paths = files.iter().map(|(name, _)| self.folder.join(name));
-        let there: Vec<PathBuf> = paths.filter(|path| path.symlink_metadata().is_ok()).collect();
+        let there: Vec<PathBuf> = paths
+            .filter(|path| path.symlink_metadata().is_ok())
+            .collect();
         if there.is_empty() {
             return Ok(());
         }

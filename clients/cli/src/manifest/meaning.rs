@@ -194,7 +194,10 @@ fn remove(value: &mut Value, path: &[Part]) -> bool {
 /// The value at a path such as `traffic.steps[2].percent`.
 fn at(value: &Value, path: &str) -> Option<Value> {
     let mut here = value;
-    for part in path.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+    for part in path
+        .split(['.', '['])
+        .map(|part| part.trim_end_matches(']'))
+    {
         here = match here {
             Value::Array(items) => items.get(part.parse::<usize>().ok()?)?,
             other => other.get(part)?,
@@ -206,7 +209,9 @@ fn at(value: &Value, path: &str) -> Option<Value> {
 fn compare(path: &str, old: Option<Value>, new: Option<Value>, found: &mut Vec<Difference>) {
     match (old, new) {
         (old, new) if old == new => {}
-        (Some(Value::Object(old)), Some(Value::Object(new))) => compare_fields(path, old, new, found),
+        (Some(Value::Object(old)), Some(Value::Object(new))) => {
+            compare_fields(path, old, new, found)
+        }
         (Some(Value::Array(old)), Some(Value::Array(new))) => {
             let (mut old, mut new) = (old.into_iter(), new.into_iter());
             for position in 0.. {
@@ -312,7 +317,8 @@ mod tests {
 
     #[test]
     fn a_withheld_secret_means_as_it_is() {
-        let shown = r#"{"variable": "A", "kind": "secret", "value": "(secret)", "target": {"scope": "s"}}"#;
+        let shown =
+            r#"{"variable": "A", "kind": "secret", "value": "(secret)", "target": {"scope": "s"}}"#;
         let bare = r#"{"variable": "A", "kind": "secret", "target": {"scope": "s"}}"#;
         assert_eq!(told(Kind::Parameter, shown, bare), [""; 0]);
     }

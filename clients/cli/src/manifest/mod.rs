@@ -9,6 +9,8 @@ pub mod meaning;
 pub mod run;
 pub mod value;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -129,16 +131,20 @@ fn told(mut mistakes: Vec<String>) -> Failure {
 
 /// Two documents that describe the same object.
 fn twins(wanted: &[Wanted]) -> Vec<String> {
+    let mut first: BTreeMap<(Kind, &str), &Wanted> = BTreeMap::new();
     let mut found = Vec::new();
-    for (position, object) in wanted.iter().enumerate() {
-        let first = wanted[..position]
-            .iter()
-            .find(|other| other.kind == object.kind && other.name == object.name);
-        if let Some(first) = first {
-            found.push(format!(
+    for object in wanted {
+        match first.entry((object.kind, object.name.as_str())) {
+            Entry::Vacant(free) => {
+                free.insert(object);
+            }
+            Entry::Occupied(taken) => found.push(format!(
                 "{}:1: name: {} \"{}\" is described already at {}",
-                object.place, object.kind, object.name, first.place
-            ));
+                object.place,
+                object.kind,
+                object.name,
+                taken.get().place
+            )),
         }
     }
     found
