@@ -12,6 +12,7 @@ use tidegate_coordinator_core::group::open_time::Openings;
 use tidegate_coordinator_core::group::schedule::{Pace, schedule};
 use tidegate_coordinator_core::plan::{GateAnswer, plan};
 use tidegate_coordinator_core::policy::check::check;
+use tidegate_coordinator_core::policy::guardrail;
 use tidegate_coordinator_core::policy::window::Window;
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, Status};
 use tidegate_coordinator_core::{
@@ -217,10 +218,17 @@ impl Story {
             labels: Labels::new(),
             on_conflict: OnConflict::Fail,
         });
+        // As the coordinators' front does: guardrails are asked of what would be made.
+        let before = self.state.clone();
         let reply = self.ask(user, command).map_err(|r| r.to_string())?;
         let Reply::Deployments(made) = reply else {
             panic!("{reply:?}");
         };
+        let deployment = &self.state.deployments[&made[0]];
+        if let Err(refusal) = guardrail::check_all(&self.state, deployment, self.now) {
+            self.state = before;
+            return Err(refusal.to_string());
+        }
         self.settle();
         Ok(made[0])
     }
@@ -339,7 +347,7 @@ fn fast_staging_asks_nobody_and_ends_in_two_minutes() {
     let mut story = Story::new("fast-staging.yaml", MONDAY);
     let id = story.deploy("ann", "1.0.0", "shop-staging", "{}").unwrap();
     assert_eq!(story.status(id), Status::Pending);
-    assert_eq!(story.gate(id, "approval").map(|gate| gate.0), None);
+    assert_eq!(story.gate(id, "approval").unwrap().0, GateAnswer::Allowed);
     let (_, policy) = policies("fast-staging.yaml").remove(0);
     assert_eq!(due(&policy, 4), [0, 30, 60, 90]);
     assert!(due(&policy, 1_000).iter().all(|due| *due < 120));

@@ -20,7 +20,7 @@ use crate::id::Name;
 use crate::selector::LabelSelector;
 use crate::time::Span;
 
-/// A share as people write it: `25`, `12.5` or `12.5%`.
+/// A share in percent as people write it: `25` or `12.5`.
 pub struct Percent;
 
 /// Types whose text is read by code of ours.
@@ -53,7 +53,7 @@ described! {
         "description": "A share in percent, with at most two decimals",
         "anyOf": [
             {"type": "number", "minimum": 0, "maximum": 100},
-            {"type": "string", "pattern": "^[0-9]{1,3}(\\.[0-9]{1,2})?%?$"}
+            {"type": "string", "pattern": "^[0-9]{1,3}(\\.[0-9]{1,2})?$"}
         ]
     };
     Decimal, "Decimal": {
