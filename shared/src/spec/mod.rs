@@ -14,6 +14,8 @@ mod policy;
 mod release;
 mod rollout;
 mod run;
+#[cfg(feature = "schema")]
+pub mod schema;
 mod scope;
 mod scope_traffic;
 mod source;

@@ -169,6 +169,7 @@ impl Hooks {
 /// What an instance may use. A limit that a host cannot enforce keeps the instance from starting
 /// there, with that reason.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Bytes of memory, as `512MiB`, `2GiB` or a plain number; 4 MiB to 1 PiB.

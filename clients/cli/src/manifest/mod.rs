@@ -5,11 +5,14 @@
 
 mod documents;
 mod locate;
+pub mod meaning;
 pub mod part;
 pub mod rollout;
 pub mod run;
 pub mod value;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -51,6 +54,20 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// An object as the cluster has it.
+    pub fn of_cluster(kind: Kind, name: String, labels: Labels, spec: ObjectSpec) -> Self {
+        Self {
+            kind,
+            name,
+            labels,
+            spec,
+            secret: None,
+            place: "the cluster".to_owned(),
+            path: PathBuf::new(),
+            text: String::new(),
+        }
+    }
+
     /// Where a field of its spec stands, as `file:line:column: spec.field`; where the field is
     /// absent, its nearest parent's place.
     pub fn locate(&self, field: &str) -> Option<String> {
@@ -116,16 +133,20 @@ fn told(mut mistakes: Vec<String>) -> Failure {
 
 /// Two documents that describe the same object.
 fn twins(wanted: &[Wanted]) -> Vec<String> {
+    let mut first: BTreeMap<(Kind, &str), &Wanted> = BTreeMap::new();
     let mut found = Vec::new();
-    for (position, object) in wanted.iter().enumerate() {
-        let first = wanted[..position]
-            .iter()
-            .find(|other| other.kind == object.kind && other.name == object.name);
-        if let Some(first) = first {
-            found.push(format!(
+    for object in wanted {
+        match first.entry((object.kind, object.name.as_str())) {
+            Entry::Vacant(free) => {
+                free.insert(object);
+            }
+            Entry::Occupied(taken) => found.push(format!(
                 "{}:1: name: {} \"{}\" is described already at {}",
-                object.place, object.kind, object.name, first.place
-            ));
+                object.place,
+                object.kind,
+                object.name,
+                taken.get().place
+            )),
         }
     }
     found
