@@ -12,8 +12,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use super::{
-    ApplicationSpec, Approver, Approvers, BatchSize, Bytes, Cores, EnvironmentSpec, FileMode, Hold,
-    Kind, MaxLost, Metric, ParameterSpec, PolicySpec, Port, ScopeSpec, StrategySpec,
+    Amount, ApplicationSpec, Approver, Approvers, AutoDeploy, BatchSize, Bytes, Cores, EnvironmentSpec, FileMode, Hold,
+    Kind, MaxLost, Metric, ParameterSpec, PolicySpec, Port, ScopeSpec, StrategySpec, When,
 };
 use crate::decimal::Decimal;
 use crate::id::Name;
@@ -107,10 +107,24 @@ described! {
             {"type": "string", "pattern": "^(default|[0-9]+(\\.[0-9]{1,2})?%?)$"}
         ]
     };
+    Amount, "Amount": {
+        "description": "A count such as 1, or a share such as 10%",
+        "anyOf": [
+            {"type": "integer", "minimum": 0},
+            {"type": "string", "pattern": "^[0-9]+(\\.[0-9]{1,2})?%?$"}
+        ]
+    };
     Hold, "Hold": {
         "description": "A length of time such as 60s, or manual: until a person promotes",
         "type": "string",
         "pattern": "^(manual|0|([0-9]+(ms|sec|s|min|m|h|d))+)$"
+    };
+    When, "When": {
+        "description": "before_traffic, every_step, last, or the number of a step from 1",
+        "anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": 10_000},
+            {"type": "string", "pattern": "^(before_traffic|every_step|last|[0-9]{1,5})$"}
+        ]
     };
     Approver, "Approver": {
         "description": "Somebody whose decisions count",
@@ -129,6 +143,28 @@ impl JsonSchema for Approvers {
         json_schema!({
             "description": "role:approver, team:NAME or user:NAME, or a list of them",
             "anyOf": [one, {"type": "array", "items": one, "maxItems": 100}]
+        })
+    }
+}
+
+impl JsonSchema for AutoDeploy {
+    fn schema_name() -> Cow<'static, str> {
+        "AutoDeploy".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let name = generator.subschema_for::<Name>();
+        json_schema!({
+            "description": "CEL over release, true for every release, or {when, strategy}",
+            "anyOf": [
+                {"type": ["string", "boolean"]},
+                {
+                    "type": "object",
+                    "required": ["when"],
+                    "additionalProperties": false,
+                    "properties": {"when": {"type": "string"}, "strategy": name}
+                }
+            ]
         })
     }
 }
@@ -171,12 +207,9 @@ pub fn manifest() -> Value {
     let words = Kind::ALL.map(Kind::as_str);
     let mut definitions = generator.take_definitions(true);
     definitions.values_mut().for_each(plain);
-    also(
-        &mut definitions,
-        "GradualRolloutRule",
-        "interval",
-        "time_scale_interval",
-    );
+    for rule in ["GradualRolloutRule", "RolloutSpec"] {
+        also(&mut definitions, rule, "interval", "time_scale_interval");
+    }
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Manifest of Tidegate",
