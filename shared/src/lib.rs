@@ -15,6 +15,7 @@ pub mod id;
 pub mod secret;
 pub mod selector;
 pub mod spec;
+mod text;
 pub mod time;
 pub mod token;
 pub mod verdict;

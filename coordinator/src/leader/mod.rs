@@ -27,6 +27,8 @@ pub mod planner;
 #[derive(Default)]
 struct Seen {
     observed: Option<Observed>,
+    /// Agents of which anything was learnt since the planner's last look.
+    heard: BTreeSet<Name>,
     next_wakeup: Option<Timestamp>,
     certificates: BTreeMap<Name, Timestamp>,
 }
@@ -49,7 +51,12 @@ impl Live {
             return false;
         };
         let mut seen = self.lock();
-        let Some(observed) = &mut seen.observed else {
+        let Seen {
+            observed: Some(observed),
+            heard,
+            ..
+        } = &mut *seen
+        else {
             return false;
         };
         for agent in &batch.closed {
@@ -58,10 +65,15 @@ impl Live {
         let view = context.query.stale();
         for (agent, mut report) in batch.reports {
             keep_own(&view.state, &agent, &mut report);
+            heard.insert(agent.clone());
             observed.absorb(&agent, coordinator, report, now);
         }
         if let Some(connected) = &batch.connected {
             for agent in connected.keys() {
+                // That one lives on tells nothing new, unless it was taken for lost.
+                if observed.is_lost(agent, now) {
+                    heard.insert(agent.clone());
+                }
                 observed.heartbeat(agent, coordinator, now);
             }
             let gone: Vec<Name> = observed
@@ -127,8 +139,14 @@ impl Live {
         *self.lock() = Seen::default();
     }
 
-    fn with_observed<R>(&self, look: impl FnOnce(&mut Observed) -> R) -> Option<R> {
-        self.lock().observed.as_mut().map(look)
+    /// Looks at what is seen, with the agents of which anything was learnt since the last time; none
+    /// where this node does not lead.
+    fn look<R>(&self, look: impl FnOnce(&Observed, &BTreeSet<Name>) -> R) -> Option<R> {
+        let mut seen = self.lock();
+        let heard = std::mem::take(&mut seen.heard);
+        seen.observed
+            .as_ref()
+            .map(|observed| look(observed, &heard))
     }
 
     /// Drops what nobody will ask for.

@@ -14,7 +14,7 @@ use tidegate_coordinator_core::command::{
     OnConflict, PutObject, RollbackScope, ScopeName, SetReleaseStatus, StopScope, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
-use tidegate_coordinator_core::plan::plan;
+use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
 use tidegate_coordinator_core::{Actor, Command, Entry, Item, Observed, Outcome, RequestKey};
 use tidegate_shared::assignment::{Facts, PermanentErrorKind};
@@ -65,6 +65,9 @@ pub struct World {
     trace: Trace,
     guard: invariants::Guard,
     planner_wakes: Option<Timestamp>,
+    /// What a leader remembers between its looks, with the agents that it heard since.
+    agenda: Agenda,
+    heard: BTreeSet<Name>,
 }
 
 impl World {
@@ -85,6 +88,8 @@ impl World {
             trace: Trace::new(BEGIN),
             guard: invariants::Guard::default(),
             planner_wakes: None,
+            agenda: Agenda::default(),
+            heard: BTreeSet::new(),
         };
         let first = world.found().and_then(|()| {
             world.object("application", &name("shop")?, "{}")?;
@@ -489,6 +494,7 @@ impl World {
             Fault::Leader => {
                 self.observed = Observed::new(now);
                 self.planner_wakes = None;
+                self.agenda = Agenda::default();
             }
             Fault::Vanish(nth, on) => {
                 let id = self.id(*nth)?;
@@ -644,6 +650,7 @@ impl World {
             if host.connected
                 && let Some(report) = host.model.report()
             {
+                self.heard.insert(name.clone());
                 self.observed.absorb(name, &coordinator, report, self.now);
             }
             let places = host
@@ -675,6 +682,7 @@ impl World {
     fn plan(&mut self) -> Result<bool, String> {
         let planned = plan(&self.state, &self.observed, self.now);
         self.planner_wakes = planned.next_wakeup;
+        self.look(&planned)?;
         let some = !planned.commands.is_empty();
         for item in planned.commands {
             let text = format!("{:?}", item.command);
@@ -689,6 +697,26 @@ impl World {
             }
         }
         Ok(some)
+    }
+
+    /// The leader's memory comes to the same as a look at everything.
+    fn look(&mut self, planned: &Plan) -> Result<(), String> {
+        let heard = std::mem::take(&mut self.heard);
+        self.agenda
+            .look(&self.state, &self.observed, &heard, self.now);
+        let due: Vec<_> = self.agenda.due().map(|item| item.request).collect();
+        let all: Vec<_> = planned.commands.iter().map(|item| item.request).collect();
+        let wake = self.agenda.next_wakeup();
+        let late = planned
+            .next_wakeup
+            .is_some_and(|at| wake.is_none_or(|wake| wake > at));
+        if due == all && !late {
+            return Ok(());
+        }
+        let known: Vec<_> = self.agenda.due().collect();
+        Err(format!(
+            "the agenda knows of {known:?} until {wake:?}, and due is {planned:?}"
+        ))
     }
 }
 

@@ -5,7 +5,10 @@ mod check;
 mod cluster;
 mod deployment;
 mod governance;
+mod indexed;
 mod scope;
+mod table;
+mod terms;
 
 pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
@@ -16,7 +19,10 @@ pub use deployment::{
     Verdicts,
 };
 pub use governance::{Finished, Freeze, Skip, Started, Track};
+pub use indexed::{Indexed, Listed};
 pub use scope::{Scope, ScopeStatus};
+pub use table::{Lean, Table};
+pub use terms::{Label, Place, PlaceTerm, ScopeTerm, TargetTerm};
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
@@ -30,9 +36,6 @@ use tidegate_shared::time::Timestamp;
 
 use crate::command::{Actor, RequestKey};
 use crate::event::Event;
-
-/// An ordered table; a clone shares everything.
-pub type Table<K, V> = imbl::OrdMap<K, V>;
 
 /// Everything that is replicated. Equal on every node at an equal index.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -53,33 +56,33 @@ pub struct State {
     /// By name.
     pub policies: Table<Name, Object<PolicySpec>>,
     /// By name.
-    pub parameters: Table<Name, Object<ParameterSpec>>,
+    pub parameters: Indexed<Name, Object<ParameterSpec>>,
     /// By name.
-    pub scopes: Table<Name, Scope>,
+    pub scopes: Indexed<Name, Scope>,
     /// By application and version.
     pub releases: Table<(Name, Version), Release>,
     /// By name.
-    pub agents: Table<Name, Agent>,
+    pub agents: Indexed<Name, Agent>,
     /// When each agent that is out was taken out. Only an agent that stands here is told to drain:
     /// one that the cluster never knew, or forgot by a restore, goes on serving.
     #[serde(default)]
-    pub removed_agents: Table<Name, Timestamp>,
+    pub removed_agents: Lean<Name, Timestamp>,
     /// By name.
     pub people: Table<Name, Person>,
     /// By id.
     pub tokens: Table<TokenId, Token>,
     /// Every deployment that has not left for the history ([`crate::archive`]): all that have not
     /// ended, of the ended ones those that decisions read and each scope's newest few.
-    pub deployments: Table<DeploymentId, Deployment>,
+    pub deployments: Indexed<DeploymentId, Deployment>,
     /// Short ids of these.
-    pub short_ids: Table<ShortId, DeploymentId>,
+    pub short_ids: Lean<ShortId, DeploymentId>,
     /// These by scope and the revision that they were made with: oldest first.
-    pub history: Table<(Name, u64), DeploymentId>,
+    pub history: Lean<(Name, u64), DeploymentId>,
     /// Outcomes of requests: a client's for 24 h after it was minted, the planner's good ones for
     /// ten minutes.
     pub requests: Table<RequestKey, Remembered>,
     /// The planner's remembered requests by log position, so that they can be forgotten in order.
-    pub planner_requests: Table<(u64, u32), RequestKey>,
+    pub planner_requests: Lean<(u64, u32), RequestKey>,
     /// The audit log by (index, ordinal), until rows leave for the history; then empty.
     pub events: Table<(u64, u32), Event>,
     /// Hash of the last event, wherever it is.
