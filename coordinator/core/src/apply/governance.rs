@@ -76,9 +76,8 @@ pub(super) fn skip(tx: &mut Tx<'_>, command: &CreateSkip) -> Outcome {
         return Err(invalid("expires", "is over already"));
     }
     let at = tx.at;
-    let skips = tx.state.skips.clone().into_iter();
     let counts = |skip: &Skip| skip.expires_at.is_none_or(|end| at < end);
-    tx.state.skips = skips.filter(|(_, skip)| counts(skip)).collect();
+    tx.state.skips.retain(|_, skip| counts(skip));
     if tx.state.skips.len() >= MOST {
         return Err(invalid(
             "rule",
@@ -148,8 +147,7 @@ pub(super) fn freeze(tx: &mut Tx<'_>, command: &CreateFreeze) -> Outcome {
         return Err(invalid("for", "want a time from now to 366d"));
     }
     let at = tx.at;
-    let freezes = tx.state.freezes.clone().into_iter();
-    tx.state.freezes = freezes.filter(|(_, freeze)| at < freeze.until).collect();
+    tx.state.freezes.retain(|_, freeze| at < freeze.until);
     if tx.state.freezes.len() >= MOST {
         return Err(invalid(
             "selector",

@@ -6,12 +6,15 @@
 //! deadlines are evaluated here; a command carries their answer as evidence, and `apply` checks only
 //! what is structural.
 //!
+//! A leader asks through an [`Agenda`], which answers the same and remembers between its looks.
+//!
 //! Every status has an evaluator that answers `Next`: the move that is due, or what it waits for
 //! and until when. `explain` tells people the same answer.
 //!
 //! A deployment without rules needs no evidence, so nothing of it is ever `unverified`; nor is a
 //! fast rollback, which skips analysis.
 
+mod agenda;
 mod checks;
 mod ending;
 mod evidence;
@@ -22,6 +25,7 @@ pub(crate) mod tests;
 pub(crate) mod view;
 mod waiting;
 
+pub use agenda::Agenda;
 pub use waiting::{Gate, GateAnswer};
 pub(crate) use waiting::{gates, next as waiting_next};
 
@@ -33,7 +37,7 @@ use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
-use crate::state::{Deployment, Scope, ScopeStatus, State, Status};
+use crate::state::{Deployment, Scope, State, Status};
 use view::View;
 
 /// What should be proposed, and when to ask again.
@@ -80,10 +84,10 @@ impl Next {
     }
 }
 
-/// Everything that is due, over all scopes.
+/// Everything that is due, over all scopes. Those where nothing goes on cost nothing.
 pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
-    for (name, scope) in &state.scopes {
+    for (name, scope) in state.unfinished_scopes() {
         add_scope(&mut plan, state, observed, now, name, scope);
     }
     plan.commands.extend(auto::due(state, now));
@@ -115,8 +119,7 @@ fn add_scope(
         }
     }
     // Asked only of scopes that are being stopped: all others cost no look at their active one.
-    let stopping = scope.status == ScopeStatus::Stopping;
-    let deleting = scope.active.filter(|_| stopping);
+    let deleting = scope.active.filter(|_| scope.is_stopping());
     for id in scope.candidate.into_iter().chain(deleting) {
         add_deployment(plan, state, observed, now, scope, id);
     }

@@ -2,7 +2,7 @@
 //! refused (other than as `STALE`), what is wished stays safe, and under a fair clock with honest
 //! agents everything comes to an end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use tidegate_shared::assignment::{
@@ -25,7 +25,7 @@ use crate::command::{
 use crate::desired::desired;
 use crate::fixture::name;
 use crate::observed::Observed;
-use crate::plan::plan;
+use crate::plan::{Agenda, Plan, plan};
 use crate::state::{Addresses, CaRecord, SealedKey, State, Status};
 use crate::testing::fulfilled;
 
@@ -41,6 +41,9 @@ pub(crate) struct Sim {
     sequence: u64,
     /// Reports under way, to be delivered late or twice.
     late: Vec<(Name, Report)>,
+    /// What a leader remembers between its looks; it answers what `plan` does.
+    agenda: Agenda,
+    heard: BTreeSet<Name>,
 }
 
 impl Sim {
@@ -53,6 +56,8 @@ impl Sim {
             requests: 0,
             sequence: 0,
             late: Vec::new(),
+            agenda: Agenda::default(),
+            heard: BTreeSet::new(),
         };
         sim.set_up(strategy, instances, port);
         sim
@@ -173,6 +178,7 @@ impl Sim {
         for _ in 0..200 {
             let due = plan(&self.state, &self.observed, self.now);
             assert_eq!(due, plan(&self.state, &self.observed, self.now));
+            self.look(&due);
             assert!(due.next_wakeup.is_none_or(|at| at > self.now), "{due:?}");
             if due.commands.is_empty() {
                 return;
@@ -189,6 +195,25 @@ impl Sim {
         }
         let due = plan(&self.state, &self.observed, self.now);
         panic!("the planner never comes to rest: {due:?}");
+    }
+
+    /// The agenda knows of what is due, and when to look again at the latest.
+    fn look(&mut self, due: &Plan) {
+        let heard = std::mem::take(&mut self.heard);
+        self.agenda
+            .look(&self.state, &self.observed, &heard, self.now);
+        let asked = |items: Vec<&Item>| items.iter().map(|item| item.request).collect::<Vec<_>>();
+        assert_eq!(
+            asked(self.agenda.due().collect()),
+            asked(due.commands.iter().collect()),
+            "{due:?}"
+        );
+        let wake = self.agenda.next_wakeup();
+        assert!(
+            due.next_wakeup
+                .is_none_or(|at| wake.is_some_and(|wake| wake <= at)),
+            "{wake:?} is too late for {due:?}"
+        );
     }
 
     pub(crate) fn report(&mut self, agent: usize, mood: u8) {
@@ -353,7 +378,10 @@ impl Sim {
                 }));
                 self.observed.forget(&agent);
             }
-            _ => self.observed = Observed::new(self.now),
+            _ => {
+                self.observed = Observed::new(self.now);
+                self.agenda = Agenda::default();
+            }
         }
     }
 
