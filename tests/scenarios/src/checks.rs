@@ -1,7 +1,7 @@
 //! Measurements of checks in a scenario: agents and the leader measure when it is due, and find
 //! what the script says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_coordinator_core::verification::{LeaderCheck, LeaderKind, leader_checks};
 use tidegate_coordinator_core::{Observed, State};

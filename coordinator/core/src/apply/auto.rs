@@ -9,7 +9,7 @@ use super::lifecycle;
 use super::tx::Tx;
 use crate::command::{AutoDeploy, OnConflict, Outcome, Reply};
 use crate::rejection::Rejection;
-use crate::state::{Auto, Deployment, EndCause};
+use crate::state::{Auto, AutoTerm, Deployment, EndCause, ScopeTerm};
 
 /// Makes the deployments that the planner decided on.
 pub(super) fn deploy(tx: &mut Tx<'_>, command: &AutoDeploy) -> Outcome {

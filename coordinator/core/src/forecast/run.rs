@@ -21,7 +21,7 @@ use crate::plan::{GateAnswer, gates, plan, sooner};
 use crate::policy::approval;
 use crate::policy::guardrail;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, Meta, Skip, State, Status};
+use crate::state::{Deployment, Meta, Skip, ScopeTerm, State, Status};
 
 /// Log index of the rehearsal: above every real one, with room behind it.
 const REHEARSAL: u64 = u64::MAX / 2;
@@ -283,22 +283,23 @@ impl<'a> Run<'a> {
 
     /// Rules of deployments under way are taken to be passed: there is no telemetry to judge.
     fn let_rules_pass(&mut self) {
-        let candidates = self
-            .state
-            .scopes
-            .values()
-            .filter_map(|scope| scope.candidate);
+        let under_way = self.state.scopes.rows_of(&ScopeTerm::UnderWay);
+        let candidates = under_way.filter_map(|(_, scope)| scope.candidate);
         let judged: Vec<DeploymentId> = candidates
             .filter(|id| {
                 let found = self.state.deployments.get(id);
-                found.is_some_and(|found| !found.origin.strategy.rules.is_empty())
+                found.is_some_and(|found| {
+                    let strategy = &found.origin.strategy;
+                    !(strategy.rules.is_empty() && strategy.verification.is_empty())
+                })
             })
             .collect();
         self.looks += 1;
         for id in judged {
-            if let Some(found) = self.state.deployments.get_mut(&id) {
+            self.state.deployments.change(&id, |found| {
                 found.origin.strategy.rules.clear();
-            }
+                found.origin.strategy.verification.clear();
+            });
         }
     }
 

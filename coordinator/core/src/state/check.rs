@@ -334,6 +334,7 @@ fn rows_are_found(state: &State, findings: &mut Findings) {
         ("agents", state.agents.is_sound()),
         ("deployments", state.deployments.is_sound()),
         ("parameters", state.parameters.is_sound()),
+        ("auto", state.auto.is_sound()),
     ];
     let broken = tables.iter().filter(|(_, sound)| !sound);
     findings.extend(broken.map(|(table, _)| format!("the index of {table} is not of its rows")));

@@ -7,7 +7,7 @@ use tidegate_shared::spec::{HttpMeasurement, Measurement, PrometheusMeasurement}
 use tidegate_shared::time::{Span, Timestamp};
 
 use crate::deployment::checks;
-use crate::state::{Deployment, State};
+use crate::state::{Deployment, ScopeTerm, State};
 
 /// A check that the leading coordinator is to make.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -236,6 +236,7 @@ impl Sim {
     }
 
     fn hear(&mut self, agent: &Name, report: Report) {
+        self.heard.insert(agent.clone());
         let checks = &mut self.observed.verification;
         checks.absorb(&self.state, agent, &report, self.now);
         self.observed.absorb(agent, &name("c1"), report, self.now);
