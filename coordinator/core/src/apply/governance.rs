@@ -147,6 +147,10 @@ pub(super) fn freeze(tx: &mut Tx<'_>, command: &CreateFreeze) -> Outcome {
         return Err(invalid("for", "want a time from now to 366d"));
     }
     let at = tx.at;
+    let over = tx.state.freezes.values().filter(|freeze| freeze.until <= at);
+    for freeze in over.cloned().collect::<Vec<_>>() {
+        remember_freeze(tx, freeze);
+    }
     tx.state.freezes.retain(|_, freeze| at < freeze.until);
     if tx.state.freezes.len() >= MOST {
         return Err(invalid(
@@ -185,5 +189,24 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     gates_changed(tx);
     let line = format!("{name} has ended before its time, {}", freeze.until);
     tx.note("thawed", "freeze", name, line);
+    let until = freeze.until.min(tx.at);
+    remember_freeze(tx, Freeze { until, ..freeze });
     Ok(Reply::Done)
 }
+
+/// The clocks of groups under way stood meanwhile.
+fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
+    if !tx.state.open_groups.is_empty() {
+        tx.state.past_freezes.insert(freeze.meta.revision, freeze);
+    }
+    while tx.state.past_freezes.len() > MOST_PAST {
+        let Some((oldest, _)) = tx.state.past_freezes.get_min() else {
+            break;
+        };
+        let oldest = *oldest;
+        tx.state.past_freezes.remove(&oldest);
+    }
+}
+
+/// Past freezes that are remembered for groups under way.
+const MOST_PAST: usize = 1_000;

@@ -5,6 +5,9 @@
 //! was heard, what its gates read changed, or its time came. What rests on what is known here alone;
 //! who adds a table to the state is made to decide about it by [`rests`].
 //!
+//! While a group is under way, or a policy asks for further tries, what one scope does rests on many
+//! others: then it is the whole plan that is remembered, made anew at each look.
+//!
 //! Derived: a leader begins with an empty one. [`Agenda::sweep`] asks scopes again for no reason, a
 //! few at a time, so that a reason that was overlooked delays a rollout and does not end it.
 
@@ -13,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidegate_shared::id::Name;
 use tidegate_shared::time::Timestamp;
 
-use super::plan_scope;
+use super::{Plan, plan_scope};
 use crate::auto;
 use crate::command::Item;
 use crate::observed::Observed;
@@ -31,6 +34,8 @@ pub struct Agenda {
     due: BTreeMap<Name, Vec<Item>>,
     /// Scopes that have releases to look at.
     auto: Vec<Item>,
+    /// Everything, while scopes rest on each other.
+    whole: Option<Plan>,
     /// To be asked with the next look for no reason.
     swept: BTreeSet<Name>,
     /// The last one that was swept.
@@ -54,6 +59,14 @@ impl Agenda {
         heard: &BTreeSet<Name>,
         now: Timestamp,
     ) -> usize {
+        if !state.open_groups.is_empty() || super::retry::is_asked_for(state) {
+            *self = Self {
+                whole: Some(super::plan(state, observed, now)),
+                ..Self::default()
+            };
+            return state.unfinished_scopes().count();
+        }
+        self.whole = None;
         let stale = self.stale(state, heard, now);
         self.swept.clear();
         for name in &stale {
@@ -66,12 +79,18 @@ impl Agenda {
 
     /// What should be proposed, as [`plan`](super::plan) puts it.
     pub fn due(&self) -> impl Iterator<Item = &Item> {
-        self.due.values().flatten().chain(&self.auto)
+        let mut counted = false;
+        let scopes = self.due.values().flatten();
+        let scopes = scopes.filter(move |item| super::group::is_admitted(&mut counted, item));
+        let whole = self.whole.iter().flat_map(|plan| &plan.commands);
+        scopes.chain(&self.auto).chain(whole)
     }
 
     /// The earliest instant at which the answer could differ without new input.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
-        self.wakes.first().map(|(at, _)| *at)
+        let scopes = self.wakes.first().map(|(at, _)| *at);
+        let whole = self.whole.as_ref().and_then(|plan| plan.next_wakeup);
+        super::sooner(scopes, whole)
     }
 
     /// Has the next look ask so many scopes again, the next ones each time.
@@ -201,6 +220,7 @@ fn rests(seen: &State, state: &State) -> bool {
         gates_revision: _,
         // Asked at each look.
         auto: _,
+        // Of groups: while one is under way the whole plan is made.
         past_freezes: _,
         groups: _,
         group_names: _,

@@ -107,9 +107,11 @@ impl Listed for Agent {
     }
 }
 
-/// What a deployment is found by. One that has ended and left nothing is found by nothing.
+/// What a deployment is found by. One that has ended otherwise and left nothing is found by nothing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PlaceTerm {
+    /// It failed before any traffic moved: another try may follow.
+    Failed,
     /// A participant, or one that may hold something of it still.
     Agent(Name),
     /// Keys of labels that the selector of its scope, as it was, asks for; in order.
@@ -175,11 +177,20 @@ impl Deployment {
     }
 }
 
+impl Deployment {
+    fn failed_early(&self) -> bool {
+        self.status == Status::Failed && !self.traffic.got_traffic
+    }
+}
+
 impl Listed for Deployment {
     type Term = PlaceTerm;
 
     fn terms(&self) -> Vec<PlaceTerm> {
         let mut terms = Vec::new();
+        if self.failed_early() {
+            terms.push(PlaceTerm::Failed);
+        }
         if self.has_agents() {
             let agents = self.participants.iter().chain(&self.leftovers);
             terms.extend(agents.cloned().map(PlaceTerm::Agent));
@@ -199,7 +210,8 @@ impl Listed for Deployment {
             let spec = &deployment.origin.scope_spec;
             deployment.has_places().then_some(&spec.agents)
         }
-        self.has_agents() == other.has_agents()
+        self.failed_early() == other.failed_early()
+            && self.has_agents() == other.has_agents()
             && (!self.has_agents()
                 || self.participants == other.participants && self.leftovers == other.leftovers)
             && selector(self) == selector(other)

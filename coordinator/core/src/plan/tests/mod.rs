@@ -3,6 +3,7 @@
 mod before;
 mod checks;
 mod ending;
+mod groups;
 mod running;
 pub(crate) mod simulation;
 mod waits;

@@ -127,7 +127,9 @@ impl Sim {
             at: self.now,
             items: vec![item],
         };
+        let before = self.state.clone();
         let mut applied = apply(&mut self.state, self.index, &entry);
+        super::groups::guard(&before, &self.state);
         self.check();
         applied.pop().unwrap().outcome
     }
@@ -174,7 +176,7 @@ impl Sim {
     }
 
     /// Applies what is due until nothing is.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..200 {
             let due = plan(&self.state, &self.observed, self.now);
             assert_eq!(due, plan(&self.state, &self.observed, self.now));
@@ -229,7 +231,7 @@ impl Sim {
         self.hear(&agent, report);
     }
 
-    fn deliver_late(&mut self) {
+    pub(crate) fn deliver_late(&mut self) {
         for (agent, report) in std::mem::take(&mut self.late) {
             self.hear(&agent, report);
         }
