@@ -276,7 +276,7 @@ fn refused_one_by_one(cluster: &Cluster) -> anyhow::Result<()> {
         ],
     )?;
     let places = [
-        "scopes.yaml:14:3: spec.environment",
+        "scopes.yaml:14:16: spec.environment",
         "there is no environment \"tset\"",
         "TG-1101",
     ];
@@ -315,7 +315,7 @@ fn refused_one_by_one(cluster: &Cluster) -> anyhow::Result<()> {
             "policy.yaml:4:13: spec.selector",
             "enviroment",
             "TG-1001",
-            "scopes.yaml:14:3",
+            "scopes.yaml:14:16",
         ],
     )?;
     let told = changes(&serde_json::from_str(&applied.stdout)?);
