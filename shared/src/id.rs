@@ -113,6 +113,11 @@ ulid_kind!(
     "a deployment id"
 );
 ulid_kind!(
+    /// Identity of a deployment group.
+    GroupId,
+    "a group id"
+);
+ulid_kind!(
     /// A client's request, remembered for 24 h so that a retry is safe.
     RequestId,
     "a request id"
@@ -130,6 +135,14 @@ ulid_kind!(
 
 impl DeploymentId {
     /// The last eight characters in lower case: part of unit and folder names.
+    pub fn short(self) -> ShortId {
+        let text = self.0.to_string().to_lowercase();
+        ShortId(text[text.len() - ShortId::LEN..].to_owned())
+    }
+}
+
+impl GroupId {
+    /// The last eight characters in lower case: what people call it by.
     pub fn short(self) -> ShortId {
         let text = self.0.to_string().to_lowercase();
         ShortId(text[text.len() - ShortId::LEN..].to_owned())

@@ -300,7 +300,14 @@ fn rehearse(
                 Finding::new(Severity::Error, "scope", line).hint(rejection.reason.hint()),
             ];
         }
-        Some(Ok(Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. }))
+        Some(Ok(
+            Reply::Done
+            | Reply::Named(_)
+            | Reply::Object { .. }
+            | Reply::Group { .. }
+            | Reply::GroupActed { .. }
+            | Reply::Joined { .. },
+        ))
         | None => None,
     };
     let Some((scope, deployment)) = made.and_then(|id| {

@@ -10,6 +10,7 @@ mod object;
 mod parameter;
 mod policy;
 mod release;
+mod rollout;
 mod run;
 #[cfg(feature = "schema")]
 pub mod schema;
@@ -32,6 +33,10 @@ pub use policy::{
     WindowKind, WindowOutcome, WindowRule,
 };
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
+pub use rollout::{
+    Amount, BudgetSpec, OnBreach, Pinned, RolloutGate, RolloutKind, RolloutOrder, RolloutSpec,
+    WaveSpec,
+};
 pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
 pub use scope::{MetricsSpec, Port, ScopeSpec, ScopeType};
 pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};

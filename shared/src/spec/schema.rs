@@ -12,8 +12,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use super::{
-    ApplicationSpec, Approver, Approvers, BatchSize, Bytes, Cores, EnvironmentSpec, FileMode, Hold,
-    Kind, MaxLost, Metric, ParameterSpec, PolicySpec, Port, ScopeSpec, StrategySpec,
+    Amount, ApplicationSpec, Approver, Approvers, BatchSize, Bytes, Cores, EnvironmentSpec,
+    FileMode, Hold, Kind, MaxLost, Metric, ParameterSpec, PolicySpec, Port, ScopeSpec,
+    StrategySpec,
 };
 use crate::decimal::Decimal;
 use crate::id::Name;
@@ -91,6 +92,13 @@ described! {
         "anyOf": [
             {"type": "number", "minimum": 0},
             {"type": "string", "pattern": "^[0-9]+(\\.[0-9]{1,4})?$"}
+        ]
+    };
+    Amount, "Amount": {
+        "description": "A count such as 1, or a share such as 10%",
+        "anyOf": [
+            {"type": "integer", "minimum": 0},
+            {"type": "string", "pattern": "^[0-9]+(\\.[0-9]{1,2})?%?$"}
         ]
     };
     BatchSize, "BatchSize": {
@@ -171,12 +179,14 @@ pub fn manifest() -> Value {
     let words = Kind::ALL.map(Kind::as_str);
     let mut definitions = generator.take_definitions(true);
     definitions.values_mut().for_each(plain);
-    also(
-        &mut definitions,
-        "GradualRolloutRule",
-        "interval",
-        "time_scale_interval",
-    );
+    for definition in ["GradualRolloutRule", "RolloutSpec"] {
+        also(
+            &mut definitions,
+            definition,
+            "interval",
+            "time_scale_interval",
+        );
+    }
     json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Manifest of Tidegate",

@@ -337,6 +337,7 @@ fn fingerprint(deployment: &Deployment, action: &Action) -> Digest {
             format!("note_evidence {}", rules.collect::<Vec<_>>().join(","))
         }
         Action::LeftoversGone { agents } => format!("leftovers_gone {}", names(agents)),
+        Action::Retry { .. } => "retry".to_owned(),
     };
     let text = format!("{}\n{}\n{what}", deployment.id, deployment.meta.revision);
     Digest::of(text.as_bytes())

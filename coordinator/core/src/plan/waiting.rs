@@ -252,6 +252,7 @@ fn evidence(state: &State, gates: &[Gate]) -> Option<GateEvidence> {
         revision: state.gates_revision,
         counts: gates.iter().any(|gate| gate.kind == "concurrency"),
         rules: rules.map(|gate| gate.why.clone()).collect(),
+        group: None,
     })
 }
 

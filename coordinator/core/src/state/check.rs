@@ -337,7 +337,9 @@ fn ended_ones_have_left(state: &State, findings: &mut Findings) {
     }
     let mut ended: BTreeMap<&Name, usize> = BTreeMap::new();
     for ((name, _), id) in &state.history {
-        if state.deployments.get(id).is_some_and(|d| d.status.is_end()) {
+        // Present members of groups under way stay, however many.
+        let counts = |d: &Deployment| d.status.is_end() && state.membership(d).is_none();
+        if state.deployments.get(id).is_some_and(counts) {
             *ended.entry(name).or_default() += 1;
         }
     }
