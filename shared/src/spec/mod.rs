@@ -47,9 +47,10 @@ pub use scope::{MetricsSpec, Port, ScopeSpec, ScopeType};
 pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};
 pub use source::{AssetSource, Place, PlaceKind};
 pub use strategy::{
-    AppMetric, Batch, BatchSize, BatchSpec, Capacity, Comparison, Deadlines, DeadlinesSpec, FinalizeMode,
-    Hold, Judge, MaxLost, Metric, NoDataAction, OnNoData, OnStall, Reading, RollbackSpec, Rule,
-    RuleAction, Selector, Step, Strategy, StrategyKind, StrategySpec, TrafficSpec,
+    AppMetric, Batch, BatchSize, BatchSpec, Capacity, Comparison, Deadlines, DeadlinesSpec,
+    FinalizeMode, Hold, Judge, MaxLost, Metric, NoDataAction, OnNoData, OnStall, Reading,
+    RollbackSpec, Rule, RuleAction, Selector, Step, Strategy, StrategyKind, StrategySpec,
+    TrafficSpec,
 };
 pub use verification::{
     CommandMeasurement, CommandPlace, HttpMeasurement, HttpMethod, MOST_CHECKS, Measurement,

@@ -12,8 +12,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Amount, ApplicationSpec, Approver, Approvers, AutoDeploy, BatchSize, Bytes, Cores, EnvironmentSpec, FileMode, Hold,
-    Kind, MaxLost, Metric, ParameterSpec, PolicySpec, Port, ScopeSpec, StrategySpec, When,
+    Amount, ApplicationSpec, Approver, Approvers, AutoDeploy, BatchSize, Bytes, Cores,
+    EnvironmentSpec, FileMode, Hold, Kind, MaxLost, Metric, ParameterSpec, PolicySpec, Port,
+    ScopeSpec, StrategySpec, When,
 };
 use crate::decimal::Decimal;
 use crate::id::Name;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
@@ -103,8 +104,28 @@ fn a_scaffolded_folder_is_applied_as_it_is_and_then_nothing_differs() {
         let applied = seen(cluster, &["apply", "-f", &export])?.ok()?;
         says(&applied, &["0 created, 0 changed"])?;
 
+        let piped = piped(
+            cluster,
+            &["apply", "-f", "-"],
+            Path::new(&export).join("all.yaml"),
+        )?;
+        ensure!(piped.contains("0 created, 0 changed"), "{piped}");
+
         patterns_and_schema(cluster)
     });
+}
+
+/// Runs a command that reads a file from its standard input; gives what it prints.
+fn piped(cluster: &Cluster, arguments: &[&str], file: PathBuf) -> anyhow::Result<String> {
+    let output = Command::new(programs()?.join("tidegate"))
+        .args(arguments)
+        .env("TIDEGATE_CONTEXT", "people")
+        .env("TIDEGATE_CONFIG_DIR", cluster.dir())
+        .stdin(fs::File::open(file)?)
+        .output()?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{told}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The ready policies and the schema that are shipped.
@@ -276,7 +297,7 @@ fn refused_one_by_one(cluster: &Cluster) -> anyhow::Result<()> {
         ],
     )?;
     let places = [
-        "scopes.yaml:14:3: spec.environment",
+        "scopes.yaml:14:16: spec.environment",
         "there is no environment \"tset\"",
         "TG-1101",
     ];
@@ -315,7 +336,7 @@ fn refused_one_by_one(cluster: &Cluster) -> anyhow::Result<()> {
             "policy.yaml:4:13: spec.selector",
             "enviroment",
             "TG-1001",
-            "scopes.yaml:14:3",
+            "scopes.yaml:14:16",
         ],
     )?;
     let told = changes(&serde_json::from_str(&applied.stdout)?);

@@ -10,8 +10,8 @@ use tidegate_tidy::{files, json_schema, report, root};
 const PATH: &str = "packaging/schema/manifest.schema.json";
 
 fn text() -> String {
-    let text = serde_json::to_string_pretty(&schema::manifest()).expect("a schema is JSON");
-    text + "\n"
+    // A value is always JSON.
+    serde_json::to_string_pretty(&schema::manifest()).unwrap_or_default() + "\n"
 }
 
 /// Everything in which a manifest does not fit.
@@ -152,6 +152,16 @@ fn full() -> Vec<Value> {
             "kind": "rolling", "batch": {"max_unavailable": "25%", "overlap": false, "hold": "30s"}, "max_lost": 2
         }}),
         json!({"kind": "strategy", "name": "i", "spec": {"traffic": {"increment": 10, "interval": "30s"}}}),
+        json!({"kind": "strategy", "name": "g", "spec": {"rollout": {
+            "kind": "waves", "gate": "healthy", "order": {"label": "zone"},
+            "waves": [{"name": "first", "count": 1, "bake": "5m"}, {"name": "some", "percent": 25},
+                {"name": "rest", "selector": "true"}],
+            "budget": {"max_failures": "10%", "min_executed": 3, "on_breach": "rollback"},
+            "pinned": {"first": ["a"], "last": ["b"]}
+        }}}),
+        json!({"kind": "strategy", "name": "l", "spec": {"rollout": {
+            "kind": "linear", "time_scale_interval": "1m", "order": "name"
+        }}}),
         json!({"kind": "policy", "name": "p", "spec": {
             "selector": "true", "enabled": true, "priority": -3,
             "approval": {"required": 2, "from": ["role:approver", "team:sre", "user:ann"], "not_requester": true,

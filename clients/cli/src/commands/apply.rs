@@ -89,12 +89,15 @@ async fn send_all(session: &Session, wanted: &[Wanted], report: &mut Report) -> 
     let parcels = send::parcels(wanted, report.dry_run)?;
     let batches = send::batches(&parcels, report.dry_run);
     let several = batches.len() > 1;
+    // One for all calls: a Ctrl-C between two of them counts as well.
+    let stop = tokio::signal::ctrl_c();
+    tokio::pin!(stop);
     for range in batches {
         let end = range.end;
         let batch = &parcels[range];
         let answered = tokio::select! {
             answered = send::send(session, batch) => answered?,
-            _ = tokio::signal::ctrl_c() => return Err(
+            _ = &mut stop => return Err(
                 Failure::new(Reason::Interrupted, "interrupted").exit(EXIT_INTERRUPTED)
             ),
         };

@@ -173,12 +173,23 @@ impl Present {
         let parcels = send::parcels(&given, true)?;
         for range in send::batches(&parcels, true) {
             let batch = &parcels[range];
-            for (parcel, verdict) in batch.iter().zip(send::send(session, batch).await?) {
+            let answered = match send::send(session, batch).await {
+                // Who may look need not be one who may write.
+                Err(failure) if failure.is(Reason::PermissionDenied) => {
+                    return session.output.note(&format!(
+                        "values of secrets were not compared: {}",
+                        failure.message()
+                    ));
+                }
+                other => other?,
+            };
+            for (parcel, verdict) in batch.iter().zip(answered) {
                 let Wanted { kind, name, .. } = parcel.object;
                 match verdict {
-                    Verdict::Applied { change, .. }
-                        if change == api::apply_response::Change::Changed =>
-                    {
+                    Verdict::Applied {
+                        change: api::apply_response::Change::Changed,
+                        ..
+                    } => {
                         add_secret(found, parcel.object);
                     }
                     Verdict::Applied { .. } => {}

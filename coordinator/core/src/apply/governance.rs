@@ -147,7 +147,11 @@ pub(super) fn freeze(tx: &mut Tx<'_>, command: &CreateFreeze) -> Outcome {
         return Err(invalid("for", "want a time from now to 366d"));
     }
     let at = tx.at;
-    let over = tx.state.freezes.values().filter(|freeze| freeze.until <= at);
+    let over = tx
+        .state
+        .freezes
+        .values()
+        .filter(|freeze| freeze.until <= at);
     for freeze in over.cloned().collect::<Vec<_>>() {
         remember_freeze(tx, freeze);
     }

@@ -21,7 +21,7 @@ use crate::plan::{GateAnswer, gates, plan, sooner};
 use crate::policy::approval;
 use crate::policy::guardrail;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, Meta, Skip, ScopeTerm, State, Status};
+use crate::state::{Deployment, Meta, ScopeTerm, Skip, State, Status};
 
 /// Log index of the rehearsal: above every real one, with room behind it.
 const REHEARSAL: u64 = u64::MAX / 2;

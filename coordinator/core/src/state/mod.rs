@@ -13,8 +13,8 @@ mod scope;
 mod table;
 mod terms;
 
-pub use checks::CheckRecord;
 pub use auto::Auto;
+pub use checks::CheckRecord;
 pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
 };

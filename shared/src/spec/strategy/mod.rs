@@ -74,7 +74,10 @@ pub struct StrategySpec {
     pub bake: Option<Span>,
     /// Share left on the old version while baking; default 0.
     #[serde(skip_serializing_if = "Option::is_none", with = "optional_percent")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::spec::schema::Percent>"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::spec::schema::Percent>")
+    )]
     pub bake_share: Option<Weight>,
     /// Default `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -19,7 +19,10 @@ pub struct TrafficSpec {
     pub steps: Vec<Step>,
     /// "10 % every 30 s": the 10 %.
     #[serde(skip_serializing_if = "Option::is_none", with = "optional_percent")]
-    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::spec::schema::Percent>"))]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::spec::schema::Percent>")
+    )]
     pub increment: Option<Weight>,
     /// "10 % every 30 s": the 30 s.
     #[serde(skip_serializing_if = "Option::is_none")]
