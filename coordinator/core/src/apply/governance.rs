@@ -194,7 +194,11 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     let line = format!("{name} has ended before its time, {}", freeze.until);
     tx.note("thawed", "freeze", name, line);
     let until = freeze.until.min(tx.at);
-    remember_freeze(tx, Freeze { until, ..freeze });
+    let freeze = Freeze {
+        until,
+        ..(*freeze).clone()
+    };
+    remember_freeze(tx, freeze);
     Ok(Reply::Done)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::id::{DeploymentId, GroupId, Name};
 use tidegate_shared::spec::{FinalizeMode, Hold};
 use tidegate_shared::time::{Span, Timestamp};
 
@@ -17,6 +17,7 @@ use crate::command::{
 };
 use crate::deployment::{phase, steps};
 use crate::observed::Observed;
+use crate::plan::group::{Standing, Turn};
 use crate::plan::{GateAnswer, gates, plan, sooner};
 use crate::policy::approval;
 use crate::policy::guardrail;
@@ -425,7 +426,7 @@ impl<'a> Run<'a> {
         if tracked.member.deployment != id {
             return;
         }
-        let windows = gates(&self.state, self.now, name, scope, found)
+        let windows = gates(&self.state, self.now, name, scope, found, None)
             .into_iter()
             .filter(|gate| gate.kind == "window" && gate.answer == GateAnswer::Allowed);
         tracked.closing = windows
@@ -435,6 +436,12 @@ impl<'a> Run<'a> {
 
     /// Notes the first closed gate of each member that waits.
     fn note_waits(&mut self) {
+        let (state, observed) = (&self.state, &self.world.observed);
+        let open = state.open_groups.keys();
+        let open = open.filter_map(|id| state.groups.get(id));
+        let standings: BTreeMap<GroupId, Standing<'_>> = open
+            .map(|group| (group.id, Standing::new(state, observed, self.now, group)))
+            .collect();
         for tracked in &mut self.members {
             let member = &mut tracked.member;
             if !phase::is_waiting(member.status) {
@@ -447,7 +454,11 @@ impl<'a> Run<'a> {
             let Some(scope) = self.state.scopes.get(&member.scope) else {
                 continue;
             };
-            let all = gates(&self.state, self.now, &member.scope, scope, found);
+            let turn = state.membership(found).and_then(|(group, number)| {
+                let standing = standings.get(&group.id)?;
+                Some(Turn { standing, number })
+            });
+            let all = gates(state, self.now, &member.scope, scope, found, turn);
             let Some(closed) = all
                 .into_iter()
                 .find(|gate| gate.answer != GateAnswer::Allowed)
