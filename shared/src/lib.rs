@@ -16,6 +16,7 @@ pub mod measurement;
 pub mod secret;
 pub mod selector;
 pub mod spec;
+mod text;
 pub mod time;
 pub mod token;
 pub mod verdict;

@@ -12,6 +12,7 @@ pub mod ports;
 pub mod recover;
 pub mod route;
 mod scrape;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -102,6 +103,7 @@ pub struct Reconciler {
     routed: Option<(Instant, Routes)>,
     looked: Option<Instant>,
     rotated: Instant,
+    swept: Option<Instant>,
     sequence: u64,
     reported: Option<(Timestamp, Vec<String>)>,
     host: HostMeter,
@@ -150,6 +152,7 @@ impl Reconciler {
             routed: None,
             looked: None,
             rotated: Instant::now(),
+            swept: None,
             sequence: 0,
             reported: None,
             host: HostMeter::new(&settings.layout.dir),
@@ -462,6 +465,7 @@ impl Reconciler {
             }
         }
         self.rotate();
+        self.sweep();
         self.report();
         self.until(wake_at)
     }

@@ -294,6 +294,7 @@ fn run_spec(from: wire::Run) -> Result<RunSpec, Malformed> {
             after_stop: hooks(from.after_stop),
         },
         limits: from.limits.map(limits).unwrap_or_default(),
+        notify: from.notify,
     };
     match run
         .validate()

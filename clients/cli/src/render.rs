@@ -1,7 +1,9 @@
 //! Deployments as people read them: words, colours, bars, and the page of one deployment.
 
 pub mod checks;
+pub mod group;
 mod listing;
+pub mod plan;
 
 use std::fmt::Write as _;
 

@@ -34,7 +34,10 @@ pub fn desired(state: &State, agent: &Name) -> Assignments {
     };
     let mut items = Vec::new();
     let mut interval = None;
-    for (name, scope) in &state.scopes {
+    for name in state.scopes_of_agent(agent, &known.meta.labels) {
+        let Some(scope) = state.scopes.get(name) else {
+            continue;
+        };
         items.extend(items_of(state, name, scope, agent, known));
         interval = faster(interval, interval_of(state, scope, agent, known));
     }

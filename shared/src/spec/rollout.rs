@@ -27,6 +27,7 @@ const LONGEST: Span = Span::from_days(366);
 
 /// How a group rolls out, as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSpec {
     /// At what pace members start.
@@ -57,6 +58,7 @@ pub struct RolloutSpec {
 
 /// At what pace the members of a group start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutKind {
     /// As soon as their own gates are open.
@@ -93,6 +95,7 @@ impl RolloutKind {
 /// One wave: exactly one of `selector`, `count` and `percent` says what it takes of the members
 /// that no earlier wave took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WaveSpec {
     /// Unique in the rollout.
@@ -109,6 +112,7 @@ pub struct WaveSpec {
         skip_serializing_if = "Option::is_none",
         with = "optional_percent"
     )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::Percent>"))]
     pub percent: Option<Weight>,
     /// How long to wait after its last member has ended; up to 366 d.
     #[serde(default, skip_serializing_if = "Span::is_zero")]
@@ -117,6 +121,7 @@ pub struct WaveSpec {
 
 /// What has to hold between members, and between waves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutGate {
     /// Nothing but what the kind says.
@@ -141,6 +146,7 @@ impl RolloutGate {
 
 /// How many failures a group bears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct BudgetSpec {
     /// More than these exceed it; a share is one of all members, rounded up.
@@ -153,6 +159,7 @@ pub struct BudgetSpec {
 
 /// What an exceeded failure budget does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnBreach {
     /// Stops the group and asks people.
@@ -196,6 +203,7 @@ count_or_share!(
 
 /// In what order members start.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutOrder {
     /// Pseudo-random, the same for the same group.
@@ -222,6 +230,7 @@ impl fmt::Display for RolloutOrder {
 
 /// Scopes that start before, or after, all others. Those that are no members are passed over.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Pinned {
     /// Before all others, in this order.

@@ -36,6 +36,7 @@ pub const PLACEHOLDERS: [&str; 6] = [
 
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VerificationSpec {
     /// Unique among the checks beside it.
@@ -83,6 +84,7 @@ pub struct VerificationSpec {
 /// A request over HTTP: to a path of the new version's instances, made by their agents, or to an
 /// address, made by the leading coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HttpMeasurement {
     /// A path of every instance.
@@ -107,6 +109,7 @@ pub struct HttpMeasurement {
 
 /// Methods of a measurement; none has a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum HttpMethod {
     /// Reads.
@@ -147,6 +150,7 @@ impl HttpMethod {
 /// A program, run as hooks are: with the environment and in the folder of an instance of the new
 /// version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CommandMeasurement {
     /// As in `run`.
@@ -164,6 +168,7 @@ pub struct CommandMeasurement {
 
 /// Where a command runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CommandPlace {
     /// Once on every agent that runs the new version.
@@ -173,6 +178,7 @@ pub enum CommandPlace {
 
 /// A query, asked by the leading coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PrometheusMeasurement {
     /// Of the server, as `https://prometheus.example.com`.

@@ -1,7 +1,7 @@
 //! Measurements of checks in a scenario: agents and the leader measure when it is due, and find
 //! what the script says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_coordinator_core::verification::{LeaderCheck, LeaderKind, leader_checks};
 use tidegate_coordinator_core::{Observed, State};
@@ -169,8 +169,14 @@ impl Checks {
             .retain(|key, _| key.0.as_ref() != Some(agent) || kept.contains(key));
     }
 
-    /// The leader makes what is due of its own.
-    pub fn lead(&mut self, state: &State, observed: &mut Observed, now: Timestamp) {
+    /// The leader makes what is due of its own; the agents of the deployments that it measured.
+    pub fn lead(
+        &mut self,
+        state: &State,
+        observed: &mut Observed,
+        now: Timestamp,
+    ) -> BTreeSet<Name> {
+        let mut agents = BTreeSet::new();
         let mut kept: Vec<Key> = Vec::new();
         for check in leader_checks(state) {
             let key = (None, check.deployment, check.name.clone());
@@ -184,11 +190,14 @@ impl Checks {
             if made.due <= now {
                 made.due = now + check.interval;
                 self.ask(&check, state, observed, now);
+                let measured = state.deployments.get(&check.deployment);
+                agents.extend(measured.into_iter().flat_map(|d| d.participants.clone()));
             }
             self.made.insert(key, made);
         }
         self.made
             .retain(|key, _| key.0.is_some() || kept.contains(key));
+        agents
     }
 
     fn ask(&mut self, check: &LeaderCheck, state: &State, observed: &mut Observed, now: Timestamp) {

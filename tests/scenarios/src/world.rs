@@ -14,7 +14,7 @@ use tidegate_coordinator_core::command::{
     OnConflict, PutObject, RollbackScope, ScopeName, SetReleaseStatus, StopScope, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
-use tidegate_coordinator_core::plan::plan;
+use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
 use tidegate_coordinator_core::{Actor, Command, Entry, Item, Observed, Outcome, RequestKey};
 use tidegate_shared::assignment::Facts;
@@ -68,6 +68,9 @@ pub struct World {
     guard: invariants::Guard,
     planner_wakes: Option<Timestamp>,
     checks: Checks,
+    /// What a leader remembers between its looks, with the agents that it heard since.
+    agenda: Agenda,
+    heard: BTreeSet<Name>,
 }
 
 impl World {
@@ -89,6 +92,8 @@ impl World {
             guard: invariants::Guard::default(),
             planner_wakes: None,
             checks: Checks::default(),
+            agenda: Agenda::default(),
+            heard: BTreeSet::new(),
         };
         let first = world.found().and_then(|()| {
             world.object("application", &name("shop")?, "{}")?;
@@ -500,6 +505,7 @@ impl World {
                 self.observed = Observed::new(now);
                 self.checks.new_leader();
                 self.planner_wakes = None;
+                self.agenda = Agenda::default();
             }
             Fault::Vanish(nth, on) => {
                 let id = self.id(*nth)?;
@@ -662,6 +668,7 @@ impl World {
                 self.checks.measure(name, &wished, &mut report, self.now);
                 let lanes = &mut self.observed.verification;
                 lanes.absorb(&self.state, name, &report, self.now);
+                self.heard.insert(name.clone());
                 self.observed.absorb(name, &coordinator, report, self.now);
             }
             let places = host
@@ -691,9 +698,11 @@ impl World {
 
     /// Proposes what the planner finds due; whether it proposed anything.
     fn plan(&mut self) -> Result<bool, String> {
-        self.checks.lead(&self.state, &mut self.observed, self.now);
+        let measured = self.checks.lead(&self.state, &mut self.observed, self.now);
+        self.heard.extend(measured);
         let planned = plan(&self.state, &self.observed, self.now);
         self.planner_wakes = planned.next_wakeup;
+        self.look(&planned)?;
         let some = !planned.commands.is_empty();
         for item in planned.commands {
             let text = format!("{:?}", item.command);
@@ -708,6 +717,26 @@ impl World {
             }
         }
         Ok(some)
+    }
+
+    /// The leader's memory comes to the same as a look at everything.
+    fn look(&mut self, planned: &Plan) -> Result<(), String> {
+        let heard = std::mem::take(&mut self.heard);
+        self.agenda
+            .look(&self.state, &self.observed, &heard, self.now);
+        let due: Vec<_> = self.agenda.due().map(|item| item.request).collect();
+        let all: Vec<_> = planned.commands.iter().map(|item| item.request).collect();
+        let wake = self.agenda.next_wakeup();
+        let late = planned
+            .next_wakeup
+            .is_some_and(|at| wake.is_none_or(|wake| wake > at));
+        if due == all && !late {
+            return Ok(());
+        }
+        let known: Vec<_> = self.agenda.due().collect();
+        Err(format!(
+            "the agenda knows of {known:?} until {wake:?}, and due is {planned:?}"
+        ))
     }
 }
 

@@ -8,6 +8,7 @@ use tidegate_shared::spec::{
     StrategyKind, StrategySpec, validate_labels,
 };
 
+use super::auto;
 use super::lifecycle::{self, title};
 use super::parameters;
 use super::tx::Tx;
@@ -32,6 +33,8 @@ pub(super) struct Wanted {
     pub(super) forced: bool,
     pub(super) link: Option<Link>,
     pub(super) required: Option<Required>,
+    /// It makes itself: who made the release.
+    pub(super) auto: Option<Actor>,
     /// The group that it is a member of.
     pub(super) group: Option<GroupId>,
     /// Tries by a rule before this one.
@@ -56,6 +59,7 @@ impl Wanted {
             forced: false,
             link: Some(Link { kind, of: of.id }),
             required: None,
+            auto: None,
             group: None,
             tries: 0,
             by: None,
@@ -104,6 +108,7 @@ pub(super) fn create_all(
             forced: false,
             link: None,
             required: None,
+            auto: None,
             group,
             tries: 0,
             by: None,
@@ -176,7 +181,7 @@ pub(super) fn check_conflicts(tx: &Tx<'_>, scopes: &[Name]) -> Result<(), Reject
     Err(Rejection::new(Reason::Conflict, conflicts.join("; ")))
 }
 
-fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {
+pub(super) fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {
     let Some(name) = name else {
         return Ok(StrategySpec::default());
     };
@@ -187,7 +192,7 @@ fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Reje
 
 /// The strategy with its overrides, checked and resolved. A worker (`port: none`) has no traffic
 /// to move: it takes `rolling`, by itself if no kind was said.
-fn strategy_for(
+pub(super) fn strategy_for(
     base: &StrategySpec,
     overrides: &StrategySpec,
     name: &Name,
@@ -248,9 +253,23 @@ fn check_capacity(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result
     }
 }
 
-/// Raw connections have no statuses and no times of answers that a rule could be judged by.
+/// Raw connections have no statuses and no times of answers that a rule could be judged by; a worker
+/// has no port to ask for metrics unless its scope names one.
 fn check_rules(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
     let rules = spec.rollback.iter().flat_map(|rollback| &rollback.rules);
+    let is_silent = scope.port == Port::None && scope.metrics.iter().all(|m| m.port.is_none());
+    if let Some(rule) = rules
+        .clone()
+        .find(|r| is_silent && r.metric.app().is_some())
+    {
+        return Err(Rejection::new(
+            Reason::NotOffered,
+            format!(
+                "scope \"{name}\" is a worker (port: none), so nobody knows where to read {}: set metrics.port of the scope, or leave the rule out",
+                rule.metric
+            ),
+        ));
+    }
     let mut blind = rules.filter(|rule| rule.metric.is_of_requests());
     match (scope.protocol, blind.next()) {
         (Protocol::Http, _) | (Protocol::Tcp, None) => Ok(()),
@@ -323,9 +342,10 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
     }
     let id = tx.new_deployment_id(&wanted.scope);
     let deployment = record(tx, id, origin, &wanted);
-    let by = match &wanted.link {
-        Some(link) => format!(" ({} {})", link_word(link.kind), link.of),
-        None => String::new(),
+    let by = match (&wanted.link, &wanted.auto) {
+        (Some(link), _) => format!(" ({} {})", link_word(link.kind), link.of),
+        (None, Some(author)) => format!(" (auto_deploy of the release of {author})"),
+        (None, None) => String::new(),
     };
     let line = format!("{} was made by {}{by}", title(&deployment), tx.actor);
     tx.note_deployment("created", &deployment, line);
@@ -335,6 +355,7 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
     let made = tx.state.last_revision;
     tx.state.history.insert((wanted.scope.clone(), made), id);
     tx.put_scope(&wanted.scope, scope);
+    auto::made(tx, &wanted.scope, &wanted.version);
     Ok(id)
 }
 
@@ -381,6 +402,7 @@ fn origin(
         fast: wanted.fast,
         forced: wanted.forced,
         link: wanted.link.clone(),
+        auto: wanted.auto.clone(),
     })
 }
 

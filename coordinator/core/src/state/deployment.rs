@@ -233,6 +233,9 @@ pub struct Origin {
     pub forced: bool,
     /// The deployment that it comes from.
     pub link: Option<Link>,
+    /// It made itself (`auto_deploy`): who made the release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto: Option<Actor>,
 }
 
 /// A value with where it comes from.

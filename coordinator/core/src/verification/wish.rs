@@ -7,7 +7,7 @@ use tidegate_shared::spec::{HttpMeasurement, Measurement, PrometheusMeasurement}
 use tidegate_shared::time::{Span, Timestamp};
 
 use crate::deployment::checks;
-use crate::state::{Deployment, State};
+use crate::state::{Deployment, ScopeTerm, State};
 
 /// A check that the leading coordinator is to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +65,8 @@ pub fn wishes(deployment: &Deployment) -> Vec<CheckWish> {
 /// What the leader is to measure now, over all scopes.
 pub fn leader_checks(state: &State) -> Vec<LeaderCheck> {
     let mut all = Vec::new();
-    let candidates = state.scopes.values().filter_map(|scope| scope.candidate);
+    let scopes = state.scopes.rows_of(&ScopeTerm::UnderWay);
+    let candidates = scopes.filter_map(|(_, scope)| scope.candidate);
     for deployment in candidates.filter_map(|id| state.deployments.get(&id)) {
         for (moment, spec) in checks::under_way(deployment) {
             let what = match spec.measurement() {

@@ -355,6 +355,7 @@ fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
             before_stop: hooks(&item.run.hooks.before_stop),
             after_stop: hooks(&item.run.hooks.after_stop),
             limits: limits(&item.run.limits),
+            notify: item.run.notify,
         }),
         port: match item.port {
             Port::None => 0,

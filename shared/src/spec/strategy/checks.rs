@@ -7,6 +7,7 @@ use crate::spec::{FieldErrors, VerificationSpec, When, validate_checks};
 
 /// How many instances the new version gets while both are up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Capacity {
     /// As many as the old one.

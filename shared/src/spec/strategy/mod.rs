@@ -26,6 +26,7 @@ use crate::weight::Weight;
 
 /// How versions are exchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StrategyKind {
     /// Both versions up, traffic moves by steps.
@@ -50,6 +51,7 @@ impl StrategyKind {
 
 /// A strategy as written: what is not said takes the default.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StrategySpec {
     /// Default `blue_green`.
@@ -72,6 +74,10 @@ pub struct StrategySpec {
     pub bake: Option<Span>,
     /// Share left on the old version while baking; default 0.
     #[serde(skip_serializing_if = "Option::is_none", with = "optional_percent")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::spec::schema::Percent>")
+    )]
     pub bake_share: Option<Weight>,
     /// Default `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,6 +137,7 @@ pub(crate) mod optional_percent {
 
 /// What the end of a step without evidence does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct OnNoData {
     /// How long to wait for evidence; none: twice the step's hold.
@@ -151,6 +158,7 @@ impl Default for OnNoData {
 
 /// See [`OnNoData`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NoDataAction {
     /// Go on, marked `unverified`.
@@ -163,6 +171,7 @@ pub enum NoDataAction {
 
 /// Whether the bake ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FinalizeMode {
     /// When the bake is over.
@@ -174,6 +183,7 @@ pub enum FinalizeMode {
 
 /// What a stalled deployment does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnStall {
     /// Back to the active version.

@@ -65,8 +65,7 @@ fn overrides_leave_what_they_do_not_name() {
 
 #[test]
 fn wrong_fields_are_named() {
-    let rule =
-        r#"{"metric": "http.error_rate", "comparison": "greater_than", "threshold": 0.1"#;
+    let rule = r#"{"metric": "http.error_rate", "comparison": "greater_than", "threshold": 0.1"#;
     for (json, field) in [
         (
             r#"{"traffic": {"steps": [{"percent": 50}, {"percent": 50}]}}"#.to_owned(),
@@ -119,14 +118,20 @@ fn checks_fit_the_steps() {
     };
     assert_eq!(with("blue_green", "\"before_traffic\", 4").validate().0, []);
     assert_eq!(with("rolling", "9").validate().0, []);
-    for (kind, when) in [("blue_green", "5"), ("all_in", "2"), ("rolling", "\"before_traffic\"")] {
+    for (kind, when) in [
+        ("blue_green", "5"),
+        ("all_in", "2"),
+        ("rolling", "\"before_traffic\""),
+    ] {
         let errors = with(kind, when).validate().0;
         assert_eq!(errors[0].field, "verification[0].when[0]", "{errors:?}");
     }
     let base = with("blue_green", "1");
     let strategy = base.overridden_by(&spec(r#"{"bake": "1s"}"#)).resolve();
     assert_eq!(strategy.verification.len(), 1);
-    let strategy = base.overridden_by(&spec(r#"{"verification": []}"#)).resolve();
+    let strategy = base
+        .overridden_by(&spec(r#"{"verification": []}"#))
+        .resolve();
     assert!(strategy.verification.is_empty());
 }
 

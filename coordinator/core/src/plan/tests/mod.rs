@@ -5,7 +5,7 @@ mod checks;
 mod ending;
 mod groups;
 mod running;
-mod simulation;
+pub(crate) mod simulation;
 mod waits;
 mod wish;
 
