@@ -9,6 +9,7 @@ use tidegate_coordinator_core::policy::expression::{Expression, Subject};
 use tidegate_coordinator_core::state::{
     Deployment, GivenVerb, Group, GroupOutcome, GroupStatus, Status as MemberStatus,
 };
+use tidegate_coordinator_core::verification::check_rollout;
 use tidegate_proto::control::v1 as pb;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::spec::{FieldErrors, RolloutSpec, StrategySpec};
@@ -38,7 +39,7 @@ pub fn rollout(json: &str) -> Result<Option<RolloutSpec>, Status> {
     }
 }
 
-/// What is wrong with the conditions of a rollout's waves; the log takes them as they are.
+/// What is wrong with the conditions of a rollout's waves and checks; the log takes them as they are.
 #[must_use]
 pub fn conditions(spec: &RolloutSpec) -> FieldErrors {
     let mut errors = FieldErrors::default();
@@ -48,6 +49,7 @@ pub fn conditions(spec: &RolloutSpec) -> FieldErrors {
             errors.add(format!("waves[{index}].selector"), mistake.to_string());
         }
     }
+    errors.0.extend(check_rollout(spec).0);
     errors
 }
 
