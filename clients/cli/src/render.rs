@@ -222,6 +222,7 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
             )),
         );
     }
+    field("group", printable(&deployment.group));
     field("strategy", printable(&deployment.strategy_name));
     field(
         "created",
