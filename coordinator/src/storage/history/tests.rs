@@ -1,6 +1,7 @@
 //! The history over a real file: order, replay, gaps, crashes, shipping.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_coordinator_core::state::{
     Deployment, Durations, Meta, Origin, Status, Table, Traffic,
@@ -41,7 +42,7 @@ fn past(number: u64) -> Past {
             created_by: Actor::System,
             revision: number,
         },
-        origin: Origin {
+        origin: Arc::new(Origin {
             application: name("shop"),
             version: Version::new("1.0.0").unwrap(),
             release_digest: Digest::of(b"release"),
@@ -64,7 +65,7 @@ fn past(number: u64) -> Past {
             fast: false,
             forced: false,
             link: None,
-        },
+        }),
         status: Status::Cancelled,
         status_since: at,
         replaces: None,
