@@ -178,6 +178,16 @@ reasons! {
     HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
     /// The proxy of this host does not answer, or cannot be replaced.
     ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
+    /// The group has ended.
+    GroupEnded = "1550", "GROUP_ENDED", FailedPrecondition, "act on a deployment of it, or make a new group";
+    /// Not every member of the group is in the status that the verb needs.
+    GroupNotRunning = "1551", "GROUP_NOT_RUNNING", FailedPrecondition, "roll the group back, or cancel the deployments one by one";
+    /// The group finalizes, which is not turned back.
+    GroupFinalizing = "1552", "GROUP_FINALIZING", FailedPrecondition, "wait until the group is FINALIZED, then roll it back";
+    /// No member of the group takes the verb now.
+    GroupNothingToDo = "1553", "GROUP_NOTHING_TO_DO", FailedPrecondition, "see what each member does with `tidegate group get`";
+    /// The group is being taken back.
+    GroupTakenBack = "1554", "GROUP_TAKEN_BACK", FailedPrecondition, "make a new group";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

@@ -130,6 +130,11 @@ ulid_kind!(
     "a deployment id"
 );
 ulid_kind!(
+    /// Identity of a deployment group.
+    GroupId,
+    "a group id"
+);
+ulid_kind!(
     /// A client's request, remembered for 24 h so that a retry is safe.
     RequestId,
     "a request id"
@@ -153,6 +158,14 @@ impl DeploymentId {
         let mut short = [0; ShortId::LEN];
         short.copy_from_slice(&text[ULID_LEN - ShortId::LEN..]);
         ShortId(short)
+    }
+}
+
+impl GroupId {
+    /// The last eight characters in lower case: what people call it by.
+    pub fn short(self) -> ShortId {
+        let text = self.0.to_string().to_lowercase();
+        ShortId(text[text.len() - ShortId::LEN..].to_owned())
     }
 }
 

@@ -2,16 +2,18 @@
 
 mod action;
 mod governance;
+mod group;
 mod subject;
 
 pub use governance::{CreateFreeze, CreateSkip, Named};
+pub use group::{ActOnGroup, AddToGroup, AdvanceGroup, CreateGroup, DecideGroup, GroupAction};
 
-pub use action::{Action, Advance, Cause, GateEvidence};
+pub use action::{Action, Advance, Cause, GateEvidence, GroupTurn};
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
-use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::id::{ClusterId, DeploymentId, GroupId, Name, RequestId, TokenId, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, StrategySpec};
 use tidegate_shared::time::Timestamp;
@@ -139,6 +141,16 @@ pub enum Command {
     Thaw(Named),
     /// The planner's next move of a deployment.
     Advance(Advance),
+    /// One release to many scopes, with one handle; all or none.
+    CreateGroup(CreateGroup),
+    /// A person's verb on a group.
+    ActOnGroup(ActOnGroup),
+    /// More scopes for a group.
+    AddToGroup(AddToGroup),
+    /// A person's answer to the approval rules of every member that waits for it.
+    DecideGroup(DecideGroup),
+    /// The planner's next move of a group.
+    AdvanceGroup(AdvanceGroup),
 }
 
 /// See [`Command::InitCluster`].
@@ -252,7 +264,7 @@ pub struct CreateDeployments {
     pub application: Name,
     /// This release.
     pub version: Version,
-    /// To these scopes; 1 to 1,000.
+    /// To these scopes; 1 to 1,000, in a group 10,000.
     pub scopes: Vec<Name>,
     /// None: the default strategy's fields.
     pub strategy: Option<Name>,
@@ -472,6 +484,22 @@ pub enum Reply {
     },
     /// Deployments that were made or acted on.
     Deployments(Vec<DeploymentId>),
+    /// A group was made, or got more members.
+    Group {
+        /// Which.
+        group: GroupId,
+        /// The deployments that were made, in the order of the scopes.
+        deployments: Vec<DeploymentId>,
+    },
+    /// A group was acted on.
+    GroupActed {
+        /// Which.
+        group: GroupId,
+        /// The deployments that it was done to, or that it made.
+        done: Vec<DeploymentId>,
+        /// Scopes of the members that were left as they are, each with the reason.
+        left: Vec<(Name, String)>,
+    },
     /// Something that was given a name.
     Named(Name),
     /// A newcomer is in.

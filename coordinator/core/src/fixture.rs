@@ -130,6 +130,8 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        group: None,
+        tries: 0,
     }
 }
 

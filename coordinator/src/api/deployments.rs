@@ -69,7 +69,12 @@ fn show(context: &Context, state: &State, id: DeploymentId) -> Result<Deployment
 pub fn made(reply: &Reply) -> Result<DeploymentId, Status> {
     let id = match reply {
         Reply::Deployments(ids) => ids.last().copied(),
-        Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. } => None,
+        Reply::Done
+        | Reply::Named(_)
+        | Reply::Object { .. }
+        | Reply::Group { .. }
+        | Reply::GroupActed { .. }
+        | Reply::Joined { .. } => None,
     };
     id.ok_or_else(|| status::internal(&"a command on a deployment named none"))
 }
@@ -154,9 +159,12 @@ impl Deployments for DeploymentsApi {
         let reply = self.0.propose(actor, key, command).await?;
         let ids = match reply {
             Reply::Deployments(ids) => ids,
-            Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. } => {
-                Vec::new()
-            }
+            Reply::Done
+            | Reply::Named(_)
+            | Reply::Object { .. }
+            | Reply::Group { .. }
+            | Reply::GroupActed { .. }
+            | Reply::Joined { .. } => Vec::new(),
         };
         let view = self.0.read().await?;
         let deployments = self.0.live.picture(&self.0, &view.state, |picture| {

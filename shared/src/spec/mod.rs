@@ -10,6 +10,7 @@ mod object;
 mod parameter;
 mod policy;
 mod release;
+mod rollout;
 mod run;
 mod scope;
 mod scope_traffic;
@@ -30,6 +31,10 @@ pub use policy::{
     WindowKind, WindowOutcome, WindowRule,
 };
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
+pub use rollout::{
+    Amount, BudgetSpec, OnBreach, Pinned, RolloutGate, RolloutKind, RolloutOrder, RolloutSpec,
+    WaveSpec,
+};
 pub use run::{Bytes, Cores, Hook, HookKind, Hooks, Limits, MAX_HOOKS, RunSpec};
 pub use scope::{MetricsSpec, Port, ScopeSpec, ScopeType};
 pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};

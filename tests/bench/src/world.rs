@@ -267,8 +267,7 @@ impl World {
         let began = Instant::now();
         let report = fulfilled(&self.state, &agent, self.reports);
         let took = began.elapsed();
-        self.observed
-            .absorb(&agent, &name("c1")?, report, self.now);
+        self.observed.absorb(&agent, &name("c1")?, report, self.now);
         self.heard.insert(agent);
         Ok(took)
     }

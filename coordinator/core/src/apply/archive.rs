@@ -21,14 +21,18 @@ pub(super) fn begin(state: &mut State) -> Vec<Archived> {
     rows.map(|event| Archived::Event(Box::new(event))).collect()
 }
 
-/// Whether a scope's decisions read an ended deployment: its active one, those that a return or a
-/// start takes, and those whose place is not observed gone yet. What one that goes on is linked to
-/// stays too: whether that was gone back from is noted at its end.
-fn stays(scope: &Scope, id: DeploymentId) -> bool {
+/// Whether decisions read an ended deployment of a scope: its active one, those that a return or a
+/// start takes, those whose place is not observed gone yet, and present members of groups under way.
+/// What one that goes on is linked to stays too: whether that was gone back from is noted at its end.
+fn stays(state: &State, scope: &Scope, id: DeploymentId) -> bool {
     scope.active == Some(id)
         || scope.last_active == Some(id)
         || scope.kept.contains(&id)
         || scope.retired.contains(&id)
+        || state
+            .deployments
+            .get(&id)
+            .is_some_and(|deployment| state.membership(deployment).is_some())
 }
 
 /// The deployments that leave with a change of their scope, oldest first. All of a scope that was
@@ -49,7 +53,8 @@ fn leaving(state: &State, name: &Name) -> Vec<(u64, DeploymentId)> {
             continue;
         }
         ended += 1;
-        let needed = |scope| ended <= NEWEST_ENDED || stays(scope, *id) || links.contains(id);
+        let needed =
+            |scope| ended <= NEWEST_ENDED || stays(state, scope, *id) || links.contains(id);
         if !scope.is_some_and(needed) {
             leaving.push((*made, *id));
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, Name, Version};
+use tidegate_shared::id::{DeploymentId, GroupId, Name, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
     AssetSpec, Port, Protocol, ReleaseStatus, ScopeSpec, Strategy, StrategyKind, StrategySpec,
@@ -13,7 +13,7 @@ use tidegate_shared::spec::{
 use super::lifecycle::{self, title};
 use super::parameters;
 use super::tx::Tx;
-use crate::command::{CreateDeployments, OnConflict, Outcome, Reply};
+use crate::command::{Actor, CreateDeployments, OnConflict, Outcome, Reply};
 use crate::rejection::Rejection;
 use crate::state::{
     Deployment, EndCause, Link, LinkKind, Origin, Release, Required, ResolvedParameter, Scope,
@@ -34,6 +34,12 @@ pub(super) struct Wanted {
     pub(super) forced: bool,
     pub(super) link: Option<Link>,
     pub(super) required: Option<Required>,
+    /// The group that it is a member of.
+    pub(super) group: Option<GroupId>,
+    /// Tries by a rule before this one.
+    pub(super) tries: u32,
+    /// Who asked for it; none: who asks now.
+    pub(super) by: Option<Actor>,
 }
 
 impl Wanted {
@@ -52,13 +58,29 @@ impl Wanted {
             forced: false,
             link: Some(Link { kind, of: of.id }),
             required: None,
+            group: None,
+            tries: 0,
+            by: None,
         }
     }
 }
 
 /// One deployment per scope, all or none.
 pub(super) fn create(tx: &mut Tx<'_>, command: &CreateDeployments) -> Outcome {
-    check_scopes(tx, command)?;
+    create_all(tx, command, MOST_SCOPES, None).map(Reply::Deployments)
+}
+
+/// Scopes of one request that makes no group.
+const MOST_SCOPES: usize = 1_000;
+
+/// See [`create`]; as members of a group, if one is named.
+pub(super) fn create_all(
+    tx: &mut Tx<'_>,
+    command: &CreateDeployments,
+    most: usize,
+    group: Option<GroupId>,
+) -> Result<Vec<DeploymentId>, Rejection> {
+    check_scopes(tx, command, most)?;
     validate_labels(&command.labels)
         .into_result()
         .map_err(|errors| Rejection::fields("deployment", errors))?;
@@ -84,17 +106,20 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateDeployments) -> Outcome {
             forced: false,
             link: None,
             required: None,
+            group,
+            tries: 0,
+            by: None,
         };
         made.push(make(tx, wanted)?);
     }
-    Ok(Reply::Deployments(made))
+    Ok(made)
 }
 
-fn check_scopes(tx: &Tx<'_>, command: &CreateDeployments) -> Result<(), Rejection> {
+fn check_scopes(tx: &Tx<'_>, command: &CreateDeployments, most: usize) -> Result<(), Rejection> {
     let refuse = |message: String| Err(Rejection::new(Reason::InvalidRequest, message));
-    if !(1..=1_000).contains(&command.scopes.len()) {
+    if !(1..=most).contains(&command.scopes.len()) {
         let count = command.scopes.len();
-        return refuse(format!("{count} scopes: want 1 to 1000"));
+        return refuse(format!("{count} scopes: want 1 to {most}"));
     }
     let mut seen = std::collections::BTreeSet::new();
     for name in &command.scopes {
@@ -351,10 +376,14 @@ fn asset_for(wanted: &Wanted, spec: &ScopeSpec, release: &Release) -> Result<Ass
 }
 
 fn record(tx: &mut Tx<'_>, id: DeploymentId, origin: Origin, wanted: &Wanted) -> Deployment {
+    let mut meta = tx.new_meta(wanted.labels.clone());
+    if let Some(by) = &wanted.by {
+        meta.created_by = by.clone();
+    }
     Deployment {
         id,
         short: id.short(),
-        meta: tx.new_meta(wanted.labels.clone()),
+        meta,
         origin: Arc::new(origin),
         status: Status::Pending,
         status_since: tx.at,
@@ -381,6 +410,8 @@ fn record(tx: &mut Tx<'_>, id: DeploymentId, origin: Origin, wanted: &Wanted) ->
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        group: wanted.group,
+        tries: wanted.tries,
     }
 }
 

@@ -15,6 +15,7 @@ mod create;
 mod delete;
 mod end;
 mod governance;
+mod group;
 mod lifecycle;
 mod object;
 mod parameters;
@@ -95,7 +96,8 @@ fn refuse(
     item: &Item,
     rejection: Rejection,
 ) -> Applied {
-    let silent = matches!(item.command, Command::Advance(_)) && rejection.reason == Reason::Stale;
+    let planned = matches!(item.command, Command::Advance(_) | Command::AdvanceGroup(_));
+    let silent = planned && rejection.reason == Reason::Stale;
     let events = if silent {
         Vec::new()
     } else {
@@ -146,5 +148,10 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::Freeze(command) => governance::freeze(tx, command),
         Command::Thaw(command) => governance::thaw(tx, &command.name),
         Command::Advance(command) => advance::advance(tx, command),
+        Command::CreateGroup(command) => group::create(tx, command),
+        Command::ActOnGroup(command) => group::act(tx, command),
+        Command::AddToGroup(command) => group::add(tx, command),
+        Command::DecideGroup(command) => group::decide(tx, command),
+        Command::AdvanceGroup(command) => group::advance(tx, command),
     }
 }

@@ -130,6 +130,11 @@ pub enum Action {
         /// Those agents.
         agents: Vec<Name>,
     },
+    /// After `FAILED` before any traffic moved: a rule asks for another try.
+    Retry {
+        /// Which rule, and which try it is, in one line.
+        why: String,
+    },
 }
 
 /// What the rules answered when a start was decided.
@@ -143,6 +148,20 @@ pub struct GateEvidence {
     pub counts: bool,
     /// Each rule with its answer, in one line.
     pub rules: Vec<String>,
+    /// Of a member of a group: that its turn has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupTurn>,
+}
+
+/// What the turn of a member in its group rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupTurn {
+    /// `gates_revision` of the group that was looked at; a mismatch is `STALE`.
+    pub revision: u64,
+    /// Others have to keep their distance from this start: those that were decided on the same
+    /// revision become stale.
+    pub paced: bool,
 }
 
 /// Why a deployment is taken back or halted, other than by a person.
@@ -182,6 +201,7 @@ impl Action {
             Self::NoteErrors { .. } => "note_errors",
             Self::NoteEvidence { .. } => "note_evidence",
             Self::LeftoversGone { .. } => "leftovers_gone",
+            Self::Retry { .. } => "retry",
         }
     }
 }

@@ -176,6 +176,7 @@ pub const fn action(status: Status, action: &Action) -> bool {
             is_under_way(status) || matches!(status, Status::Deleting)
         }
         Action::NoteEvidence { .. } => matches!(status, Status::Running | Status::Finalizing),
+        Action::Retry { .. } => matches!(status, Status::Failed),
         Action::LeftoversGone { .. } => matches!(
             status,
             Status::Finalized

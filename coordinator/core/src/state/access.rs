@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, Name, ShortId, Version};
+use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, Version};
 use tidegate_shared::selector::LabelSelector;
 
-use super::{Deployment, Release, Scope, State};
+use super::{Deployment, Group, Release, Scope, State};
 use crate::rejection::Rejection;
 
 impl State {
@@ -29,6 +29,41 @@ impl State {
         id.and_then(|id| self.deployments.get(id)).ok_or_else(|| {
             Rejection::new(Reason::NotFound, format!("there is no deployment {short}"))
         })
+    }
+
+    /// The group.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn group(&self, id: GroupId) -> Result<&Group, Rejection> {
+        self.groups
+            .get(&id)
+            .ok_or_else(|| Rejection::new(Reason::NotFound, format!("there is no group {id}")))
+    }
+
+    /// The group that people mean by a name, an id or a short id.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn group_called(&self, text: &str) -> Result<&Group, Rejection> {
+        let named = Name::new(text).ok();
+        let named = named.and_then(|name| self.group_names.get(&name));
+        let id = named.copied().or_else(|| text.parse().ok());
+        let found = id.and_then(|id| self.groups.get(&id));
+        let short = || {
+            let text = text.to_lowercase();
+            self.groups.values().find(|g| g.short.as_str() == text)
+        };
+        found.or_else(short).ok_or_else(|| {
+            Rejection::new(Reason::NotFound, format!("there is no group \"{text}\""))
+        })
+    }
+
+    /// The group under way that a deployment is a present member of, with its number.
+    pub fn membership(&self, deployment: &Deployment) -> Option<(&Group, u32)> {
+        let group = self.groups.get(&deployment.group?)?;
+        let number = group.number_of(deployment)?;
+        group.closed.is_none().then_some((group, number))
     }
 
     /// The scope.

@@ -3,6 +3,8 @@
 //! Run by tests after every command, by the simulator, and by a node on demand. A finding is a bug
 //! of ours: nothing a person sends may cause one.
 
+mod groups;
+
 use std::collections::BTreeMap;
 
 use tidegate_shared::id::{DeploymentId, Name};
@@ -45,6 +47,7 @@ impl State {
         ended_ones_have_left(self, &mut findings);
         members_are_numbered(self, &mut findings);
         tokens_are_not_overused(self, &mut findings);
+        groups::check(self, &mut findings);
         findings
     }
 
@@ -350,7 +353,9 @@ fn ended_ones_have_left(state: &State, findings: &mut Findings) {
     }
     let mut ended: BTreeMap<&Name, usize> = BTreeMap::new();
     for ((name, _), id) in &state.history {
-        if state.deployments.get(id).is_some_and(|d| d.status.is_end()) {
+        // Present members of groups under way stay, however many.
+        let counts = |d: &Deployment| d.status.is_end() && state.membership(d).is_none();
+        if state.deployments.get(id).is_some_and(counts) {
             *ended.entry(name).or_default() += 1;
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
-use tidegate_shared::id::{DeploymentId, Name, ShortId, Version};
+use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, Version};
 use tidegate_shared::secret::Sealed;
 use tidegate_shared::spec::{
     AssetSpec, FileSpec, HealthCheck, OnRollback, ParameterTarget, ScopeSpec, Strategy,
@@ -184,6 +184,20 @@ pub struct Deployment {
     pub leftovers: Vec<Name>,
     /// A person promoted through all steps at once: the label becomes `fast_promoted`.
     pub promoted_full: bool,
+    /// The group that it is, or was, a member of, or for which it returns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
+    /// Tries of the same deployment that a retry rule made before this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tries: u32,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out references"
+)]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What a deployment was made with.

@@ -5,6 +5,7 @@ mod check;
 mod cluster;
 mod deployment;
 mod governance;
+mod group;
 mod indexed;
 mod scope;
 mod table;
@@ -19,6 +20,10 @@ pub use deployment::{
     Verdicts,
 };
 pub use governance::{Finished, Freeze, Skip, Started, Track};
+pub use group::{
+    Closed, Counts, Fate, Given, GivenVerb, Group, GroupMember, GroupOutcome, GroupStatus,
+    KEPT_GROUPS, MOST_MEMBERS, MemberEnd, Return, Stopped, Template, Wave,
+};
 pub use indexed::{Indexed, Listed};
 pub use scope::{Scope, ScopeStatus};
 pub use table::{Lean, Table};
@@ -26,7 +31,7 @@ pub use terms::{Label, Place, PlaceTerm, ScopeTerm, TargetTerm};
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
-use tidegate_shared::id::{DeploymentId, Name, ShortId, TokenId, Version};
+use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, TokenId, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
     ApplicationSpec, EnvironmentSpec, ParameterSpec, PolicySpec, ReleaseSpec, ReleaseStatus,
@@ -96,6 +101,22 @@ pub struct State {
     /// What people froze, by name.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub freezes: Table<Name, Freeze>,
+    /// Freezes that ended, as long as a group that was made before that is under way: its clock
+    /// stood meanwhile. By the revision that they were made with; `until` is when they ended.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub past_freezes: Table<u64, Freeze>,
+    /// Groups under way, and of each application the newest few that ended.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub groups: Table<GroupId, Group>,
+    /// Those of them that have a name.
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub group_names: Lean<Name, GroupId>,
+    /// Those of them that are under way: all that the planner looks at.
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub open_groups: Lean<GroupId, ()>,
+    /// Those of them that have ended, by application and the revision that they ended with.
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub ended_groups: Lean<(Name, u64), GroupId>,
     /// Raised whenever what the gates of other deployments rest on changes: a policy, a skip, a
     /// freeze, or a start that counts. A start carries the one it was decided on.
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -84,9 +84,11 @@ impl Listed for Agent {
     }
 }
 
-/// What a deployment is found by. One that has ended and left nothing is found by nothing.
+/// What a deployment is found by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PlaceTerm {
+    /// It failed: another try may follow.
+    Failed,
     /// A participant, or one that may hold something of it still.
     Agent(Name),
     /// Keys of labels that the selector of its scope, as it was, asks for; in order.
@@ -157,6 +159,9 @@ impl Listed for Deployment {
 
     fn terms(&self) -> Vec<PlaceTerm> {
         let mut terms = Vec::new();
+        if self.status == Status::Failed {
+            terms.push(PlaceTerm::Failed);
+        }
         if self.has_agents() {
             let agents = self.participants.iter().chain(&self.leftovers);
             terms.extend(agents.cloned().map(PlaceTerm::Agent));
@@ -176,7 +181,9 @@ impl Listed for Deployment {
             let spec = &deployment.origin.scope_spec;
             deployment.has_places().then_some(&spec.agents)
         }
-        self.has_agents() == other.has_agents()
+        let failed = |d: &Self| d.status == Status::Failed;
+        failed(self) == failed(other)
+            && self.has_agents() == other.has_agents()
             && (!self.has_agents()
                 || self.participants == other.participants && self.leftovers == other.leftovers)
             && selector(self) == selector(other)
@@ -237,6 +244,12 @@ impl State {
     /// Scopes where something goes on, waits, or is left over, in order of name.
     pub fn unfinished_scopes(&self) -> impl DoubleEndedIterator<Item = (&Name, &Scope)> {
         self.scopes.rows_of(&ScopeTerm::Unfinished)
+    }
+
+    /// Scopes with a deployment that failed, as far as the state holds it; one may come twice.
+    pub fn failed_scopes(&self) -> impl Iterator<Item = &Name> {
+        let failed = self.deployments.rows_of(&PlaceTerm::Failed);
+        failed.map(|(_, deployment)| &deployment.origin.scope)
     }
 
     /// The agents that a selector matches, in order of name.

@@ -370,6 +370,8 @@ pub const fn change(reply: &Reply) -> pb::apply_response::Change {
         | Reply::Done
         | Reply::Named(_)
         | Reply::Deployments(_)
+        | Reply::Group { .. }
+        | Reply::GroupActed { .. }
         | Reply::Joined { .. } => pb::apply_response::Change::Unchanged,
     }
 }
@@ -383,7 +385,12 @@ pub fn apply_result(outcome: &Outcome) -> pb::ApplyResult {
             change: change(reply).into(),
             revision: match reply {
                 Reply::Object { revision, .. } => *revision,
-                Reply::Done | Reply::Named(_) | Reply::Deployments(_) | Reply::Joined { .. } => 0,
+                Reply::Done
+                | Reply::Named(_)
+                | Reply::Deployments(_)
+                | Reply::Group { .. }
+                | Reply::GroupActed { .. }
+                | Reply::Joined { .. } => 0,
             },
         }),
         Err(rejection) => Result::Refusal(Refusal {

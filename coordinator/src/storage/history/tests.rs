@@ -91,6 +91,8 @@ fn past(number: u64) -> Past {
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        group: None,
+        tries: 0,
     };
     Past {
         number,

@@ -193,6 +193,8 @@ macro_rules! count_or_share {
     };
 }
 
+pub(crate) use count_or_share;
+
 count_or_share!(
     BatchSize,
     Self::Count,

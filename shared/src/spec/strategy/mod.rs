@@ -10,6 +10,7 @@ mod rule;
 mod traffic;
 
 pub use app_metric::{AppMetric, Reading, Selector};
+pub(crate) use batch::count_or_share;
 pub use batch::{Batch, BatchSize, BatchSpec, MaxLost};
 pub use deadlines::{Deadlines, DeadlinesSpec};
 pub use rule::{Comparison, Judge, Metric, RollbackSpec, Rule, RuleAction};
@@ -17,7 +18,7 @@ pub use traffic::{Hold, Step, TrafficSpec};
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, percent};
+use super::{FieldErrors, RolloutSpec, percent};
 use crate::time::Span;
 use crate::weight::Weight;
 
@@ -88,6 +89,9 @@ pub struct StrategySpec {
     /// Finalized releases that stay on the hosts; 1 to 100, default 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_releases: Option<u32>,
+    /// How groups that are made with it roll out, unless they say it themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutSpec>,
 }
 
 /// A percentage that may be left out.
@@ -232,7 +236,8 @@ impl StrategySpec {
             drain,
             on_stall,
             max_lost,
-            keep_releases
+            keep_releases,
+            rollout
         )
     }
 
@@ -321,6 +326,9 @@ impl StrategySpec {
         );
         if let Some(deadlines) = &self.deadlines {
             errors.nest("deadlines", deadlines.validate());
+        }
+        if let Some(rollout) = &self.rollout {
+            errors.nest("rollout", rollout.validate());
         }
         errors
     }

@@ -165,7 +165,9 @@ fn growth(
     }
     for (position, world) in worlds.iter_mut().enumerate() {
         let waiting = amounts.sizes[position] / 10;
-        let scopes = (0..waiting).map(scope).collect::<anyhow::Result<Vec<_>>>()?;
+        let scopes = (0..waiting)
+            .map(scope)
+            .collect::<anyhow::Result<Vec<_>>>()?;
         world.have_wait(scopes)?;
         world.look();
         for _ in 0..effort.repetitions {
@@ -179,12 +181,32 @@ fn growth(
     for (position, cost) in more.iter().enumerate() {
         let size = amounts.sizes[position + 1];
         let kinds: [(&str, fn(&Costs) -> &Vec<f64>, Goal); 7] = [
-            ("a parameter written anew", |c| &c.parameter, Goal::AtMostAndRatio(100.0, 1.3)),
-            ("a command of a rollout", |c| &c.rollout, Goal::AtMostAndRatio(100.0, 1.3)),
-            ("planner: nothing is due", |c| &c.idle, Goal::AtMost(1_000.0)),
-            ("planner: nothing is due, a tenth wait", |c| &c.idle_waiting, Goal::AtMost(1_000.0)),
+            (
+                "a parameter written anew",
+                |c| &c.parameter,
+                Goal::AtMostAndRatio(100.0, 1.3),
+            ),
+            (
+                "a command of a rollout",
+                |c| &c.rollout,
+                Goal::AtMostAndRatio(100.0, 1.3),
+            ),
+            (
+                "planner: nothing is due",
+                |c| &c.idle,
+                Goal::AtMost(1_000.0),
+            ),
+            (
+                "planner: nothing is due, a tenth wait",
+                |c| &c.idle_waiting,
+                Goal::AtMost(1_000.0),
+            ),
             ("planner: news of one agent", |c| &c.heard, Goal::None),
-            ("planner: news of one scope", |c| &c.look, Goal::RatioAtMost(1.3)),
+            (
+                "planner: news of one scope",
+                |c| &c.look,
+                Goal::RatioAtMost(1.3),
+            ),
             ("the wish of one agent", |c| &c.wish, Goal::RatioAtMost(1.3)),
         ];
         for (name, values, goal) in kinds {
@@ -270,7 +292,10 @@ fn restart(
         let needed = state.extent().context("nothing has left the state")?;
         let history = HistoryStore::open(&past, CLUSTER, Some((needed, world.index)))?;
         started.push(began.elapsed().as_secs_f64());
-        ensure!(history.tail().deployments == needed.deployments, "rows are missing");
+        ensure!(
+            history.tail().deployments == needed.deployments,
+            "rows are missing"
+        );
         ensure!(state == world.state, "another state came back");
         history.close();
     }
@@ -319,8 +344,7 @@ fn fill(path: &Path, ended: u64, world: &mut World) -> anyhow::Result<()> {
                 made: number,
                 deployment: model.clone(),
             };
-            past.deployment.id =
-                DeploymentId::derived(model.meta.created_at, "past", number, 0);
+            past.deployment.id = DeploymentId::derived(model.meta.created_at, "past", number, 0);
             past.deployment.short = past.deployment.id.short();
             rows.push(Archived::Deployment(Box::new(past)));
             event.index = number;

@@ -77,6 +77,7 @@ fn run(tx: &mut Tx<'_>, deployment: Deployment, action: &Action) -> Moved {
         Action::NoteErrors { causes } => notes::note_errors(tx, deployment, causes),
         Action::NoteEvidence { evidence } => notes::note_evidence(tx, deployment, evidence),
         Action::LeftoversGone { agents } => ending::leftovers_gone(tx, deployment, agents),
+        Action::Retry { why } => ending::retry(tx, &deployment, why),
     }
 }
 

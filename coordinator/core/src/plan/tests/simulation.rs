@@ -28,12 +28,12 @@ use crate::plan::{Agenda, Plan, plan};
 use crate::state::{Addresses, CaRecord, SealedKey, State, Status};
 use crate::testing::fulfilled;
 
-const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
+pub(super) const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
 
-struct Sim {
-    state: State,
-    observed: Observed,
-    now: Timestamp,
+pub(super) struct Sim {
+    pub(super) state: State,
+    pub(super) observed: Observed,
+    pub(super) now: Timestamp,
     index: u64,
     requests: u64,
     sequence: u64,
@@ -49,7 +49,7 @@ fn admin() -> Actor {
 }
 
 impl Sim {
-    fn new(strategy: &str, instances: u32, port: &str) -> Self {
+    pub(super) fn new(strategy: &str, instances: u32, port: &str) -> Self {
         let mut sim = Self {
             state: State::default(),
             observed: Observed::new(Timestamp::from_millis(1_000_000)),
@@ -129,12 +129,14 @@ impl Sim {
             at: self.now,
             items: vec![item],
         };
+        let before = self.state.clone();
         let mut applied = apply(&mut self.state, self.index, &entry);
+        super::groups::guard(&before, &self.state);
         self.check();
         applied.pop().unwrap().outcome
     }
 
-    fn say(&mut self, command: Command) -> Outcome {
+    pub(super) fn say(&mut self, command: Command) -> Outcome {
         self.requests += 1;
         let request = RequestId::derived(self.now, "r", self.requests, 0);
         self.apply(Item {
@@ -144,12 +146,12 @@ impl Sim {
         })
     }
 
-    fn must(&mut self, command: Command) {
+    pub(super) fn must(&mut self, command: Command) {
         let outcome = self.say(command);
         assert!(outcome.is_ok(), "{outcome:?}");
     }
 
-    fn put(&mut self, kind: Kind, object: &str, spec: &str) {
+    pub(super) fn put(&mut self, kind: Kind, object: &str, spec: &str) {
         self.must(Command::PutObject(PutObject {
             name: name(object),
             labels: BTreeMap::new(),
@@ -172,7 +174,7 @@ impl Sim {
     }
 
     /// Applies what is due until nothing is.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..200 {
             let due = plan(&self.state, &self.observed, self.now);
             assert_eq!(due, plan(&self.state, &self.observed, self.now));
@@ -200,12 +202,9 @@ impl Sim {
         let heard = std::mem::take(&mut self.heard);
         self.agenda
             .look(&self.state, &self.observed, &heard, self.now);
-        let asked = |items: Vec<&Item>| items.iter().map(|item| item.request).collect::<Vec<_>>();
-        assert_eq!(
-            asked(self.agenda.due().collect()),
-            asked(due.commands.iter().collect()),
-            "{due:?}"
-        );
+        let known: BTreeSet<_> = self.agenda.due().map(|item| item.request).collect();
+        let all: BTreeSet<_> = due.commands.iter().map(|item| item.request).collect();
+        assert_eq!(known, all, "{due:?}");
         let wake = self.agenda.next_wakeup();
         assert!(
             due.next_wakeup
@@ -214,7 +213,7 @@ impl Sim {
         );
     }
 
-    fn report(&mut self, agent: usize, mood: u8) {
+    pub(super) fn report(&mut self, agent: usize, mood: u8) {
         let agent = name(AGENTS[agent % AGENTS.len()]);
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &agent, self.sequence);
@@ -231,7 +230,7 @@ impl Sim {
         self.observed.absorb(agent, &name("c1"), report, self.now);
     }
 
-    fn deliver_late(&mut self) {
+    pub(super) fn deliver_late(&mut self) {
         for (agent, report) in std::mem::take(&mut self.late) {
             self.hear(&agent, report);
         }
@@ -240,7 +239,7 @@ impl Sim {
     fn check(&self) {
         assert_eq!(self.state.check(), Vec::<String>::new());
         for agent in self.state.agents.keys() {
-            let mut sum = 0;
+            let mut sums: BTreeMap<Name, u32> = BTreeMap::new();
             for item in desired(&self.state, agent).items {
                 let deployment = &self.state.deployments[&item.deployment];
                 let scope = &self.state.scopes[&item.scope];
@@ -261,10 +260,11 @@ impl Sim {
                 if is_active && !replaced && deployment.status == Status::Finalized {
                     assert_eq!(item.state, WishedState::Running, "{item:?}");
                 }
-                sum += u32::from(item.weight.basis_points());
+                *sums.entry(item.scope.clone()).or_default() +=
+                    u32::from(item.weight.basis_points());
             }
             assert!(
-                sum <= 10_000,
+                sums.values().all(|sum| *sum <= 10_000),
                 "{agent}: {:?}",
                 desired(&self.state, agent).items
             );
@@ -407,7 +407,7 @@ impl Sim {
     }
 }
 
-fn scope_spec(instances: u32, port: &str) -> String {
+pub(super) fn scope_spec(instances: u32, port: &str) -> String {
     format!(
         r#"{{"application":"shop","environment":"production","agents":"","instances_per_agent":{instances},"port":{port}}}"#
     )

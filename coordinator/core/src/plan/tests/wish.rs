@@ -151,7 +151,9 @@ fn parameters_go_before_the_assets_own_environment() {
             secret: None,
             file: None,
         };
-        Arc::make_mut(&mut new.origin).parameters.insert("A".to_owned(), parameter);
+        Arc::make_mut(&mut new.origin)
+            .parameters
+            .insert("A".to_owned(), parameter);
     });
     let wish = desired(&world.state, &name("a1"));
     let env = |id| {
