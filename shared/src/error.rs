@@ -178,6 +178,14 @@ reasons! {
     HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
     /// The proxy of this host does not answer, or cannot be replaced.
     ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
+    /// The person lacks the role that this needs, there.
+    RoleNeeded = "1580", "ROLE_NEEDED", PermissionDenied, "ask an administrator for the role; `tidegate whoami` shows yours";
+    /// The cluster would be left without an administrator.
+    LastAdmin = "1581", "LAST_ADMIN", FailedPrecondition, "give somebody else the role admin first: `tidegate user update NAME --role admin`";
+    /// An exported audit log is not as the cluster wrote it.
+    AuditBroken = "1582", "AUDIT_BROKEN", FailedPrecondition, "compare it with a fresh `tidegate audit export`, and keep both files";
+    /// A file is no whole export of an audit log.
+    AuditFile = "1583", "AUDIT_FILE", InvalidArgument, "export it again with `tidegate audit export --to FILE`";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

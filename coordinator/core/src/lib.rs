@@ -19,6 +19,7 @@ pub mod explain;
 mod fixture;
 pub mod group;
 pub mod observed;
+pub mod people;
 pub mod plan;
 pub mod policy;
 pub mod preflight;

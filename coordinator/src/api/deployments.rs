@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::{ActOnDeployment, Command, CreateDeployments};
+use tidegate_coordinator_core::people::Place;
 use tidegate_coordinator_core::policy::guardrail;
 use tidegate_coordinator_core::{Actor, Entry, Item, Reply, RequestKey, State};
 use tidegate_proto::control::v1::deployments_client::DeploymentsClient;
@@ -21,7 +22,7 @@ use tonic::{Request, Response, Status};
 
 use super::authn::Caller;
 use super::relay::{self, ask_leader};
-use super::{Context, caller, convert, expected, past, request_key, status};
+use super::{Context, authz, caller, convert, expected, past, request_key, status};
 use crate::replica::View;
 
 /// Scopes that one request may deploy to.
@@ -51,6 +52,26 @@ async fn show_any(
 ) -> Result<Deployment, Status> {
     let state = past::with_deployment(context, view, id).await?;
     show(context, &state, id)
+}
+
+/// Whether a caller sees a deployment, which stands in `state`, by the roles in `now`.
+///
+/// # Errors
+/// Who lacks which role where.
+pub fn may_see(
+    context: &Context,
+    caller: &Caller,
+    now: &State,
+    state: &State,
+    id: DeploymentId,
+) -> Result<(), Status> {
+    let Some(found) = state.deployments.get(&id) else {
+        return Ok(());
+    };
+    context
+        .sight(caller, now)
+        .check(now, &authz::place_of(now, &found.origin))
+        .map_err(|refused| status::from_rejection(&refused))
 }
 
 fn show(context: &Context, state: &State, id: DeploymentId) -> Result<Deployment, Status> {
@@ -179,6 +200,7 @@ impl Deployments for DeploymentsApi {
         }
         let view = self.0.read().await?;
         let (state, id) = past::find(&self.0, &view, &message.id).await?;
+        may_see(&self.0, &caller, &view.state, &state, id)?;
         show(&self.0, &state, id).map(Response::new)
     }
 
@@ -197,6 +219,7 @@ impl Deployments for DeploymentsApi {
             scope: optional_name("scope", &message.scope)?,
             application: optional_name("application", &message.application)?,
             unfinished: message.unfinished,
+            sight: Some(self.0.sight(&caller, &view.state)),
         };
         // Newest first.
         let (state, page) = past::list(&self.0, &view, wanted, message.page).await?;
@@ -214,7 +237,8 @@ impl Deployments for DeploymentsApi {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
         let view = self.0.read().await?;
-        let (_, id) = past::find(&self.0, &view, &message.id).await?;
+        let (state, id) = past::find(&self.0, &view, &message.id).await?;
+        may_see(&self.0, &caller, &view.state, &state, id)?;
         // A short id may mean another one later.
         message.id = id.to_string();
         let (sender, receiver) = mpsc::channel(4);
@@ -233,11 +257,13 @@ impl Deployments for DeploymentsApi {
         &self,
         request: Request<HistoryRequest>,
     ) -> Result<Response<HistoryResponse>, Status> {
+        let caller = caller(&request)?;
         let message = request.into_inner();
         let view = self.0.read().await?;
         match (message.id.as_str(), message.scope.as_str()) {
             (id, "") if !id.is_empty() => {
-                let (_, id) = past::find(&self.0, &view, id).await?;
+                let (state, id) = past::find(&self.0, &view, id).await?;
+                may_see(&self.0, &caller, &view.state, &state, id)?;
                 let page = past::events_of(&self.0, &view, id, message.page).await?;
                 Ok(Response::new(HistoryResponse {
                     events: page.rows.iter().map(convert::event).collect(),
@@ -247,6 +273,10 @@ impl Deployments for DeploymentsApi {
             }
             ("", scope) if !scope.is_empty() => {
                 let scope = convert::name("scope", scope)?;
+                self.0
+                    .sight(&caller, &view.state)
+                    .check(&view.state, &Place::Scope(scope.clone()))
+                    .map_err(|refused| status::from_rejection(&refused))?;
                 let (state, page) = past::of_scope(&self.0, &view, scope, message.page).await?;
                 Ok(Response::new(HistoryResponse {
                     events: Vec::new(),
@@ -385,11 +415,12 @@ impl Watch {
             .is_none_or(|found| found.status.is_end())
     }
 
-    /// A person who was removed sees no more.
+    /// A person who was removed, or has no role there any more, sees no more.
     fn check_caller(&self, state: &State) -> Result<(), Status> {
         self.caller
             .check_known(state)
-            .map_err(|refused| status::refusal(refused.reason, refused.message))
+            .map_err(|refused| status::refusal(refused.reason, refused.message))?;
+        may_see(&self.context, &self.caller, state, state, self.id)
     }
 
     /// Looks itself; true: it is all told.
@@ -428,7 +459,7 @@ impl Watch {
                             return Ok(true);
                         }
                         let view = views.borrow_and_update().clone();
-                        if self.caller.check_known(&view.state).is_err()
+                        if self.check_caller(&view.state).is_err()
                             || revision_of(&view.state, self.id) != revision
                         {
                             break;

@@ -18,7 +18,7 @@ use crate::session::Session;
     after_help = "Examples:\n  tidegate export > cluster.yaml        everything, in the order that apply wants\n  tidegate export scope                 all scopes\n  tidegate export strategy careful      one object\n  tidegate export -o json | jq ."
 )]
 pub struct ExportArgs {
-    /// application, environment, strategy, scope, policy or parameter; none: all
+    /// application, environment, strategy, scope, policy, parameter, team or role_binding; none: all
     kind: Option<String>,
     /// One object of the kind
     name: Option<String>,

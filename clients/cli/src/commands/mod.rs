@@ -20,10 +20,13 @@ pub mod objects;
 pub mod parameter;
 pub mod policy;
 pub mod release;
+pub mod role;
 pub mod rollback;
 pub mod scope;
 pub mod strategy;
+pub mod team;
 pub mod token;
+pub mod user;
 pub mod whoami;
 
 use clap::{Args, Subcommand};
@@ -79,6 +82,15 @@ pub enum Command {
     /// Configuration values of applications
     #[command(subcommand)]
     Parameter(Box<ObjectCommand<parameter::ParameterFlags>>),
+    /// People, and the roles that they have everywhere
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Groups of people, for approvals and roles
+    #[command(subcommand)]
+    Team(ObjectCommand<team::TeamFlags>),
+    /// Who has which role where
+    #[command(subcommand)]
+    Role(ObjectCommand<role::RoleFlags>),
     /// Make the cluster's objects as manifests describe them
     Apply(apply::ApplyArgs),
     /// Print objects as manifests
@@ -216,6 +228,9 @@ impl Command {
             Self::Strategy(command) => command.run(session).await?,
             Self::Policy(command) => command.run(session).await?,
             Self::Parameter(command) => (*command).run(session).await?,
+            Self::User(command) => command.run(session).await?,
+            Self::Team(command) => command.run(session).await?,
+            Self::Role(command) => command.run(session).await?,
             Self::Apply(args) => args.run(session).await?,
             Self::Export(args) => args.run(session).await?,
             Self::Logs(args) => args.run(session).await?,

@@ -4,7 +4,7 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::spec::{Kind, ParameterTarget};
 
-use super::governance;
+use super::{governance, people};
 use super::tx::{Tx, expect_revision};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
@@ -27,6 +27,7 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
             format!("{what} is in use: {referrer}"),
         ));
     }
+    let before = tx.state.clone();
     match kind {
         Kind::Application => {
             tx.state.applications.remove(name);
@@ -55,6 +56,14 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
             tx.state.parameters.remove(name);
         }
         Kind::Scope => tx.remove_scope(name),
+        Kind::Team => {
+            tx.state.teams.remove(name);
+            people::changed(tx, &before)?;
+        }
+        Kind::RoleBinding => {
+            tx.state.role_bindings.remove(name);
+            people::changed(tx, &before)?;
+        }
     }
     tx.note(
         format!("{kind}_deleted"),
@@ -73,6 +82,8 @@ fn revision(state: &State, kind: Kind, name: &Name) -> Option<u64> {
         Kind::Policy => state.policies.get(name).map(|o| &o.meta),
         Kind::Parameter => state.parameters.get(name).map(|o| &o.meta),
         Kind::Scope => state.scopes.get(name).map(|o| &o.meta),
+        Kind::Team => state.teams.get(name).map(|o| &o.meta),
+        Kind::RoleBinding => state.role_bindings.get(name).map(|o| &o.meta),
     };
     meta.map(|meta| meta.revision)
 }
@@ -88,7 +99,8 @@ fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
             busy(state, name).or_else(|| parameter_where(state, |t| t.scope.as_ref() == Some(name)))
         }
         // Deployments hold a snapshot of their strategy and parameters; a policy is looked up anew.
-        Kind::Strategy | Kind::Policy | Kind::Parameter => None,
+        Kind::Strategy | Kind::Policy | Kind::Parameter | Kind::RoleBinding => None,
+        Kind::Team => people::referrer(state, name),
     }
 }
 

@@ -18,6 +18,7 @@ mod governance;
 mod lifecycle;
 mod object;
 mod parameters;
+mod people;
 mod release;
 mod requests;
 mod scope;
@@ -145,6 +146,8 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::DeleteSkip(command) => governance::delete_skip(tx, &command.name),
         Command::Freeze(command) => governance::freeze(tx, command),
         Command::Thaw(command) => governance::thaw(tx, &command.name),
+        Command::UpdatePerson(command) => people::update(tx, command),
+        Command::RemovePerson(command) => people::remove(tx, command),
         Command::Advance(command) => advance::advance(tx, command),
     }
 }

@@ -1,39 +1,16 @@
 //! What the state knows of a deployment, as expressions ask for it.
 
-use tidegate_shared::spec::{Role, Strategy, StrategyKind};
+use tidegate_shared::spec::{ScopeSpec, Strategy, StrategyKind};
 use tidegate_shared::time::Timestamp;
 
 use super::expression::{
     ApplicationFacts, EnvironmentFacts, Facts, ReleaseFacts, ScopeFacts, StrategyFacts, UserFacts,
 };
 use crate::command::Actor;
+use crate::people;
 use crate::state::{Deployment, Origin, Release, State};
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::Labels;
-
-/// What is known of a person.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Standing {
-    /// Roles where the deployment goes.
-    pub roles: Vec<Role>,
-    /// Teams.
-    pub teams: Vec<Name>,
-}
-
-/// What the cluster knows of a person. Whoever holds a person's certificate is an administrator,
-/// which is every role, and teams do not exist yet.
-pub fn standing(_state: &State, _user: &Name) -> Standing {
-    Standing {
-        roles: vec![
-            Role::Viewer,
-            Role::Deployer,
-            Role::Approver,
-            Role::Operator,
-            Role::Admin,
-        ],
-        teams: Vec::new(),
-    }
-}
 
 /// The person who asked for a deployment; none: it was made by itself.
 pub fn requester(deployment: &Deployment) -> Option<&Name> {
@@ -58,15 +35,8 @@ pub fn facts(state: &State, deployment: &Deployment, now: Timestamp) -> Facts {
 pub fn origin_facts(state: &State, origin: &Origin, user: Option<&Name>, now: Timestamp) -> Facts {
     let key = (origin.application.clone(), origin.version.clone());
     let release = state.releases.get(&key).map(release);
-    Facts {
-        application: Some(ApplicationFacts {
-            name: origin.application.to_string(),
-            labels: state
-                .applications
-                .get(&origin.application)
-                .map(|object| object.meta.labels.clone())
-                .unwrap_or_default(),
-        }),
+    let mut facts = Facts {
+        application: Some(application(state, &origin.application)),
         release: Some(
             release.map_or_else(ReleaseFacts::default, |facts| ReleaseFacts {
                 name: origin.version.to_string(),
@@ -76,9 +46,32 @@ pub fn origin_facts(state: &State, origin: &Origin, user: Option<&Name>, now: Ti
         ),
         scope: Some(scope(state, origin)),
         environment: Some(environment(state, &origin.scope_spec.environment)),
-        user: Some(person(state, user)),
+        user: None,
         strategy: None,
         now: Some(now),
+    };
+    facts.user = Some(person(state, user, &facts));
+    facts
+}
+
+/// A scope with its application and environment: what selectors of role bindings see.
+pub fn place(state: &State, name: &Name, labels: &Labels, spec: &ScopeSpec) -> Facts {
+    Facts {
+        application: Some(application(state, &spec.application)),
+        environment: Some(environment(state, &spec.environment)),
+        scope: Some(scope_facts(name, labels, spec)),
+        ..Facts::default()
+    }
+}
+
+/// What is known of an application.
+pub fn application(state: &State, name: &Name) -> ApplicationFacts {
+    let object = state.applications.get(name);
+    ApplicationFacts {
+        name: name.to_string(),
+        labels: object
+            .map(|object| object.meta.labels.clone())
+            .unwrap_or_default(),
     }
 }
 
@@ -107,16 +100,19 @@ pub fn environment(state: &State, name: &Name) -> EnvironmentFacts {
 }
 
 fn scope(state: &State, origin: &Origin) -> ScopeFacts {
-    let spec = &origin.scope_spec;
     let labels: Labels = state
         .scopes
         .get(&origin.scope)
         .map(|scope| scope.meta.labels.clone())
         .unwrap_or_default();
+    scope_facts(&origin.scope, &labels, &origin.scope_spec)
+}
+
+fn scope_facts(name: &Name, labels: &Labels, spec: &ScopeSpec) -> ScopeFacts {
     let dimensions = spec.dimensions.iter();
     ScopeFacts {
-        name: origin.scope.to_string(),
-        labels,
+        name: name.to_string(),
+        labels: labels.clone(),
         r#type: word(&spec.kind),
         application: spec.application.to_string(),
         environment: spec.environment.to_string(),
@@ -133,11 +129,11 @@ fn word<T: serde::Serialize>(value: &T) -> String {
     }
 }
 
-fn person(state: &State, user: Option<&Name>) -> UserFacts {
+fn person(state: &State, user: Option<&Name>, place: &Facts) -> UserFacts {
     let Some(user) = user else {
         return UserFacts::default();
     };
-    let standing = standing(state, user);
+    let standing = people::standing(state, user, place);
     UserFacts {
         name: user.to_string(),
         teams: standing.teams.iter().map(Name::to_string).collect(),

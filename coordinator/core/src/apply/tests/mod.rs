@@ -6,6 +6,7 @@ mod collection;
 mod deployments;
 mod governance;
 mod objects;
+mod people;
 mod preflight;
 mod random;
 mod requests;

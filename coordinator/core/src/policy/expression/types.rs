@@ -11,6 +11,8 @@ pub enum Subject {
     Environment,
     /// A release alone.
     Release,
+    /// A scope, without a deployment to it: `application`, `environment`, `scope`.
+    Place,
 }
 
 /// The type of a value.
@@ -47,22 +49,24 @@ pub(super) enum Object {
 
 impl Subject {
     pub(super) fn variable(self, name: &str) -> Option<Type> {
-        let about = |environment: bool, release: bool| match self {
-            Self::Deployment | Self::Creation => true,
-            Self::Environment => environment,
-            Self::Release => release,
+        let knows = match self {
+            Self::Deployment => name != "strategy",
+            Self::Creation => true,
+            Self::Environment => name == "environment",
+            Self::Release => name == "release",
+            Self::Place => matches!(name, "application" | "environment" | "scope"),
         };
         let object = match name {
-            "application" if about(false, false) => Object::Application,
-            "release" if about(false, true) => Object::Release,
-            "scope" if about(false, false) => Object::Scope,
-            "environment" if about(true, false) => Object::Environment,
-            "user" if about(false, false) => Object::User,
-            "strategy" if self == Self::Creation => Object::Strategy,
-            "now" if about(false, false) => return Some(Type::Timestamp),
+            "application" => Object::Application,
+            "release" => Object::Release,
+            "scope" => Object::Scope,
+            "environment" => Object::Environment,
+            "user" => Object::User,
+            "strategy" => Object::Strategy,
+            "now" => return knows.then_some(Type::Timestamp),
             _ => return None,
         };
-        Some(Type::Object(object))
+        knows.then_some(Type::Object(object))
     }
 
     pub(super) const fn variables(self) -> &'static str {
@@ -71,6 +75,7 @@ impl Subject {
             Self::Creation => "application, release, scope, environment, user, strategy and now",
             Self::Environment => "environment",
             Self::Release => "release",
+            Self::Place => "application, environment and scope",
         }
     }
 }
