@@ -275,9 +275,7 @@ async fn has_role(front: &Front, caller: &Caller, role: Role) -> Result<(), Refu
     let (Kind::User, Some(name)) = (caller.kind, &caller.name) else {
         return Ok(());
     };
-    let holds = |state: &tidegate_coordinator_core::State| {
-        Rights::of(state, name).anywhere(role)
-    };
+    let holds = |state: &tidegate_coordinator_core::State| Rights::of(state, name).anywhere(role);
     if holds(&front.context.query.stale().state) {
         return Ok(());
     }

@@ -60,7 +60,9 @@ impl Filter {
 
     fn fits_actor(&self, event: &Event) -> bool {
         let actor = event.actor.to_string();
-        let name = actor.split_once(':').map_or(actor.as_str(), |(_, name)| name);
+        let name = actor
+            .split_once(':')
+            .map_or(actor.as_str(), |(_, name)| name);
         self.actor.is_empty() || self.actor == actor || self.actor == name
     }
 
@@ -276,7 +278,9 @@ mod tests {
         assert!(!asked(|m| m.kind = "deploy".to_owned()));
         assert!(asked(|m| m.object = "deployment".to_owned()));
         assert!(asked(|m| m.object = "q69g5fav".to_owned()));
-        assert!(asked(|m| m.object = "deployment/01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned()));
+        assert!(asked(
+            |m| m.object = "deployment/01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned()
+        ));
         assert!(!asked(|m| m.object = "scope/web".to_owned()));
         assert!(asked(|m| m.since_ms = 1_000) && !asked(|m| m.since_ms = 1_001));
         assert!(asked(|m| m.until_ms = 1_001) && !asked(|m| m.until_ms = 1_000));

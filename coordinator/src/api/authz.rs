@@ -128,7 +128,9 @@ pub fn may_call(state: &State, user: &Name, path: &str) -> Result<(), Rejection>
     let rights = Rights::of(state, user);
     let (role, place, holds) = match need {
         Need::Person => return Ok(()),
-        Need::Somewhere(role) | Need::Object(role) => (role, Place::Somewhere, rights.anywhere(role)),
+        Need::Somewhere(role) | Need::Object(role) => {
+            (role, Place::Somewhere, rights.anywhere(role))
+        }
         Need::Cluster(role) => (role, Place::Cluster, rights.everywhere(role)),
     };
     if holds {

@@ -252,7 +252,9 @@ impl Cluster for ClusterApi {
             Err(_) => self.0.read().await?,
         };
         let name = caller.name.as_ref();
-        let grants = name.map_or(Vec::new(), |name| convert::people::grants(&view.state, name));
+        let grants = name.map_or(Vec::new(), |name| {
+            convert::people::grants(&view.state, name)
+        });
         let mut roles: Vec<String> = grants.iter().map(|grant| grant.role.clone()).collect();
         roles.dedup();
         Ok(Response::new(WhoAmIResponse {

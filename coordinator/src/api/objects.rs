@@ -75,9 +75,12 @@ fn place_of(state: &State, kind: Kind, name: &Name) -> Place {
         Kind::Application => Place::Application(name.clone(), Reach::Any),
         Kind::Environment => Place::Environment(name.clone(), Reach::Any),
         Kind::Scope => Place::Scope(name.clone()),
-        Kind::Parameter => state.parameters.get(name).map_or(Place::Somewhere, |object| {
-            authz::place_of_target(&object.spec.target)
-        }),
+        Kind::Parameter => state
+            .parameters
+            .get(name)
+            .map_or(Place::Somewhere, |object| {
+                authz::place_of_target(&object.spec.target)
+            }),
         Kind::Strategy | Kind::Policy | Kind::Team | Kind::RoleBinding => Place::Somewhere,
     }
 }

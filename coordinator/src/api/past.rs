@@ -240,8 +240,8 @@ pub async fn list(
         let mut state = view.state.clone();
         if !asked.unfinished {
             let filter = Filter {
-                scope: asked.scope,
-                application: asked.application,
+                scope: asked.scope.clone(),
+                application: asked.application.clone(),
             };
             let (mut before, mut count) = (before, 0);
             // Who sees a part only may have to be looked for further back.
@@ -373,7 +373,10 @@ pub async fn events_before(
         }
         let events = view.state.events.iter().rev();
         let earlier = events.filter(|(at, _)| before.is_none_or(|before| **at < before));
-        Ok(earlier.take(limit).map(|(_, event)| event.clone()).collect())
+        Ok(earlier
+            .take(limit)
+            .map(|(_, event)| event.clone())
+            .collect())
     })
     .await
 }

@@ -66,12 +66,22 @@ fn deployment(cluster: &Cluster, id: &str) -> anyhow::Result<Value> {
 fn reaches(cluster: &Cluster, id: &str, wanted: &[&str]) -> anyhow::Result<()> {
     poll::until(&wanted.join(" or "), PATIENCE, || {
         let found = deployment(cluster, id)?;
-        poll::holds(wanted.contains(&text(&found, "status")), || found.to_string())
+        poll::holds(wanted.contains(&text(&found, "status")), || {
+            found.to_string()
+        })
     })
 }
 
 fn deploy_as(cluster: &Cluster, who: &str, version: &str) -> anyhow::Result<Output> {
-    let arguments = ["deploy", "shop", version, "--scope", "shop", "--strategy", "at-once"];
+    let arguments = [
+        "deploy",
+        "shop",
+        version,
+        "--scope",
+        "shop",
+        "--strategy",
+        "at-once",
+    ];
     run_as(cluster, who, &arguments)
 }
 
@@ -90,7 +100,12 @@ fn two_people_approve_and_a_role_that_is_lost_takes_the_grant_back() {
         let refused = deploy_as(cluster, "eve", "1.0.0")?;
         refused.refused(
             1,
-            &["TG-1580", "user \"eve\" needs the role deployer", "ask an administrator: ", "ann"],
+            &[
+                "TG-1580",
+                "user \"eve\" needs the role deployer",
+                "ask an administrator: ",
+                "ann",
+            ],
         )?;
         let made = deploy_as(cluster, "dia", "1.0.0")?.json()?;
         let id = text(&made, "id").to_owned();
@@ -102,11 +117,16 @@ fn two_people_approve_and_a_role_that_is_lost_takes_the_grant_back() {
         for who in ["dia", "eve"] {
             let refused = run_as(cluster, who, &grant)?;
             let asked = "policy two-people asks 2 of role:approver or team:sre";
-            refused.refused(1, &["TG-1580", &format!("user \"{who}\" may not decide"), asked])?;
+            refused.refused(
+                1,
+                &["TG-1580", &format!("user \"{who}\" may not decide"), asked],
+            )?;
         }
         run_as(cluster, "bob", &grant)?.ok()?;
         // Bob is approver no more, and his grant is gone.
-        cluster.tidegate(&["user", "update", "bob", "--role", "viewer"])?.ok()?;
+        cluster
+            .tidegate(&["user", "update", "bob", "--role", "viewer"])?
+            .ok()?;
         poll::until("bob's grant to be gone", PATIENCE, || {
             let found = deployment(cluster, &id)?;
             let left = found["decisions"].as_array().map_or(0, Vec::len);
@@ -116,7 +136,9 @@ fn two_people_approve_and_a_role_that_is_lost_takes_the_grant_back() {
         let refused = run_as(cluster, "bob", &grant)?;
         refused.refused(1, &["TG-1580", "user \"bob\" may not decide"])?;
         ensure!(text(&deployment(cluster, &id)?, "status") == "CREATING_APPROVAL");
-        cluster.tidegate(&["user", "update", "bob", "--role", "approver"])?.ok()?;
+        cluster
+            .tidegate(&["user", "update", "bob", "--role", "approver"])?
+            .ok()?;
         run_as(cluster, "bob", &grant)?.ok()?;
         reaches(cluster, &id, &["FINALIZED"])?;
         told_in_the_log(cluster, &id)
@@ -135,11 +157,20 @@ fn told_in_the_log(cluster: &Cluster, id: &str) -> anyhow::Result<()> {
     ensure!(who == ["user:bob", "user:cho", "user:bob"], "{granted:?}");
     let withdrawn = list(&["--kind", "deployment_approval_withdrawn"])?;
     ensure!(withdrawn.len() == 1, "{withdrawn:?}");
-    ensure!(text(&withdrawn[0], "message").contains("user:bob"), "{withdrawn:?}");
+    ensure!(
+        text(&withdrawn[0], "message").contains("user:bob"),
+        "{withdrawn:?}"
+    );
     let ended = list(&["--kind", "deployment_finalized"])?;
     let details = text(ended.last().context("no end")?, "details").to_owned();
-    ensure!(details.contains("\"requested_by\":\"user:dia\""), "{details}");
-    ensure!(details.contains("\"approved_by\":\"user:cho, user:bob\""), "{details}");
+    ensure!(
+        details.contains("\"requested_by\":\"user:dia\""),
+        "{details}"
+    );
+    ensure!(
+        details.contains("\"approved_by\":\"user:cho, user:bob\""),
+        "{details}"
+    );
     let by_cho = list(&["--actor", "cho"])?;
     ensure!(by_cho.len() == 1, "{by_cho:?}");
     Ok(())
@@ -156,33 +187,71 @@ fn a_role_holds_where_its_selector_says_and_the_last_admin_stays() {
             selector: 'application.name == \"shop\" && environment.name != \"test\"'}\n";
         apply(cluster, binding)?;
         let refused = deploy_as(cluster, "dia", "1.0.0")?;
-        refused.refused(1, &["TG-1580", "needs the role deployer for scope \"shop\""])?;
-        let wrong = ["role", "update", "shop-deployers", "--selector", "scope.nam == \"x\""];
-        cluster.tidegate(&wrong)?.refused(1, &["TG-1001", "selector"])?;
-        let wider = ["role", "update", "shop-deployers", "--selector", "application.name == \"shop\""];
+        refused.refused(
+            1,
+            &["TG-1580", "needs the role deployer for scope \"shop\""],
+        )?;
+        let wrong = [
+            "role",
+            "update",
+            "shop-deployers",
+            "--selector",
+            "scope.nam == \"x\"",
+        ];
+        cluster
+            .tidegate(&wrong)?
+            .refused(1, &["TG-1001", "selector"])?;
+        let wider = [
+            "role",
+            "update",
+            "shop-deployers",
+            "--selector",
+            "application.name == \"shop\"",
+        ];
         cluster.tidegate(&wider)?.ok()?;
         deploy_as(cluster, "dia", "1.0.0")?.ok()?;
         run_as(cluster, "dia", &["freeze", "--reason", "x", "--for", "1h"])?
             .refused(1, &["TG-1580", "needs the role operator"])?;
-        run_as(cluster, "dia", &["user", "update", "dia", "--role", "admin"])?
-            .refused(1, &["TG-1580", "needs the role admin"])?;
-        run_as(cluster, "dia", &["token", "create", "user", "--name", "mallory"])?
-            .refused(1, &["TG-1580"])?;
+        run_as(
+            cluster,
+            "dia",
+            &["user", "update", "dia", "--role", "admin"],
+        )?
+        .refused(1, &["TG-1580", "needs the role admin"])?;
+        run_as(
+            cluster,
+            "dia",
+            &["token", "create", "user", "--name", "mallory"],
+        )?
+        .refused(1, &["TG-1580"])?;
 
         let me = run_as(cluster, "dia", &["whoami"])?.json()?;
-        ensure!(text(&me, "name") == "dia" && text(&me, "coordinator") == "c1", "{me}");
+        ensure!(
+            text(&me, "name") == "dia" && text(&me, "coordinator") == "c1",
+            "{me}"
+        );
         ensure!(me["teams"] == serde_json::json!(["shop"]), "{me}");
         let grants = me["grants"].as_array().cloned().unwrap_or_default();
-        let told: Vec<(&str, &str)> =
-            grants.iter().map(|g| (text(g, "role"), text(g, "via"))).collect();
-        let wanted = [("viewer", "own"), ("deployer", "team shop by binding shop-deployers")];
+        let told: Vec<(&str, &str)> = grants
+            .iter()
+            .map(|g| (text(g, "role"), text(g, "via")))
+            .collect();
+        let wanted = [
+            ("viewer", "own"),
+            ("deployer", "team shop by binding shop-deployers"),
+        ];
         ensure!(told == wanted, "{me}");
         ensure!(!text(&me, "certificateNotAfterMs").is_empty(), "{me}");
 
         // There are two administrators, ann and the first one; one of them stays.
         cluster.tidegate(&["user", "delete", "admin"])?.ok()?;
-        for verb in [&["user", "delete", "ann"][..], &["user", "update", "ann", "--role", "viewer"]] {
-            cluster.tidegate(verb)?.refused(1, &["TG-1581", "ann would not be administrator"])?;
+        for verb in [
+            &["user", "delete", "ann"][..],
+            &["user", "update", "ann", "--role", "viewer"],
+        ] {
+            cluster
+                .tidegate(verb)?
+                .refused(1, &["TG-1581", "ann would not be administrator"])?;
         }
         // Who is taken out is nobody at once.
         cluster.tidegate(&["user", "delete", "dia"])?.ok()?;
@@ -198,11 +267,15 @@ fn an_exported_log_is_verified_and_what_was_done_to_it_is_named() {
     story(SMALL, |cluster| {
         for tier in ["1", "2", "3"] {
             let name = format!("e{tier}");
-            cluster.tidegate(&["environment", "create", &name, "--tier", tier])?.ok()?;
+            cluster
+                .tidegate(&["environment", "create", &name, "--tier", tier])?
+                .ok()?;
         }
         let file = cluster.dir().join("audit.jsonl");
         let path = file.display().to_string();
-        cluster.tidegate(&["audit", "export", "--to", &path])?.ok()?;
+        cluster
+            .tidegate(&["audit", "export", "--to", &path])?
+            .ok()?;
         let verify = || cluster.tidegate(&["audit", "verify", &path]);
         let found = verify()?.json()?;
         let whole = fs::read_to_string(&file)?;
@@ -225,7 +298,8 @@ fn an_exported_log_is_verified_and_what_was_done_to_it_is_named() {
         })?;
         flipped.refused(1, &["TG-1582", "line 4", "was changed"])?;
         tamper(&|lines| drop(lines.remove(3)))?.refused(1, &["TG-1582", "before line 4"])?;
-        tamper(&|lines| lines.swap(2, 3))?.refused(1, &["TG-1582", "line 3", "not at its place"])?;
+        tamper(&|lines| lines.swap(2, 3))?
+            .refused(1, &["TG-1582", "line 3", "not at its place"])?;
         tamper(&|lines| lines.push(lines[3].clone()))?.refused(1, &["TG-1582", "was appended"])?;
         tamper(&|lines| drop(lines.pop()))?.refused(1, &["TG-1583", "cut off"])?;
         tamper(&Vec::clear)?.refused(1, &["TG-1583"])?;
@@ -238,7 +312,9 @@ fn an_exported_log_is_verified_and_what_was_done_to_it_is_named() {
         ensure!(found.stdout.contains("is sound"), "{found}");
         let second: Value = serde_json::from_str(lines[2])?;
         let after = format!("{}.{}", second["index"], second["ordinal"]);
-        cluster.tidegate(&["audit", "export", "--after", &after, "--to", &path])?.ok()?;
+        cluster
+            .tidegate(&["audit", "export", "--after", &after, "--to", &path])?
+            .ok()?;
         let part = verify()?.json()?;
         ensure!(part["previous_hash"] == second["hash"], "{part} {second}");
         Ok(())

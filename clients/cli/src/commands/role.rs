@@ -43,7 +43,12 @@ impl SpecFlags for RoleFlags {
                 .map_err(|error| Failure::usage(format!("--role: {error}")))?;
             spec.insert("role".to_owned(), Value::from(role.clone()));
         }
-        let users = changed(spec.get("users"), &self.users, &self.add_user, &self.remove_user);
+        let users = changed(
+            spec.get("users"),
+            &self.users,
+            &self.add_user,
+            &self.remove_user,
+        );
         let teams = changed(spec.get("teams"), &self.teams, &[], &[]);
         for (field, names) in [("users", users), ("teams", teams)] {
             spec.insert(field.to_owned(), Value::Array(names));

@@ -36,7 +36,10 @@ pub fn changed(
 ) -> Vec<Value> {
     let present = present.and_then(Value::as_array).into_iter().flatten();
     let mut names: Vec<String> = match all {
-        [] => present.filter_map(Value::as_str).map(str::to_owned).collect(),
+        [] => present
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
         all => all.to_vec(),
     };
     names.extend(added.iter().cloned());
@@ -50,7 +53,12 @@ impl SpecFlags for TeamFlags {
     const KIND: Kind = Kind::Team;
 
     fn fill(&self, spec: &mut Map<String, Value>) -> Result<()> {
-        let members = changed(spec.get("members"), &self.members, &self.added, &self.removed);
+        let members = changed(
+            spec.get("members"),
+            &self.members,
+            &self.added,
+            &self.removed,
+        );
         spec.insert("members".to_owned(), Value::Array(members));
         if let Some(description) = &self.description {
             spec.insert("description".to_owned(), Value::from(description.clone()));
@@ -66,10 +74,16 @@ mod tests {
 
     #[test]
     fn members_are_replaced_added_and_taken_out() {
-        let words = |list: &[&str]| -> Vec<String> { list.iter().map(|w| (*w).to_owned()).collect() };
+        let words =
+            |list: &[&str]| -> Vec<String> { list.iter().map(|w| (*w).to_owned()).collect() };
         let present = json!(["ann", "bob"]);
         let of = |all: &[&str], added: &[&str], removed: &[&str]| {
-            Value::Array(changed(Some(&present), &words(all), &words(added), &words(removed)))
+            Value::Array(changed(
+                Some(&present),
+                &words(all),
+                &words(added),
+                &words(removed),
+            ))
         };
         assert_eq!(of(&[], &[], &[]), json!(["ann", "bob"]));
         assert_eq!(of(&["cho"], &[], &[]), json!(["cho"]));

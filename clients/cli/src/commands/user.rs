@@ -241,7 +241,10 @@ async fn delete(session: &Session, args: &DeleteArgs) -> Result<()> {
     };
     match rpc!(client, people_client::PeopleClient, remove, request).await {
         Ok(answer) => session.output.emit(&answer, |_| {
-            format!("user \"{}\" deleted; its certificate is worth nothing any more\n", args.name)
+            format!(
+                "user \"{}\" deleted; its certificate is worth nothing any more\n",
+                args.name
+            )
         }),
         Err(failure) => Err(suggest(session, failure, &args.name).await),
     }

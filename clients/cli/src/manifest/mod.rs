@@ -268,7 +268,9 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         | ObjectSpec::Environment(_)
         | ObjectSpec::Strategy(_)
         | ObjectSpec::Scope(_)
-        | ObjectSpec::Policy(_) => None,
+        | ObjectSpec::Policy(_)
+        | ObjectSpec::Team(_)
+        | ObjectSpec::RoleBinding(_) => None,
     };
     Ok(Some(Wanted {
         kind,

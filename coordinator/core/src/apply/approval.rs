@@ -116,7 +116,12 @@ pub(super) fn withdraw(tx: &mut Tx<'_>, deployment: &mut Deployment, people: &[N
         return false;
     };
     let is_out = |d: &Decision| d.granted && person(&d.by).is_some_and(|who| people.contains(who));
-    let out: Vec<Decision> = required.decisions.iter().filter(|d| is_out(d)).cloned().collect();
+    let out: Vec<Decision> = required
+        .decisions
+        .iter()
+        .filter(|d| is_out(d))
+        .cloned()
+        .collect();
     required.decisions.retain(|d| !is_out(d));
     for decision in &out {
         let line = format!(

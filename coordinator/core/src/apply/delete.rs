@@ -4,8 +4,8 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::spec::{Kind, ParameterTarget};
 
-use super::{governance, people};
 use super::tx::{Tx, expect_revision};
+use super::{governance, people};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
 use crate::state::State;

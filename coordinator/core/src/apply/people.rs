@@ -8,9 +8,7 @@ use std::collections::BTreeSet;
 
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::{
-    FieldErrors, Kind, Role, RoleBindingSpec, TeamSpec, validate_labels,
-};
+use tidegate_shared::spec::{FieldErrors, Kind, Role, RoleBindingSpec, TeamSpec, validate_labels};
 
 use super::governance;
 use super::tx::{Tx, expect_revision};

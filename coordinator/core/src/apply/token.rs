@@ -4,8 +4,8 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::{Name, TokenId};
 use tidegate_shared::spec::validate_labels;
 
-use super::{agent, people};
 use super::tx::Tx;
+use super::{agent, people};
 use crate::command::{Actor, CreateToken, Join, Outcome, Reply, TokenKind};
 use crate::rejection::Rejection;
 use crate::state::{Addresses, Member, NodeId, Token};

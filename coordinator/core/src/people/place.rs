@@ -87,9 +87,12 @@ pub(super) fn facing(state: &State, place: &Place) -> Facing {
         Place::NewScope(name, labels, spec) => {
             let mut all = vec![subject::place(state, name, labels, spec)];
             // A scope may not be taken out of somebody else's hands by a change of its labels.
-            all.extend(state.scopes.get(name).map(|scope| {
-                subject::place(state, name, &scope.meta.labels, &scope.spec)
-            }));
+            all.extend(
+                state
+                    .scopes
+                    .get(name)
+                    .map(|scope| subject::place(state, name, &scope.meta.labels, &scope.spec)),
+            );
             Facing::Each(all)
         }
         Place::Application(name, reach) => {

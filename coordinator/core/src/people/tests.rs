@@ -87,14 +87,24 @@ fn state(level: u32) -> State {
             scope(&mut state, &known, application, environment, region);
         }
     }
-    state.environments.insert(name("test"), object(r#"{"tier": 1}"#));
-    state.environments.insert(name("prod"), object(r#"{"tier": 9}"#));
+    state
+        .environments
+        .insert(name("test"), object(r#"{"tier": 1}"#));
+    state
+        .environments
+        .insert(name("prod"), object(r#"{"tier": 9}"#));
     state
 }
 
 fn person(state: &mut State, who: &str, roles: &[Role]) {
     let roles = roles.to_vec();
-    state.people.insert(name(who), Person { meta: meta(), roles });
+    state.people.insert(
+        name(who),
+        Person {
+            meta: meta(),
+            roles,
+        },
+    );
 }
 
 fn bind(state: &mut State, binding: &str, spec: &str) {
@@ -113,7 +123,10 @@ fn in_scope(text: &str) -> Place {
 fn below_the_level_everybody_may_do_everything() {
     let state = state(ROLES_LEVEL - 1);
     assert!(at(&state, "ann", Role::Admin, &Place::Cluster));
-    assert_eq!(standing(&state, &name("x"), &Facts::default()).roles.len(), 5);
+    assert_eq!(
+        standing(&state, &name("x"), &Facts::default()).roles.len(),
+        5
+    );
 }
 
 #[test]
@@ -153,7 +166,9 @@ fn a_team_gives_its_members_what_it_has() {
     let mut state = state(ROLES_LEVEL);
     person(&mut state, "ann", &[]);
     person(&mut state, "bob", &[]);
-    state.teams.insert(name("sre"), object(r#"{"members": ["ann"]}"#));
+    state
+        .teams
+        .insert(name("sre"), object(r#"{"members": ["ann"]}"#));
     bind(&mut state, "all", r#"{"role": "admin", "teams": ["sre"]}"#);
     assert_eq!(administrators(&state), vec![name("ann")]);
     let found = grants(&state, &name("ann"));
@@ -251,7 +266,11 @@ fn a_scope_is_not_taken_by_changing_it() {
 fn a_selector_that_cannot_be_evaluated_gives_nothing() {
     let mut state = state(ROLES_LEVEL);
     person(&mut state, "bob", &[]);
-    bind(&mut state, "odd", r#"{"role": "admin", "users": ["bob"], "selector": "nonsense("}"#);
+    bind(
+        &mut state,
+        "odd",
+        r#"{"role": "admin", "users": ["bob"], "selector": "nonsense("}"#,
+    );
     assert!(!at(&state, "bob", Role::Viewer, &Place::Somewhere));
     assert!(administrators(&state).is_empty());
 }

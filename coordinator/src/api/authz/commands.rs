@@ -34,7 +34,9 @@ pub fn needs(state: &State, command: &Command) -> Needs {
         }
         Command::CreateDeployments(command) => {
             let scopes = command.scopes.iter();
-            scopes.map(|name| (Deployer, Place::Scope(name.clone()))).collect()
+            scopes
+                .map(|name| (Deployer, Place::Scope(name.clone())))
+                .collect()
         }
         Command::ActOnDeployment(command) => deployment(state, Deployer, command.deployment),
         Command::Decide(command) => deployment(state, Viewer, command.deployment),
@@ -157,7 +159,10 @@ fn skipping(state: &State, command: &CreateSkip) -> Needs {
     let rules = policy.map_or(Vec::new(), |policy| policy.spec.rule_names());
     let passed = |rule: &String| rest.is_none_or(|rest| skip::covers(rest, rule));
     let weighty = ["approval", "guardrail"];
-    let role = match rules.iter().any(|rule| passed(rule) && weighty.contains(&rule.as_str())) {
+    let role = match rules
+        .iter()
+        .any(|rule| passed(rule) && weighty.contains(&rule.as_str()))
+    {
         true => Role::Admin,
         false => Role::Operator,
     };

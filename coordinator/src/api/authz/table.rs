@@ -112,8 +112,15 @@ pub fn need(path: &str) -> Option<Need> {
     let path = path.strip_prefix('/')?;
     let Some(call) = path.strip_prefix(PACKAGE) else {
         // What describes the services, and whether they are well.
-        let open = ["grpc.reflection.v1.", "grpc.reflection.v1alpha.", "grpc.health.v1."];
-        return open.iter().any(|prefix| path.starts_with(prefix)).then_some(Person);
+        let open = [
+            "grpc.reflection.v1.",
+            "grpc.reflection.v1alpha.",
+            "grpc.health.v1.",
+        ];
+        return open
+            .iter()
+            .any(|prefix| path.starts_with(prefix))
+            .then_some(Person);
     };
     let mut lines = TABLE.iter();
     lines.find(|(name, _)| *name == call).map(|(_, need)| *need)

@@ -53,12 +53,21 @@ fn state() -> State {
     };
     for role in Role::ALL {
         let roles = vec![role];
-        let person = Person { meta: meta(), roles };
+        let person = Person {
+            meta: meta(),
+            roles,
+        };
         state.people.insert(name(role.as_str()), person);
     }
     for who in ["nobody", "part"] {
         let roles = Vec::new();
-        state.people.insert(name(who), Person { meta: meta(), roles });
+        state.people.insert(
+            name(who),
+            Person {
+                meta: meta(),
+                roles,
+            },
+        );
     }
     let spec = r#"{"role": "admin", "users": ["part"], "selector": "application.name == 'web'"}"#;
     let binding = Object {
@@ -153,13 +162,18 @@ fn every_rpc_times_every_role() {
     let state = state();
     let calls = calls();
     assert!(calls.len() > 40, "{calls:?}");
-    let who = ["viewer", "deployer", "approver", "operator", "admin", "nobody", "part"];
+    let who = [
+        "viewer", "deployer", "approver", "operator", "admin", "nobody", "part",
+    ];
     for call in &calls {
         let expected = EXPECTED.iter().find(|(name, _)| name == call);
         let Some((_, expected)) = expected else {
             panic!("{call} is in a proto, but not in the table of this test");
         };
-        assert!(table::TABLE.iter().any(|(name, _)| name == call), "{call} has no line");
+        assert!(
+            table::TABLE.iter().any(|(name, _)| name == call),
+            "{call} has no line"
+        );
         let path = format!("/{}{call}", table::PACKAGE);
         for (person, mark) in who.iter().zip(expected.chars()) {
             let answer = may_call(&state, &name(person), &path);
@@ -180,7 +194,12 @@ fn every_rpc_times_every_role() {
 #[test]
 fn what_has_no_line_is_nobodys() {
     let state = state();
-    for path in ["", "/x/Y", "/tidegate.control.v1.Objects/Steal", "tidegate.control.v1.Objects/Get"] {
+    for path in [
+        "",
+        "/x/Y",
+        "/tidegate.control.v1.Objects/Steal",
+        "tidegate.control.v1.Objects/Get",
+    ] {
         assert!(may_call(&state, &name("admin"), path).is_err(), "{path}");
     }
 }
@@ -237,7 +256,11 @@ fn commands_need_their_role_where_their_object_is() {
         for who in state.people.keys() {
             let actor = Actor::User(who.clone());
             let answer = may_give(&state, &actor, &command, Timestamp::ZERO);
-            assert_eq!(answer.is_ok(), allowed.contains(&who.as_str()), "{who} {command:?}");
+            assert_eq!(
+                answer.is_ok(),
+                allowed.contains(&who.as_str()),
+                "{who} {command:?}"
+            );
         }
     }
     // The cluster's own parts are held at their doors.
@@ -259,8 +282,8 @@ fn below_the_level_of_roles_everybody_may_and_new_commands_wait() {
 
 #[test]
 fn sight_is_what_a_viewer_sees() {
-    use std::net::SocketAddr;
     use crate::api::authn::NO_VALIDITY;
+    use std::net::SocketAddr;
     let state = state();
     let caller = |who: &str| {
         let identity = crate::tls::SpiffeId::parse(&format!("spiffe://td/user/{who}")).unwrap();
@@ -272,6 +295,9 @@ fn sight_is_what_a_viewer_sees() {
     assert!(Sight::of(&state, &caller("viewer")).is_whole());
     let part = Sight::of(&state, &caller("part"));
     assert!(!part.is_whole() && part.sees(&state, &web) && !part.sees(&state, &api));
-    assert_eq!(part.check(&state, &api).unwrap_err().reason, Reason::RoleNeeded);
+    assert_eq!(
+        part.check(&state, &api).unwrap_err().reason,
+        Reason::RoleNeeded
+    );
     assert!(!Sight::of(&state, &caller("nobody")).sees(&state, &web));
 }

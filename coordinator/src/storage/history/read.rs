@@ -140,7 +140,11 @@ impl HistoryStore {
                 Some(_) | None => Bound::Included(last),
             };
             let mut found = Vec::new();
-            for row in events.range::<(u64, u32)>((Bound::Unbounded, to))?.rev().take(limit) {
+            for row in events
+                .range::<(u64, u32)>((Bound::Unbounded, to))?
+                .rev()
+                .take(limit)
+            {
                 match codec::decode(row?.1.value()) {
                     Ok(event) => found.push(event),
                     Err(error) => return Ok(Err(error.into())),

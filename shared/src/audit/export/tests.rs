@@ -87,7 +87,8 @@ fn any_flipped_bit_is_found_and_its_line_named() {
     for (number, line) in lines.iter().enumerate() {
         for position in 0..line.len() {
             for bit in 0..8 {
-                let mut bytes: Vec<Vec<u8>> = lines.iter().map(|l| l.clone().into_bytes()).collect();
+                let mut bytes: Vec<Vec<u8>> =
+                    lines.iter().map(|l| l.clone().into_bytes()).collect();
                 bytes[number][position] ^= 1 << bit;
                 let flaw = check(&bytes).unwrap_err();
                 let place = format!("line {}, byte {position}, bit {bit}: {flaw}", number + 1);

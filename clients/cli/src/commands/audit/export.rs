@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use tidegate_proto::control::v1 as api;
-use tidegate_shared::audit::export::{FORMAT, Head, Tail, line_of};
 use tidegate_shared::audit::Event;
+use tidegate_shared::audit::export::{FORMAT, Head, Tail, line_of};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::time::Timestamp;
@@ -73,7 +73,12 @@ impl Progress {
         (self.told, self.shown) = (done, true);
         let percent = (done.saturating_mul(100) / self.total.max(1)).min(100);
         // Whether anybody sees it changes nothing.
-        write!(std::io::stderr(), "\r{done} of {} events, {percent} %", self.total).ok();
+        write!(
+            std::io::stderr(),
+            "\r{done} of {} events, {percent} %",
+            self.total
+        )
+        .ok();
     }
 
     /// The line is done with.
@@ -183,7 +188,8 @@ impl ExportArgs {
         .await?;
         let file = out.into_inner().map_err(|error| wrong(error.error()))?;
         file.as_file().sync_all().map_err(|error| wrong(&error))?;
-        file.persist(&self.to).map_err(|error| wrong(&error.error))?;
+        file.persist(&self.to)
+            .map_err(|error| wrong(&error.error))?;
         Ok(tail)
     }
 }

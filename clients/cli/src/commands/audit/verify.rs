@@ -39,7 +39,10 @@ impl VerifyArgs {
     pub async fn run(self, session: &Session) -> Result<()> {
         let (what, verified) = match &self.file {
             Some(path) => (path.display().to_string(), of_file(path)?),
-            None => ("the cluster's audit log".to_owned(), of_cluster(session).await?),
+            None => (
+                "the cluster's audit log".to_owned(),
+                of_cluster(session).await?,
+            ),
         };
         if let Some(wanted) = self.last_hash.filter(|hash| *hash != verified.last_hash) {
             return Err(Failure::new(

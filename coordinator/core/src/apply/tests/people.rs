@@ -92,7 +92,10 @@ fn put(world: &mut World, kind: Kind, object: &str, spec: &str) {
 
 fn last_event(world: &World) -> String {
     // The log has left the state; the last refusal or note is looked at where it is made.
-    world.state.last_hash.map_or(String::new(), |hash| hash.to_string())
+    world
+        .state
+        .last_hash
+        .map_or(String::new(), |hash| hash.to_string())
 }
 
 #[test]
@@ -114,7 +117,11 @@ fn the_first_one_of_a_new_cluster_is_administrator_and_joiners_are_what_their_to
     assert_eq!(administrators(&world.state), [name("ann")]);
     join_as(&mut world, "bob", &[]);
     assert_eq!(roles(&world, "bob"), [Role::Viewer]);
-    join_as(&mut world, "cho", &[Role::Operator, Role::Approver, Role::Approver]);
+    join_as(
+        &mut world,
+        "cho",
+        &[Role::Operator, Role::Approver, Role::Approver],
+    );
     assert_eq!(roles(&world, "cho"), [Role::Approver, Role::Operator]);
     let before = world.state.people[&name("cho")].meta.clone();
     // Again by a second token: what it names comes on top, what is there stays.
@@ -123,14 +130,21 @@ fn the_first_one_of_a_new_cluster_is_administrator_and_joiners_are_what_their_to
     let after = world.state.people[&name("cho")].meta.clone();
     assert_eq!(after.created_at, before.created_at);
     assert!(after.revision > before.revision);
-    assert_eq!(roles(&world, "cho"), [Role::Deployer, Role::Approver, Role::Operator]);
+    assert_eq!(
+        roles(&world, "cho"),
+        [Role::Deployer, Role::Approver, Role::Operator]
+    );
 }
 
 #[test]
 fn the_last_administrator_stays() {
     let mut world = world();
     join_as(&mut world, "bob", &[]);
-    for command in [update("ann", &[Role::Operator]), update("ann", &[]), remove("ann")] {
+    for command in [
+        update("ann", &[Role::Operator]),
+        update("ann", &[]),
+        remove("ann"),
+    ] {
         let refusal = world.refused(command);
         assert_eq!(refusal.reason, Reason::LastAdmin);
         assert!(refusal.message.starts_with("ann would not be"), "{refusal}");
@@ -144,7 +158,12 @@ fn the_last_administrator_stays() {
     let nobody = world.object("sre", Kind::Team, r#"{"members": []}"#);
     let here = r#"{"role": "admin", "teams": ["sre"], "selector": "scope.name == 'web'"}"#;
     let narrowed = world.object("admins", Kind::RoleBinding, here);
-    for command in [nobody, narrowed, delete(Kind::RoleBinding, "admins"), remove("bob")] {
+    for command in [
+        nobody,
+        narrowed,
+        delete(Kind::RoleBinding, "admins"),
+        remove("bob"),
+    ] {
         assert_eq!(world.refused(command).reason, Reason::LastAdmin);
     }
     world.must(update("ann", &[Role::Admin]));
@@ -156,9 +175,24 @@ fn the_last_administrator_stays() {
 fn who_is_removed_leaves_teams_and_bindings() {
     let mut world = world();
     join_as(&mut world, "bob", &[]);
-    put(&mut world, Kind::Team, "sre", r#"{"members": ["ann", "bob"]}"#);
-    put(&mut world, Kind::RoleBinding, "alone", r#"{"role": "deployer", "users": ["bob"]}"#);
-    put(&mut world, Kind::RoleBinding, "both", r#"{"role": "deployer", "users": ["ann", "bob"]}"#);
+    put(
+        &mut world,
+        Kind::Team,
+        "sre",
+        r#"{"members": ["ann", "bob"]}"#,
+    );
+    put(
+        &mut world,
+        Kind::RoleBinding,
+        "alone",
+        r#"{"role": "deployer", "users": ["bob"]}"#,
+    );
+    put(
+        &mut world,
+        Kind::RoleBinding,
+        "both",
+        r#"{"role": "deployer", "users": ["ann", "bob"]}"#,
+    );
     let revision = world.state.people[&name("bob")].meta.revision;
     let stale = Command::RemovePerson(RemovePerson {
         name: name("bob"),
@@ -169,7 +203,12 @@ fn who_is_removed_leaves_teams_and_bindings() {
     world.must(remove("bob"));
     assert_ne!(last_event(&world), hash);
     assert!(!world.state.people.contains_key(&name("bob")));
-    assert!(!world.state.teams[&name("sre")].spec.members.contains(&name("bob")));
+    assert!(
+        !world.state.teams[&name("sre")]
+            .spec
+            .members
+            .contains(&name("bob"))
+    );
     assert!(!world.state.role_bindings.contains_key(&name("alone")));
     let both = &world.state.role_bindings[&name("both")].spec.users;
     assert_eq!(both.iter().collect::<Vec<_>>(), [&name("ann")]);
@@ -181,8 +220,16 @@ fn teams_and_bindings_name_those_who_are_there() {
     let mut world = world();
     for (kind, spec, field) in [
         (Kind::Team, r#"{"members": ["nobody"]}"#, "members"),
-        (Kind::RoleBinding, r#"{"role": "viewer", "users": ["nobody"]}"#, "users"),
-        (Kind::RoleBinding, r#"{"role": "viewer", "teams": ["none"]}"#, "teams"),
+        (
+            Kind::RoleBinding,
+            r#"{"role": "viewer", "users": ["nobody"]}"#,
+            "users",
+        ),
+        (
+            Kind::RoleBinding,
+            r#"{"role": "viewer", "teams": ["none"]}"#,
+            "teams",
+        ),
     ] {
         let command = world.object("x", kind, spec);
         let refusal = world.refused(command);
@@ -190,11 +237,21 @@ fn teams_and_bindings_name_those_who_are_there() {
         assert_eq!(refusal.fields[0].field, field);
     }
     put(&mut world, Kind::Team, "sre", r#"{"members": ["ann"]}"#);
-    put(&mut world, Kind::RoleBinding, "b", r#"{"role": "viewer", "teams": ["sre"]}"#);
+    put(
+        &mut world,
+        Kind::RoleBinding,
+        "b",
+        r#"{"role": "viewer", "teams": ["sre"]}"#,
+    );
     let refusal = world.refused(delete(Kind::Team, "sre"));
     assert_eq!(refusal.reason, Reason::InUse);
     world.must(delete(Kind::RoleBinding, "b"));
-    put(&mut world, Kind::Policy, "p", r#"{"approval": {"from": "team:sre"}}"#);
+    put(
+        &mut world,
+        Kind::Policy,
+        "p",
+        r#"{"approval": {"from": "team:sre"}}"#,
+    );
     let refusal = world.refused(delete(Kind::Team, "sre"));
     assert!(refusal.message.contains("policy \"p\""), "{refusal}");
     world.must(delete(Kind::Policy, "p"));
@@ -214,7 +271,11 @@ fn writing_the_same_changes_nothing() {
         panic!("no object");
     };
     assert!(!changed);
-    assert!(world.run(Command::RemoveMember(MemberId { node: 1 })).is_err());
+    assert!(
+        world
+            .run(Command::RemoveMember(MemberId { node: 1 }))
+            .is_err()
+    );
 }
 
 /// Does what the planner finds due in the scope, until it finds nothing.
@@ -250,7 +311,11 @@ fn granted_by(world: &World, id: DeploymentId) -> Vec<String> {
 /// A deployment that `policy` holds up, with approvers bob and cho, and dia who is none.
 fn waiting(policy: &str) -> (World, DeploymentId) {
     let mut world = world();
-    for (who, role) in [("bob", Role::Approver), ("cho", Role::Approver), ("dia", Role::Deployer)] {
+    for (who, role) in [
+        ("bob", Role::Approver),
+        ("cho", Role::Approver),
+        ("dia", Role::Deployer),
+    ] {
         join_as(&mut world, who, &[role]);
     }
     put(&mut world, Kind::Policy, "eyes", policy);
@@ -274,7 +339,11 @@ fn only_those_with_the_role_count_and_a_role_that_is_lost_withdraws_the_grant() 
     assert_eq!(granted_by(&world, id), Vec::<String>::new());
     world.must(update("bob", &[Role::Approver]));
     settle(&mut world);
-    assert_eq!(granted_by(&world, id), Vec::<String>::new(), "it does not come back by itself");
+    assert_eq!(
+        granted_by(&world, id),
+        Vec::<String>::new(),
+        "it does not come back by itself"
+    );
     decide(&mut world, "bob", id).unwrap();
     decide(&mut world, "cho", id).unwrap();
     settle(&mut world);
@@ -303,14 +372,22 @@ fn grants_are_checked_again_before_the_start() {
     assert_eq!(world.status(id), Status::Pending, "approved, and frozen");
     put(&mut world, Kind::Team, "sre", r#"{"members": []}"#);
     settle(&mut world);
-    assert_eq!(world.status(id), Status::CreatingApproval, "the grant is gone");
+    assert_eq!(
+        world.status(id),
+        Status::CreatingApproval,
+        "the grant is gone"
+    );
     assert_eq!(granted_by(&world, id), Vec::<String>::new());
     decide(&mut world, "cho", id).unwrap();
     settle(&mut world);
     assert_eq!(world.status(id), Status::Pending);
     world.must(remove("cho"));
     settle(&mut world);
-    assert_eq!(world.status(id), Status::CreatingApproval, "who is gone approves nothing");
+    assert_eq!(
+        world.status(id),
+        Status::CreatingApproval,
+        "who is gone approves nothing"
+    );
 }
 
 #[test]
