@@ -178,6 +178,18 @@ reasons! {
     HostSetup = "1510", "HOST_SETUP", FailedPrecondition, "see --help of the command; it can be repeated after the cure";
     /// The proxy of this host does not answer, or cannot be replaced.
     ProxyUnavailable = "1541", "PROXY_UNAVAILABLE", Unavailable, "start the agent, which starts its proxy; see proxy.log in the proxy's folder";
+    /// The group has ended.
+    GroupEnded = "1550", "GROUP_ENDED", FailedPrecondition, "act on a deployment of it, or make a new group";
+    /// Not every member of the group is in the status that the verb needs.
+    GroupNotRunning = "1551", "GROUP_NOT_RUNNING", FailedPrecondition, "roll the group back, or cancel the deployments one by one";
+    /// The group finalizes, which is not turned back.
+    GroupFinalizing = "1552", "GROUP_FINALIZING", FailedPrecondition, "wait until the group is FINALIZED, then roll it back";
+    /// No member of the group takes the verb now.
+    GroupNothingToDo = "1553", "GROUP_NOTHING_TO_DO", FailedPrecondition, "see what each member does with `tidegate group get`";
+    /// The group is being taken back.
+    GroupTakenBack = "1554", "GROUP_TAKEN_BACK", FailedPrecondition, "make a new group";
+    /// What was said instead of scopes finds none.
+    NothingSelected = "1570", "NOTHING_SELECTED", FailedPrecondition, "see what there is with `tidegate scope list -o wide`, or name scopes with --scope";
     /// The person lacks the role that this needs, there.
     RoleNeeded = "1580", "ROLE_NEEDED", PermissionDenied, "ask an administrator for the role; `tidegate whoami` shows yours";
     /// The cluster would be left without an administrator.
@@ -186,6 +198,18 @@ reasons! {
     AuditBroken = "1582", "AUDIT_BROKEN", FailedPrecondition, "compare it with a fresh `tidegate audit export`, and keep both files";
     /// A file is no whole export of an audit log.
     AuditFile = "1583", "AUDIT_FILE", InvalidArgument, "export it again with `tidegate audit export --to FILE`";
+    /// Several objects of a set were refused.
+    RefusedInPart = "1600", "REFUSED_IN_PART", FailedPrecondition, "correct what is named and apply again: what is done stays unchanged";
+    /// The command was interrupted before everything was done.
+    Interrupted = "1601", "INTERRUPTED", Unavailable, "run it again: what is done stays unchanged";
+    /// Something would be deleted and nobody agreed.
+    NotConfirmed = "1602", "NOT_CONFIRMED", FailedPrecondition, "look at it with --dry-run, then say --yes";
+    /// Files are in the way of those that would be written.
+    FilesInTheWay = "1603", "FILES_IN_THE_WAY", AlreadyExists, "choose another folder, or say --force to write over them";
+    /// `capacity: proportional` where instances cannot follow the traffic.
+    CapacityNotOffered = "1620", "CAPACITY_NOT_OFFERED", FailedPrecondition, "leave capacity out, or say capacity: full; with --set for one deployment";
+    /// A check that the scope's instances cannot be asked.
+    CheckNotOffered = "1621", "CHECK_NOT_OFFERED", FailedPrecondition, "measure with a command, a url or prometheus instead, or deploy with another strategy";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

@@ -1,20 +1,24 @@
 //! Commands: the closed set of intentions that the log carries, and their answers.
 
 mod action;
+mod auto;
 mod governance;
+mod group;
 mod people;
 mod subject;
 
 pub use governance::{CreateFreeze, CreateSkip, Named};
+pub use group::{ActOnGroup, AddToGroup, AdvanceGroup, CreateGroup, DecideGroup, GroupAction};
 
-pub use action::{Action, Advance, Cause, GateEvidence};
+pub use action::{Action, Advance, Cause, GateEvidence, GroupTurn};
+pub use auto::AutoDeploy;
 pub use people::{RemovePerson, UpdatePerson};
 pub use tidegate_shared::audit::Actor;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
-use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::id::{ClusterId, DeploymentId, GroupId, Name, RequestId, TokenId, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, Role, StrategySpec};
 use tidegate_shared::time::Timestamp;
@@ -118,6 +122,18 @@ pub enum Command {
     RemovePerson(RemovePerson),
     /// The planner's next move of a deployment.
     Advance(Advance),
+    /// What the planner makes of new releases for a scope that takes them by itself.
+    AutoDeploy(AutoDeploy),
+    /// One release to many scopes, with one handle; all or none.
+    CreateGroup(CreateGroup),
+    /// A person's verb on a group.
+    ActOnGroup(ActOnGroup),
+    /// More scopes for a group.
+    AddToGroup(AddToGroup),
+    /// A person's answer to the approval rules of every member that waits for it.
+    DecideGroup(DecideGroup),
+    /// The planner's next move of a group.
+    AdvanceGroup(AdvanceGroup),
 }
 
 /// See [`Command::InitCluster`].
@@ -231,7 +247,7 @@ pub struct CreateDeployments {
     pub application: Name,
     /// This release.
     pub version: Version,
-    /// To these scopes; 1 to 1,000.
+    /// To these scopes; 1 to 1,000, in a group 10,000.
     pub scopes: Vec<Name>,
     /// None: the default strategy's fields.
     pub strategy: Option<Name>,
@@ -454,6 +470,22 @@ pub enum Reply {
     },
     /// Deployments that were made or acted on.
     Deployments(Vec<DeploymentId>),
+    /// A group was made, or got more members.
+    Group {
+        /// Which.
+        group: GroupId,
+        /// The deployments that were made, in the order of the scopes.
+        deployments: Vec<DeploymentId>,
+    },
+    /// A group was acted on.
+    GroupActed {
+        /// Which.
+        group: GroupId,
+        /// The deployments that it was done to, or that it made.
+        done: Vec<DeploymentId>,
+        /// Scopes of the members that were left as they are, each with the reason.
+        left: Vec<(Name, String)>,
+    },
     /// Something that was given a name.
     Named(Name),
     /// A newcomer is in.

@@ -10,18 +10,20 @@ use tidegate_shared::weight::Weight;
 
 use crate::deployment::{phase, steps};
 use crate::observed::{Observed, healthy};
+use crate::plan::group::{Standing, Turn};
 use crate::plan::view::{Participant, View};
 use crate::plan::{self, sooner};
 pub use crate::plan::{Gate, GateAnswer};
 use crate::state::{Deployment, Scope, State, Status};
 use crate::strategy::{self, PlannedStep};
+use crate::verification::{CheckView, look};
 
 /// What a deployment waits for, and how far it is.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Explanation {
     /// Everything that must allow the start, in order; empty once it has started.
     pub gates: Vec<Gate>,
-    /// One line; empty only for a deployment that has ended.
+    /// One line; empty only for a deployment that has ended and is not tried again.
     pub waiting_for: String,
     /// When the present state ends by itself.
     pub deadline: Option<Timestamp>,
@@ -33,6 +35,8 @@ pub struct Explanation {
     pub participants: Vec<ParticipantView>,
     /// What the rules say now; empty before `RUNNING` and after `FINALIZING`.
     pub verdicts: Vec<Evidence>,
+    /// The checks of the present moment.
+    pub checks: Vec<CheckView>,
     /// When the planner looks again without news.
     pub next_wakeup: Option<Timestamp>,
 }
@@ -100,11 +104,16 @@ pub fn explain(
     };
     let view = View::new(state, observed, now, scope, record);
     let waits = phase::is_waiting(record.status);
+    let member = state.membership(record);
+    let standing = member.map(|(group, _)| Standing::new(state, observed, now, group));
+    let turn = standing.as_ref().zip(member);
+    let turn = turn.map(|(standing, (_, number))| Turn { standing, number });
     let next = if waits {
-        plan::waiting_next(state, observed, now, name, scope, record)
+        plan::waiting_next(state, now, name, scope, record, turn)
     } else {
         plan::next(&view)
     };
+    let again = plan::retry_due(state, now, record);
     let judged = match record.status {
         Status::Running | Status::Finalizing => observed.telemetry.judge(record, now),
         Status::CreatingApproval
@@ -121,20 +130,24 @@ pub fn explain(
         | Status::Deleting
         | Status::Deleted => Vec::new(),
     };
-    let deadline = phase::deadline(record);
+    let deadline = plan::waiting_deadline(record, turn);
     Explanation {
         gates: if waits {
-            plan::gates(state, now, name, scope, record)
+            plan::gates(state, now, name, scope, record, turn)
         } else {
             Vec::new()
         },
-        waiting_for: next.waiting_for,
+        waiting_for: again.as_ref().map_or(next.waiting_for, plan::retry_line),
         deadline,
         steps: step_views(record, scope),
         actual: view.actual(),
         participants: view.participants.iter().map(participant).collect(),
         verdicts: judged,
-        next_wakeup: sooner(next.wake, deadline.filter(|at| *at > now)),
+        checks: look(&view),
+        next_wakeup: sooner(
+            sooner(next.wake, deadline.filter(|at| *at > now)),
+            again.map(|due| due.at).filter(|at| *at > now),
+        ),
     }
 }
 

@@ -300,7 +300,14 @@ fn rehearse(
                 Finding::new(Severity::Error, "scope", line).hint(rejection.reason.hint()),
             ];
         }
-        Some(Ok(Reply::Done | Reply::Named(_) | Reply::Object { .. } | Reply::Joined { .. }))
+        Some(Ok(
+            Reply::Done
+            | Reply::Named(_)
+            | Reply::Object { .. }
+            | Reply::Group { .. }
+            | Reply::GroupActed { .. }
+            | Reply::Joined { .. },
+        ))
         | None => None,
     };
     let Some((scope, deployment)) = made.and_then(|id| {
@@ -314,7 +321,7 @@ fn rehearse(
         "scope",
         format!("release {version} would be taken"),
     )];
-    for gate in gates(&copy, now.max(copy.at), name, scope, deployment) {
+    for gate in gates(&copy, now.max(copy.at), name, scope, deployment, None) {
         let severity = match gate.answer {
             // Whether agents match is told with their number.
             _ if gate.kind == "agents" => continue,

@@ -49,13 +49,14 @@ pub fn permits(door: Door, path: &str, kind: Kind, relayed: bool) -> bool {
             "tidegate.control.v1.Objects"
             | "tidegate.control.v1.Releases"
             | "tidegate.control.v1.Deployments"
+            | "tidegate.control.v1.Planning"
+            | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.Approvals"
             | "tidegate.control.v1.Governance"
             | "tidegate.control.v1.Scopes"
             | "tidegate.control.v1.Agents"
             | "tidegate.control.v1.Tokens"
             | "tidegate.control.v1.Cluster"
-            | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.People"
             | "tidegate.control.v1.Audit"
             | "grpc.reflection.v1.ServerReflection"
@@ -67,10 +68,11 @@ pub fn permits(door: Door, path: &str, kind: Kind, relayed: bool) -> bool {
         Door::Peer => match service {
             // What a person asked another coordinator for and only this one can tell or do.
             "tidegate.control.v1.Deployments"
+            | "tidegate.control.v1.Planning"
+            | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.Approvals"
             | "tidegate.control.v1.Scopes"
             | "tidegate.control.v1.Agents"
-            | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.Cluster" => relayed && kind == Kind::User,
             // The peer service binds each message to its sender itself.
             "tidegate.peer.v1.Peer" => kind == Kind::Coordinator && !relayed,
@@ -161,7 +163,8 @@ pub fn may_give(
         }
     }
     match command {
-        Command::Decide(decide) => commands::may_decide(state, user, decide, now),
+        Command::Decide(decide) => commands::may_decide(state, user, decide.deployment, now),
+        Command::DecideGroup(decide) => commands::may_decide_group(state, user, decide, now),
         _ => Ok(()),
     }
 }

@@ -66,9 +66,12 @@ fn freeze_view(name: &Name, freeze: &FreezeRecord) -> Freeze {
 fn given(reply: Reply) -> Result<Name, Status> {
     match reply {
         Reply::Named(name) => Ok(name),
-        Reply::Done | Reply::Object { .. } | Reply::Deployments(_) | Reply::Joined { .. } => {
-            Err(status::internal(&"a name was not given"))
-        }
+        Reply::Done
+        | Reply::Object { .. }
+        | Reply::Deployments(_)
+        | Reply::Group { .. }
+        | Reply::GroupActed { .. }
+        | Reply::Joined { .. } => Err(status::internal(&"a name was not given")),
     }
 }
 

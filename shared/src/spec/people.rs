@@ -15,6 +15,7 @@ use crate::id::Name;
 /// What a person may do, where the role was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum Role {
     /// Sees.
     Viewer,
@@ -85,6 +86,7 @@ const MOST: usize = 1_000;
 /// People who have something in common.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TeamSpec {
     /// For people.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -110,6 +112,7 @@ impl TeamSpec {
 /// A role for people and teams, everywhere or where a selector holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RoleBindingSpec {
     /// Which.
     pub role: Role,

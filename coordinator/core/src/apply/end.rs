@@ -3,7 +3,9 @@
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::weight::Weight;
 
+use super::auto;
 use super::create;
+use super::group;
 use super::lifecycle::{self, enter, known_agents, title};
 use super::tx::Tx;
 use crate::deployment::rollback;
@@ -46,6 +48,8 @@ pub(super) fn end(
         .return_at_finalized
         .filter(|_| to == Status::Finalized);
     let id = deployment.id;
+    auto::ended(tx, &deployment);
+    group::ended(tx, &deployment);
     tx.put_deployment(deployment);
     tx.put_scope(&name, scope);
     follow_up(tx, &name, id, wanted)
@@ -151,7 +155,10 @@ fn follow_up(
     };
     let deployment = tx.state.deployment(ended)?.clone();
     match deployment.replaces {
-        Some(target) => create::return_to(tx, &deployment, target, cause).map(drop),
+        Some(target) => {
+            let back = create::return_to(tx, &deployment, target, cause)?;
+            group::returned(tx, &deployment, back)
+        }
         None => Ok(()),
     }
 }

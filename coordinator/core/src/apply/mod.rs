@@ -9,12 +9,14 @@ mod advance;
 mod agent;
 mod approval;
 mod archive;
+mod auto;
 mod binding;
 mod cluster;
 mod create;
 mod delete;
 mod end;
 mod governance;
+mod group;
 mod lifecycle;
 mod object;
 mod parameters;
@@ -96,7 +98,8 @@ fn refuse(
     item: &Item,
     rejection: Rejection,
 ) -> Applied {
-    let silent = matches!(item.command, Command::Advance(_)) && rejection.reason == Reason::Stale;
+    let planned = matches!(item.command, Command::Advance(_) | Command::AdvanceGroup(_));
+    let silent = planned && rejection.reason == Reason::Stale;
     let events = if silent {
         Vec::new()
     } else {
@@ -149,5 +152,11 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::UpdatePerson(command) => people::update(tx, command),
         Command::RemovePerson(command) => people::remove(tx, command),
         Command::Advance(command) => advance::advance(tx, command),
+        Command::AutoDeploy(command) => auto::deploy(tx, command),
+        Command::CreateGroup(command) => group::create(tx, command),
+        Command::ActOnGroup(command) => group::act(tx, command),
+        Command::AddToGroup(command) => group::add(tx, command),
+        Command::DecideGroup(command) => group::decide(tx, command),
+        Command::AdvanceGroup(command) => group::advance(tx, command),
     }
 }

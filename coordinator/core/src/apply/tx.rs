@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidegate_shared::assignment::Generation;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::id::{DeploymentId, GroupId, Name};
 use tidegate_shared::time::Timestamp;
 
 use super::archive;
@@ -17,7 +17,7 @@ use crate::command::{Actor, Command, Item};
 use crate::event::Event;
 use crate::people;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, Meta, Scope, State};
+use crate::state::{Deployment, Group, Meta, Scope, State};
 
 /// What an event says, before it has its place in the chain.
 struct Draft {
@@ -109,11 +109,81 @@ impl<'a> Tx<'a> {
         self.state.scopes.insert(name.clone(), scope);
     }
 
+    /// Stores a group with a new revision.
+    pub(super) fn put_group(&mut self, mut group: Group) {
+        group.meta.revision = self.next_revision();
+        self.set_group(group);
+    }
+
+    /// Stores what a member told its group: that changes nothing of the group itself.
+    pub(super) fn set_group(&mut self, group: Group) {
+        self.state.groups.insert(group.id, group);
+    }
+
+    /// An id for a new group: neither it nor its short form is that of another one in the state.
+    pub(super) fn new_group_id(&self) -> GroupId {
+        let mut attempt = 0_u32;
+        loop {
+            let parent = format!("group/{attempt}");
+            let id = GroupId::derived(self.at, &parent, self.index, self.item);
+            let short = id.short();
+            let twin = self.state.groups.values().any(|g| g.short == short);
+            if !twin && !self.state.groups.contains_key(&id) {
+                return id;
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Does something that may be refused half done: then nothing of it stays.
+    pub(super) fn attempt<T>(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<T, Rejection>,
+    ) -> Result<T, Rejection> {
+        let (state, drafts) = (self.state.clone(), self.drafts.len());
+        let done = act(self);
+        if done.is_err() {
+            self.state = state;
+            self.drafts.truncate(drafts);
+        }
+        done
+    }
+
+    /// What decisions about a scope read may have changed otherwise than through it.
+    pub(super) fn touch_scope(&mut self, name: &Name) {
+        self.scopes.insert(name.clone());
+    }
+
+    /// Appends an event about a group; application and release stand in its details.
+    pub(super) fn note_group(
+        &mut self,
+        kind: impl Into<String>,
+        group: &Group,
+        message: impl Into<String>,
+    ) {
+        let mut details = vec![
+            ("application", group.application.to_string()),
+            ("release", group.version.to_string()),
+        ];
+        if let Some(name) = &group.name {
+            details.push(("name", name.to_string()));
+        }
+        if let Some(closed) = &group.closed {
+            details.push(("status", closed.status.to_string()));
+            if let Some(outcome) = closed.outcome {
+                details.push(("outcome", outcome.as_str().to_owned()));
+            }
+        }
+        let kind = format!("group_{}", kind.into());
+        self.note_with(kind, "group", group.id, message, &details);
+    }
+
     /// Forgets a scope.
     pub(super) fn remove_scope(&mut self, name: &Name) {
         self.scopes.insert(name.clone());
         self.state.scopes.remove(name);
         self.state.tracks.remove(name);
+        self.state.auto.remove(name);
     }
 
     /// The wish for this agent may have changed otherwise than through a scope.
@@ -248,7 +318,7 @@ impl<'a> Tx<'a> {
             index: self.index,
         };
         for name in agents {
-            if let Some(agent) = self.state.agents.get_mut(&name) {
+            if let Some(agent) = self.state.agents.beside_terms(&name) {
                 agent.generation = agent.generation.max(generation);
             }
         }

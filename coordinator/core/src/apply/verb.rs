@@ -4,15 +4,17 @@
 //! it does.
 
 use tidegate_shared::error::Reason;
+use tidegate_shared::id::DeploymentId;
 use tidegate_shared::weight::Weight;
 
 use super::approval;
 use super::create::{self, Wanted, check_conflicts, check_ready};
+use super::group;
 use super::lifecycle::{self, because, title};
 use super::parameters;
 use super::scope;
 use super::tx::{Tx, expect_revision};
-use crate::command::{ActOnDeployment, Outcome, Reply, RollbackScope, Verb};
+use crate::command::{ActOnDeployment, Actor, Outcome, Reply, RollbackScope, Verb};
 use crate::deployment::phase::{self, Answer};
 use crate::deployment::steps;
 use crate::rejection::Rejection;
@@ -317,6 +319,18 @@ fn take_back(
 /// A linked new deployment: the same release and strategy, parameters as they stand now (a return
 /// keeps the ones that it goes back to).
 fn retry(tx: &mut Tx<'_>, deployment: &Deployment) -> Outcome {
+    let id = try_again(tx, deployment, 0, None)?;
+    Ok(Reply::Deployments(vec![id]))
+}
+
+/// See [`retry`]; `tries` are those that a rule made before this one, `by` who asked for the first.
+/// In a group under way it takes the place of the one that ended.
+pub(super) fn try_again(
+    tx: &mut Tx<'_>,
+    deployment: &Deployment,
+    tries: u32,
+    by: Option<Actor>,
+) -> Result<DeploymentId, Rejection> {
     let origin = &deployment.origin;
     check_conflicts(tx, std::slice::from_ref(&origin.scope))?;
     let release = tx.state.release(&origin.application, &origin.version)?;
@@ -334,18 +348,18 @@ fn retry(tx: &mut Tx<'_>, deployment: &Deployment) -> Outcome {
             .fast
             .then(|| parameters::returning(&tx.state, &origin.parameters)),
         required: approval::carried(deployment, expires_at),
+        tries,
+        by,
         ..Wanted::again(deployment, LinkKind::Retry)
     };
     let id = create::make(tx, wanted)?;
     drop_foreign_grants(tx, id)?;
-    Ok(Reply::Deployments(vec![id]))
+    group::retried(tx, deployment, id)?;
+    Ok(id)
 }
 
 /// Grants count only for what they were given for; a parameter may have changed since.
-fn drop_foreign_grants(
-    tx: &mut Tx<'_>,
-    id: tidegate_shared::id::DeploymentId,
-) -> Result<(), Rejection> {
+fn drop_foreign_grants(tx: &mut Tx<'_>, id: DeploymentId) -> Result<(), Rejection> {
     let mut deployment = tx.state.deployment(id)?.clone();
     let bound = super::binding(&deployment.origin);
     let Some(required) = &mut deployment.required else {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
-use crate::state::{InstanceCause, Verdicts};
+use crate::state::{CheckRecord, InstanceCause, Verdicts};
 
 /// See [`super::Command::Advance`]. Carries the answers that it rests on; `apply` checks only the revision,
 /// the status and what is structural.
@@ -127,11 +127,21 @@ pub enum Action {
         /// The verdicts.
         evidence: Verdicts,
     },
+    /// What checks came to.
+    NoteChecks {
+        /// One record of each.
+        checks: Vec<CheckRecord>,
+    },
     /// After the end: the place of this deployment, one of its scope's `retired`, is observed gone
     /// on these agents.
     LeftoversGone {
         /// Those agents.
         agents: Vec<Name>,
+    },
+    /// After `FAILED` before any traffic moved: a rule asks for another try.
+    Retry {
+        /// Which rule, and which try it is, in one line.
+        why: String,
     },
 }
 
@@ -146,6 +156,20 @@ pub struct GateEvidence {
     pub counts: bool,
     /// Each rule with its answer, in one line.
     pub rules: Vec<String>,
+    /// Of a member of a group: that its turn has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupTurn>,
+}
+
+/// What the turn of a member in its group rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupTurn {
+    /// `gates_revision` of the group that was looked at; a mismatch is `STALE`.
+    pub revision: u64,
+    /// Others have to keep their distance from this start: those that were decided on the same
+    /// revision become stale.
+    pub paced: bool,
 }
 
 /// Why a deployment is taken back or halted, other than by a person.
@@ -153,7 +177,7 @@ pub struct GateEvidence {
 #[serde(deny_unknown_fields)]
 pub struct Cause {
     /// Stable word: `rule`, `progress_deadline`, `staging_deadline`, `stall`, `halt_max`,
-    /// `pause_max`, `no_data`, `lost_agents`, `permanent_errors`.
+    /// `pause_max`, `no_data`, `lost_agents`, `permanent_errors`, `verification`.
     pub kind: String,
     /// One line with the figures.
     pub message: String,
@@ -184,7 +208,9 @@ impl Action {
             Self::MarkLost { .. } => "mark_lost",
             Self::NoteErrors { .. } => "note_errors",
             Self::NoteEvidence { .. } => "note_evidence",
+            Self::NoteChecks { .. } => "note_checks",
             Self::LeftoversGone { .. } => "leftovers_gone",
+            Self::Retry { .. } => "retry",
         }
     }
 }

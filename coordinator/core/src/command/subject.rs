@@ -49,7 +49,17 @@ impl Command {
             Self::Thaw(c) => ("thaw", "freeze", c.name.to_string()),
             Self::UpdatePerson(c) => ("update_person", "person", c.name.to_string()),
             Self::RemovePerson(c) => ("remove_person", "person", c.name.to_string()),
+            Self::AutoDeploy(c) => ("auto_deploy", "scope", c.scope.to_string()),
             Self::Advance(c) => (c.action.as_str(), "deployment", c.deployment.to_string()),
+            Self::CreateGroup(c) => (
+                "create_group",
+                "release",
+                format!("{} {}", c.deployments.application, c.deployments.version),
+            ),
+            Self::ActOnGroup(c) => (c.verb.as_str(), "group", c.group.to_string()),
+            Self::AddToGroup(c) => ("add_to_group", "group", c.group.to_string()),
+            Self::DecideGroup(c) => ("decide", "group", c.group.to_string()),
+            Self::AdvanceGroup(c) => (c.action.as_str(), "group", c.group.to_string()),
         }
     }
 }

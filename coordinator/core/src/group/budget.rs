@@ -1,5 +1,7 @@
 //! How many members may fail before a group stops (product.md §3).
 
+use tidegate_shared::weight::Weight;
+
 /// A count, or a share of all members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amount {
@@ -7,17 +9,21 @@ pub enum Amount {
     Count(u64),
     /// So many of a hundred, rounded up.
     Percent(u32),
+    /// So large a share, rounded up.
+    Share(Weight),
 }
 
 impl Amount {
     /// Of so many.
     pub fn of(self, members: u64) -> u64 {
+        let share = |part: u128, whole: u128| {
+            let product = u128::from(members) * part;
+            u64::try_from(product.div_ceil(whole)).unwrap_or(u64::MAX)
+        };
         match self {
             Self::Count(count) => count,
-            Self::Percent(percent) => {
-                let product = u128::from(members) * u128::from(percent);
-                u64::try_from(product.div_ceil(100)).unwrap_or(u64::MAX)
-            }
+            Self::Percent(percent) => share(u128::from(percent), 100),
+            Self::Share(weight) => share(u128::from(weight.basis_points()), 10_000),
         }
     }
 }
@@ -74,6 +80,8 @@ mod tests {
             [(10, 10, 1), (11, 10, 2), (3, 0, 0), (0, 50, 0), (3, 100, 3)]
         {
             assert_eq!(Amount::Percent(percent).of(members), wanted);
+            let share = Weight::share(u64::from(percent), 100);
+            assert_eq!(Amount::Share(share).of(members), wanted);
         }
         let tally = |executed, failures| Tally {
             members: 10,

@@ -9,7 +9,7 @@ use tidegate_shared::time::Timestamp;
 use super::*;
 use crate::command::Actor;
 use crate::state::{
-    Addresses, CaRecord, Cluster, Member, Meta, Object, Person, Scope, ScopeStatus, SealedKey,
+    Addresses, CaRecord, Cluster, Indexed, Member, Meta, Object, Person, Scope, ScopeStatus, SealedKey,
     Table,
 };
 
@@ -209,7 +209,7 @@ fn any_and_every_scope_of_an_application() {
     assert!(at(&state, "bob", deployer, &test));
     assert!(!at(&state, "cho", deployer, &test));
     // Without a scope only what is known of the application itself counts.
-    state.scopes.clear();
+    state.scopes = Indexed::default();
     assert!(!at(&state, "bob", deployer, &web(Reach::Any)));
     assert!(at(&state, "cho", deployer, &web(Reach::Every)));
 }

@@ -6,32 +6,44 @@
 //! deadlines are evaluated here; a command carries their answer as evidence, and `apply` checks only
 //! what is structural.
 //!
+//! A leader asks through an [`Agenda`], which answers the same and remembers between its looks.
+//!
 //! Every status has an evaluator that answers `Next`: the move that is due, or what it waits for
 //! and until when. `explain` tells people the same answer.
 //!
 //! A deployment without rules needs no evidence, so nothing of it is ever `unverified`; nor is a
 //! fast rollback, which skips analysis.
 
+mod agenda;
+mod checks;
 mod ending;
 mod evidence;
+pub(crate) mod group;
+mod retry;
 mod rollout;
 mod running;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod view;
 mod waiting;
 
+pub use agenda::Agenda;
+pub(crate) use retry::{due as retry_due, line as retry_line};
 pub use waiting::{Gate, GateAnswer};
-pub(crate) use waiting::{gates, next as waiting_next};
+pub(crate) use waiting::{deadline as waiting_deadline, gates, next as waiting_next};
+
+use std::collections::BTreeMap;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
+use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
-use crate::state::{Deployment, Scope, ScopeStatus, State, Status};
+use crate::state::{Deployment, PlaceTerm, Scope, State, Status};
+use group::Round;
 use view::View;
 
 /// What should be proposed, and when to ask again.
@@ -51,17 +63,17 @@ impl Plan {
 
 /// One answer about one deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Next {
+pub(crate) struct Next<A = Action> {
     /// The move that is due.
-    pub(crate) action: Option<Action>,
+    pub(crate) action: Option<A>,
     /// What it waits for, in one line.
     pub(crate) waiting_for: String,
     /// When to look again at the latest.
     pub(crate) wake: Option<Timestamp>,
 }
 
-impl Next {
-    pub(crate) fn act(action: Action, why: impl Into<String>) -> Self {
+impl<A> Next<A> {
+    pub(crate) fn act(action: A, why: impl Into<String>) -> Self {
         Self {
             action: Some(action),
             waiting_for: why.into(),
@@ -78,32 +90,42 @@ impl Next {
     }
 }
 
-/// Everything that is due, over all scopes.
+/// Everything that is due, over all groups and scopes. Those where nothing goes on cost nothing.
 pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
-    for (name, scope) in &state.scopes {
-        add_scope(&mut plan, state, observed, now, name, scope);
+    let groups = state.open_groups.keys();
+    let groups = groups.filter_map(|id| state.groups.get(id));
+    let mut round = Round::new(state, observed, now, groups);
+    round.add_groups(&mut plan);
+    let mut scopes: BTreeMap<&Name, &Scope> = state.unfinished_scopes().collect();
+    if round.retries {
+        let failed = state.deployments.rows_of(&PlaceTerm::Failed);
+        let failed = failed.map(|(_, deployment)| &deployment.origin.scope);
+        scopes.extend(failed.filter_map(|name| state.scopes.get_key_value(name)));
     }
+    for (name, scope) in scopes {
+        add_scope(&mut plan, &mut round, name, scope);
+    }
+    plan.commands.extend(auto::due(state, now));
     plan
 }
 
-/// Everything that is due in one scope: what the shell asks after news of that scope alone.
+/// Everything that is due in one scope: what the shell asks after news of that scope alone. What
+/// groups as a whole have to do is left to [`plan`].
 pub fn plan_scope(state: &State, observed: &Observed, now: Timestamp, scope: &Name) -> Plan {
     let mut plan = Plan::default();
     if let Some(found) = state.scopes.get(scope) {
-        add_scope(&mut plan, state, observed, now, scope, found);
+        let waiting = found.waiting.iter();
+        let waiting = waiting.filter_map(|id| state.deployments.get(id));
+        let groups = waiting.filter_map(|d| state.membership(d));
+        let mut round = Round::new(state, observed, now, groups.map(|(group, _)| group));
+        add_scope(&mut plan, &mut round, scope, found);
     }
     plan
 }
 
-fn add_scope(
-    plan: &mut Plan,
-    state: &State,
-    observed: &Observed,
-    now: Timestamp,
-    name: &Name,
-    scope: &Scope,
-) {
+fn add_scope(plan: &mut Plan, round: &mut Round<'_>, name: &Name, scope: &Scope) {
+    let (state, observed, now) = (round.state, round.observed, round.now);
     for id in scope.retired.iter() {
         if let Some(retired) = state.deployments.get(id) {
             let gone = ending::leftovers_gone(state, observed, retired);
@@ -112,8 +134,7 @@ fn add_scope(
         }
     }
     // Asked only of scopes that are being stopped: all others cost no look at their active one.
-    let stopping = scope.status == ScopeStatus::Stopping;
-    let deleting = scope.active.filter(|_| stopping);
+    let deleting = scope.active.filter(|_| scope.is_stopping());
     for id in scope.candidate.into_iter().chain(deleting) {
         add_deployment(plan, state, observed, now, scope, id);
     }
@@ -123,13 +144,22 @@ fn add_scope(
         let Some(deployment) = state.deployments.get(id) else {
             continue;
         };
-        let next = waiting::next(state, observed, now, name, scope, deployment);
+        let next = round.waiting(name, scope, deployment);
         plan.wake(next.wake);
         let starts = matches!(next.action, Some(Action::Start { .. }));
         if let Some(action) = next.action.filter(|_| !(starts && started)) {
             plan.commands.push(item(deployment, action));
         }
         started |= starts;
+    }
+    if round.retries && scope.candidate.is_none() && scope.waiting.is_empty() {
+        let newest = state.history_of(name).next_back();
+        if let Some(failed) = newest.filter(|newest| newest.status == Status::Failed) {
+            let next = retry::next(state, now, failed);
+            plan.wake(next.wake);
+            plan.commands
+                .extend(next.action.map(|action| item(failed, action)));
+        }
     }
 }
 
@@ -257,7 +287,7 @@ fn expiry(view: &View<'_>, expiry: Expiry) -> Option<Action> {
             evidence: Vec::new(),
         },
         Expiry::Finalize => Action::Finalize {
-            unverified: evidence::is_missing(view),
+            unverified: evidence::is_missing(view) || !checks::open(view).is_empty(),
         },
         Expiry::Halt(kind) => {
             if view.deployment.halted.is_some() {
@@ -336,7 +366,12 @@ fn fingerprint(deployment: &Deployment, action: &Action) -> Digest {
                 .map(|e| format!("{}{}{}", e.metric, e.comparison.as_str(), e.threshold));
             format!("note_evidence {}", rules.collect::<Vec<_>>().join(","))
         }
+        Action::NoteChecks { checks } => {
+            let checks = checks.iter().map(|c| format!("{} {}", c.name, c.outcome));
+            format!("note_checks {}", checks.collect::<Vec<_>>().join(","))
+        }
         Action::LeftoversGone { agents } => format!("leftovers_gone {}", names(agents)),
+        Action::Retry { .. } => "retry".to_owned(),
     };
     let text = format!("{}\n{}\n{what}", deployment.id, deployment.meta.revision);
     Digest::of(text.as_bytes())

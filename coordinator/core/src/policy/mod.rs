@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod approval;
 pub mod check;
+pub mod clock;
 pub mod concurrency;
 pub mod cooldown;
 pub mod dependency;
@@ -19,6 +20,7 @@ pub mod recurrence;
 pub mod release_selector;
 pub mod retry;
 pub mod rules;
+pub mod selection;
 pub mod skip;
 pub mod subject;
 pub mod window;

@@ -8,8 +8,8 @@ use super::expression::{
 };
 use crate::command::Actor;
 use crate::people;
-use crate::state::{Deployment, Origin, Release, State};
-use tidegate_shared::id::Name;
+use crate::state::{Deployment, Origin, Release, Scope, State};
+use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
 
 /// The person who asked for a deployment; none: it was made by itself.
@@ -33,19 +33,51 @@ pub fn facts(state: &State, deployment: &Deployment, now: Timestamp) -> Facts {
 
 /// The same before the deployment is there.
 pub fn origin_facts(state: &State, origin: &Origin, user: Option<&Name>, now: Timestamp) -> Facts {
-    let key = (origin.application.clone(), origin.version.clone());
+    let place = (&origin.scope, &origin.scope_spec);
+    known(
+        state,
+        &origin.application,
+        &origin.version,
+        place,
+        user,
+        now,
+    )
+}
+
+/// The same of a release that might go to a scope.
+pub fn prospect(
+    state: &State,
+    name: &Name,
+    scope: &Scope,
+    version: &Version,
+    user: Option<&Name>,
+    now: Timestamp,
+) -> Facts {
+    let spec = &scope.spec;
+    known(state, &spec.application, version, (name, spec), user, now)
+}
+
+fn known(
+    state: &State,
+    application: &Name,
+    version: &Version,
+    (name, spec): (&Name, &ScopeSpec),
+    user: Option<&Name>,
+    now: Timestamp,
+) -> Facts {
+    let key = (application.clone(), version.clone());
     let release = state.releases.get(&key).map(release);
     let mut facts = Facts {
-        application: Some(application(state, &origin.application)),
+        application: Some(self::application(state, application)),
         release: Some(
             release.map_or_else(ReleaseFacts::default, |facts| ReleaseFacts {
-                name: origin.version.to_string(),
-                version: origin.version.to_string(),
+                name: version.to_string(),
+                version: version.to_string(),
                 ..facts
             }),
         ),
-        scope: Some(scope(state, origin)),
-        environment: Some(environment(state, &origin.scope_spec.environment)),
+        scope: Some(scope(state, name, spec)),
+        environment: Some(environment(state, &spec.environment)),
         user: None,
         strategy: None,
         now: Some(now),
@@ -99,13 +131,13 @@ pub fn environment(state: &State, name: &Name) -> EnvironmentFacts {
     }
 }
 
-fn scope(state: &State, origin: &Origin) -> ScopeFacts {
+fn scope(state: &State, name: &Name, spec: &ScopeSpec) -> ScopeFacts {
     let labels: Labels = state
         .scopes
-        .get(&origin.scope)
+        .get(name)
         .map(|scope| scope.meta.labels.clone())
         .unwrap_or_default();
-    scope_facts(&origin.scope, &labels, &origin.scope_spec)
+    scope_facts(name, &labels, spec)
 }
 
 fn scope_facts(name: &Name, labels: &Labels, spec: &ScopeSpec) -> ScopeFacts {

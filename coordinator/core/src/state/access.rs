@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, Name, ShortId, Version};
+use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, Version};
 use tidegate_shared::selector::LabelSelector;
 
-use super::{Deployment, Release, Scope, State};
+use super::{Deployment, Group, Release, Scope, State};
 use crate::rejection::Rejection;
 
 impl State {
@@ -29,6 +29,41 @@ impl State {
         id.and_then(|id| self.deployments.get(id)).ok_or_else(|| {
             Rejection::new(Reason::NotFound, format!("there is no deployment {short}"))
         })
+    }
+
+    /// The group.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn group(&self, id: GroupId) -> Result<&Group, Rejection> {
+        self.groups
+            .get(&id)
+            .ok_or_else(|| Rejection::new(Reason::NotFound, format!("there is no group {id}")))
+    }
+
+    /// The group that people mean by a name, an id or a short id.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`.
+    pub fn group_called(&self, text: &str) -> Result<&Group, Rejection> {
+        let named = Name::new(text).ok();
+        let named = named.and_then(|name| self.group_names.get(&name));
+        let id = named.copied().or_else(|| text.parse().ok());
+        let found = id.and_then(|id| self.groups.get(&id));
+        let short = || {
+            let text = text.to_lowercase();
+            self.groups.values().find(|g| g.short.as_str() == text)
+        };
+        found.or_else(short).ok_or_else(|| {
+            Rejection::new(Reason::NotFound, format!("there is no group \"{text}\""))
+        })
+    }
+
+    /// The group under way that a deployment is a present member of, with its number.
+    pub fn membership(&self, deployment: &Deployment) -> Option<(&Group, u32)> {
+        let group = self.groups.get(&deployment.group?)?;
+        let number = group.number_of(deployment)?;
+        group.closed.is_none().then_some((group, number))
     }
 
     /// The scope.
@@ -74,11 +109,8 @@ impl State {
 
     /// Names of the agents that a selector matches, in order.
     pub fn agents_matching(&self, selector: &LabelSelector) -> Vec<Name> {
-        self.agents
-            .iter()
-            .filter(|(_, agent)| selector.matches(&agent.meta.labels))
-            .map(|(name, _)| name.clone())
-            .collect()
+        let matching = self.agents_where(selector).into_iter();
+        matching.map(|(name, _)| name.clone()).collect()
     }
 
     /// Every agent that a scope may say something to: those that its selector, or that of its
@@ -108,10 +140,8 @@ impl State {
         {
             agents.extend(retired.leftovers.iter().cloned());
         }
-        for (name, agent) in &self.agents {
-            if selectors.iter().any(|s| s.matches(&agent.meta.labels)) {
-                agents.insert(name.clone());
-            }
+        for selector in selectors {
+            agents.extend(self.agents_matching(selector));
         }
         agents.retain(|agent| self.agents.contains_key(agent));
         agents

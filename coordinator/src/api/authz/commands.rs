@@ -1,13 +1,15 @@
 //! What a person needs for each command, asked on its way to the log: no service can forget it.
 //! Exhaustive, so that a new command has to say.
 
-use tidegate_coordinator_core::command::{CreateSkip, Decide, DeleteObject, PutObject, TokenKind};
+use tidegate_coordinator_core::command::{
+    CreateSkip, DecideGroup, DeleteObject, PutObject, TokenKind,
+};
 use tidegate_coordinator_core::people::{self, Place, Reach};
 use tidegate_coordinator_core::policy::{approval, skip};
 use tidegate_coordinator_core::state::Status;
 use tidegate_coordinator_core::{Command, Rejection, State};
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::id::{DeploymentId, GroupId, Name};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, Role};
 use tidegate_shared::time::Timestamp;
@@ -38,6 +40,16 @@ pub fn needs(state: &State, command: &Command) -> Needs {
                 .map(|name| (Deployer, Place::Scope(name.clone())))
                 .collect()
         }
+        Command::CreateGroup(command) => {
+            let scopes = command.deployments.scopes.iter();
+            scopes.map(|name| (Deployer, Place::Scope(name.clone()))).collect()
+        }
+        Command::AddToGroup(command) => {
+            let scopes = command.scopes.iter();
+            scopes.map(|name| (Deployer, Place::Scope(name.clone()))).collect()
+        }
+        Command::ActOnGroup(command) => members(state, Deployer, command.group),
+        Command::DecideGroup(command) => members(state, Viewer, command.group),
         Command::ActOnDeployment(command) => deployment(state, Deployer, command.deployment),
         Command::Decide(command) => deployment(state, Viewer, command.deployment),
         Command::StopScope(command) => scope(Operator, &command.name),
@@ -72,6 +84,8 @@ pub fn needs(state: &State, command: &Command) -> Needs {
         | Command::UpdateAgent(_)
         | Command::UpdateMember(_)
         | Command::RaiseLevel(_)
+        | Command::AutoDeploy(_)
+        | Command::AdvanceGroup(_)
         | Command::Advance(_) => cluster(Admin),
     }
 }
@@ -90,6 +104,16 @@ fn deployment(state: &State, role: Role, id: DeploymentId) -> Needs {
         None => Place::Somewhere,
     };
     vec![(role, place)]
+}
+
+/// What is done to a group is done to all of its members.
+fn members(state: &State, role: Role, id: GroupId) -> Needs {
+    let scopes = state.groups.get(&id).into_iter().flat_map(|group| group.scopes.keys());
+    let needs: Needs = scopes.map(|name| (role, Place::Scope(name.clone()))).collect();
+    match needs.is_empty() {
+        true => vec![(role, Place::Somewhere)],
+        false => needs,
+    }
 }
 
 fn put(state: &State, command: &PutObject) -> Needs {
@@ -186,10 +210,10 @@ fn skip_place(scope: Option<&Name>, application: Option<&Name>) -> Place {
 pub fn may_decide(
     state: &State,
     user: &Name,
-    command: &Decide,
+    deployment: DeploymentId,
     now: Timestamp,
 ) -> Result<(), Rejection> {
-    let Some(found) = state.deployments.get(&command.deployment) else {
+    let Some(found) = state.deployments.get(&deployment) else {
         return Ok(());
     };
     let waits = found.status == Status::CreatingApproval && found.required.is_some();
@@ -208,6 +232,29 @@ pub fn may_decide(
             super::whom_to_ask(state),
         ),
     ))
+}
+
+/// As [`may_decide`], for all members of a group: the state machine leaves out whom no rule asks, and
+/// cannot know where a role holds.
+///
+/// # Errors
+/// A member whose rules would ask this person elsewhere only.
+pub fn may_decide_group(
+    state: &State,
+    user: &Name,
+    command: &DecideGroup,
+    now: Timestamp,
+) -> Result<(), Rejection> {
+    let group = state.groups.get(&command.group);
+    let members = group.into_iter().flat_map(|group| group.members.values());
+    for member in members {
+        let found = state.deployments.get(&member.deployment);
+        let asked = found.is_some_and(|found| approval::could_decide(state, found, user));
+        if asked {
+            may_decide(state, user, member.deployment, now)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether every member of the cluster can read a command.
@@ -242,6 +289,12 @@ pub fn is_understood(state: &State, command: &Command) -> Result<(), Rejection> 
         | Command::DeleteSkip(_)
         | Command::Freeze(_)
         | Command::Thaw(_)
+        | Command::AutoDeploy(_)
+        | Command::CreateGroup(_)
+        | Command::ActOnGroup(_)
+        | Command::AddToGroup(_)
+        | Command::DecideGroup(_)
+        | Command::AdvanceGroup(_)
         | Command::Advance(_) => false,
     };
     if !is_new || people::in_force(state) {

@@ -76,7 +76,7 @@ pub const TABLE: &[(&str, Need)] = &[
     ("Groups/Add", Object(Deployer)),
     ("Groups/Decide", Object(Viewer)),
     ("Groups/Explain", Object(Viewer)),
-    ("Groups/Plan", Object(Viewer)),
+    ("Planning/Plan", Object(Viewer)),
     ("Scopes/View", Object(Viewer)),
     ("Scopes/Stop", Object(Operator)),
     ("Scopes/Start", Object(Deployer)),

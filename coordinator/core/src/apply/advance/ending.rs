@@ -9,6 +9,7 @@ use super::{Moved, moved, refuse};
 use crate::apply::end;
 use crate::apply::lifecycle::{self, known_agents};
 use crate::apply::tx::Tx;
+use crate::apply::verb;
 use crate::command::Cause;
 use crate::deployment::{rollback, steps};
 use crate::state::{Deployment, EndCause, Status, Verdicts};
@@ -62,7 +63,7 @@ pub(super) fn settled(tx: &mut Tx<'_>, mut deployment: Deployment, leftovers: &[
 
 fn end_cause(cause: &Cause) -> Option<EndCause> {
     match cause.kind.as_str() {
-        "rule" | "no_data" => Some(EndCause::Rule),
+        "rule" | "no_data" | "verification" => Some(EndCause::Rule),
         "permanent_errors" => Some(EndCause::Errors),
         "progress_deadline" | "staging_deadline" | "stall" | "halt_max" | "pause_max"
         | "lost_agents" => Some(EndCause::Deadline),
@@ -141,6 +142,25 @@ pub(super) fn expire(tx: &mut Tx<'_>, mut deployment: Deployment, leftovers: &[N
         known_agents(tx, leftovers.to_vec())
     };
     end::end(tx, deployment, to, leftovers)
+}
+
+/// A rule asks for another try of what failed before any traffic moved. Whoever deployed to the scope
+/// since then wants something else.
+pub(super) fn retry(tx: &mut Tx<'_>, deployment: &Deployment, why: &str) -> Moved {
+    if deployment.traffic.got_traffic {
+        return refuse(deployment, "traffic had moved");
+    }
+    let scope = tx.state.scope(&deployment.origin.scope)?;
+    let newest = tx.state.history_of(&deployment.origin.scope).next_back();
+    let is_newest = newest.is_some_and(|newest| newest.id == deployment.id);
+    if !is_newest || !scope.waiting.is_empty() || scope.candidate.is_some() {
+        return refuse(deployment, "something newer was deployed there");
+    }
+    let by = deployment.meta.created_by.clone();
+    let tries = deployment.tries.saturating_add(1);
+    let line = format!("{} is tried again: {why}", lifecycle::title(deployment));
+    tx.note_deployment("retried", deployment, line);
+    verb::try_again(tx, deployment, tries, Some(by)).map(drop)
 }
 
 pub(super) fn leftovers_gone(

@@ -9,6 +9,7 @@ use super::{Moved, check_going, moved, refuse};
 use crate::apply::approval;
 use crate::apply::end;
 use crate::apply::governance;
+use crate::apply::group;
 use crate::apply::lifecycle::{self, title};
 use crate::apply::tx::Tx;
 use crate::command::{Actor, GateEvidence};
@@ -140,6 +141,8 @@ pub(super) fn start(
 ) -> Moved {
     check_going(&deployment)?;
     check_gates(tx, &deployment, gates)?;
+    let turn = gates.and_then(|gates| gates.group.as_ref());
+    group::check_turn(tx, &deployment, turn)?;
     check_startable(tx, &deployment, participants)?;
     let name = deployment.origin.scope.clone();
     if gates.is_some_and(|gates| gates.counts) {
@@ -174,6 +177,7 @@ pub(super) fn start(
     // A return that happens by itself is no newer wish of anybody's.
     let supersedes = !(deployment.origin.fast && deployment.meta.created_by == Actor::System);
     let version = deployment.origin.version.clone();
+    group::started(tx, &deployment, turn);
     tx.put_scope(&name, scope);
     moved(tx, deployment, "creating", &line)?;
     for older in older.into_iter().filter(|_| supersedes) {

@@ -44,6 +44,7 @@ fn start(revision: u64, counts: bool) -> Action {
             revision,
             counts,
             rules: Vec::new(),
+            group: None,
         }),
     }
 }

@@ -13,6 +13,12 @@ pub enum Subject {
     Release,
     /// A scope, without a deployment to it: `application`, `environment`, `scope`.
     Place,
+    /// The answer of an HTTP request: `result`.
+    HttpResult,
+    /// The end of a program: `result`.
+    CommandResult,
+    /// The result of a query: `result`.
+    QueryResult,
 }
 
 /// The type of a value.
@@ -45,16 +51,20 @@ pub(super) enum Object {
     Environment,
     User,
     Strategy,
+    HttpResult,
+    CommandResult,
+    QueryResult,
 }
 
 impl Subject {
     pub(super) fn variable(self, name: &str) -> Option<Type> {
         let knows = match self {
-            Self::Deployment => name != "strategy",
-            Self::Creation => true,
+            Self::Deployment => !matches!(name, "strategy" | "result"),
+            Self::Creation => name != "result",
             Self::Environment => name == "environment",
             Self::Release => name == "release",
             Self::Place => matches!(name, "application" | "environment" | "scope"),
+            Self::HttpResult | Self::CommandResult | Self::QueryResult => name == "result",
         };
         let object = match name {
             "application" => Object::Application,
@@ -63,6 +73,16 @@ impl Subject {
             "environment" => Object::Environment,
             "user" => Object::User,
             "strategy" => Object::Strategy,
+            "result" => match self {
+                Self::HttpResult => Object::HttpResult,
+                Self::CommandResult => Object::CommandResult,
+                Self::QueryResult => Object::QueryResult,
+                Self::Deployment
+                | Self::Creation
+                | Self::Environment
+                | Self::Release
+                | Self::Place => return None,
+            },
             "now" => return knows.then_some(Type::Timestamp),
             _ => return None,
         };
@@ -76,6 +96,7 @@ impl Subject {
             Self::Environment => "environment",
             Self::Release => "release",
             Self::Place => "application, environment and scope",
+            Self::HttpResult | Self::CommandResult | Self::QueryResult => "result",
         }
     }
 }
@@ -100,6 +121,11 @@ impl Object {
             (Self::Strategy, "steps") => Some(Type::List(Box::new(Type::Double))),
             (Self::Strategy, "rollback_rules") => Some(Type::Int),
             (Self::Strategy, "bake") => Some(Type::Duration),
+            (Self::HttpResult, "status") | (Self::CommandResult, "exit_code") => Some(Type::Int),
+            (Self::HttpResult | Self::CommandResult, "body") => Some(Type::Any),
+            (Self::HttpResult, "text") | (Self::CommandResult, "output") => Some(Type::Text),
+            (Self::QueryResult, "value") => Some(Type::Double),
+            (Self::QueryResult, "values") => Some(Type::List(Box::new(Type::Double))),
             _ => None,
         }
     }
@@ -112,6 +138,7 @@ impl Object {
             Self::Environment => "environment",
             Self::User => "user",
             Self::Strategy => "strategy",
+            Self::HttpResult | Self::CommandResult | Self::QueryResult => "result",
         }
     }
 
@@ -125,6 +152,9 @@ impl Object {
             Self::Environment => "name, labels and tier",
             Self::User => "name, teams and roles",
             Self::Strategy => "name, kind, steps, rollback_rules, finalize and bake",
+            Self::HttpResult => "status, body and text",
+            Self::CommandResult => "exit_code, output and body",
+            Self::QueryResult => "value and values",
         }
     }
 }
