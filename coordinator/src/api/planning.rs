@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
 use tidegate_coordinator_core::forecast::{FURTHEST, Pace, Question, forecast};
+use tidegate_coordinator_core::people::Place;
 use tidegate_proto::control::v1::planning_client::PlanningClient;
 use tidegate_proto::control::v1::planning_server::Planning;
 use tidegate_proto::control::v1::{PlanRequest, PlanResponse, plan_request::Wish};
@@ -94,6 +95,14 @@ impl Planning for PlanningApi {
             return Err(status::refusal(Reason::QueueFull, message));
         };
         let view = self.0.read().await?;
+        if let Command::CreateDeployments(wish) = &command {
+            let sight = self.0.sight(&caller, &view.state);
+            for name in &wish.scopes {
+                sight
+                    .check(&view.state, &Place::Scope(name.clone()))
+                    .map_err(|refused| status::from_rejection(&refused))?;
+            }
+        }
         let observed = self.0.live.observed();
         let now = self.0.now().max(view.state.at);
         let question = Question {

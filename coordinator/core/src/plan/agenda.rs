@@ -276,6 +276,8 @@ fn is_ground_shaken(seen: &State, state: &State) -> bool {
         policies,
         releases,
         people,
+        teams,
+        role_bindings,
         skips,
         freezes,
     } = state;
@@ -283,6 +285,8 @@ fn is_ground_shaken(seen: &State, state: &State) -> bool {
         && environments.ptr_eq(&seen.environments)
         && policies.ptr_eq(&seen.policies)
         && releases.ptr_eq(&seen.releases)
+        && teams.ptr_eq(&seen.teams)
+        && role_bindings.ptr_eq(&seen.role_bindings)
         && people.ptr_eq(&seen.people)
         && skips.ptr_eq(&seen.skips)
         && freezes.ptr_eq(&seen.freezes))

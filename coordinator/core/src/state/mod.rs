@@ -39,7 +39,7 @@ use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, TokenId, Version
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
     ApplicationSpec, EnvironmentSpec, ParameterSpec, PolicySpec, ReleaseSpec, ReleaseStatus,
-    StrategySpec,
+    RoleBindingSpec, StrategySpec, TeamSpec,
 };
 use tidegate_shared::time::Timestamp;
 
@@ -78,6 +78,12 @@ pub struct State {
     pub removed_agents: Lean<Name, Timestamp>,
     /// By name.
     pub people: Table<Name, Person>,
+    /// By name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub teams: Table<Name, Object<TeamSpec>>,
+    /// Who has which role where, by name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub role_bindings: Table<Name, Object<RoleBindingSpec>>,
     /// By id.
     pub tokens: Table<TokenId, Token>,
     /// Every deployment that has not left for the history ([`crate::archive`]): all that have not

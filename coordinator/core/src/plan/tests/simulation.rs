@@ -89,6 +89,7 @@ impl Sim {
             expires_at: self.now + Span::from_hours(1),
             uses: 10,
             name: None,
+            roles: Vec::new(),
         }));
         for agent in AGENTS {
             self.must(Command::Join(Join {
