@@ -16,6 +16,7 @@ use tidegate_proto::control::v1::approvals_server::ApprovalsServer;
 use tidegate_proto::control::v1::cluster_server::ClusterServer;
 use tidegate_proto::control::v1::deployments_server::DeploymentsServer;
 use tidegate_proto::control::v1::governance_server::GovernanceServer;
+use tidegate_proto::control::v1::groups_server::GroupsServer;
 use tidegate_proto::control::v1::objects_server::ObjectsServer;
 use tidegate_proto::control::v1::planning_server::PlanningServer;
 use tidegate_proto::control::v1::releases_server::ReleasesServer;
@@ -40,6 +41,7 @@ use crate::api::cluster::ClusterApi;
 use crate::api::deployments::DeploymentsApi;
 use crate::api::gate::{Gate, LateRoutes};
 use crate::api::governance::GovernanceApi;
+use crate::api::groups::GroupsApi;
 use crate::api::objects::ObjectsApi;
 use crate::api::planning::PlanningApi;
 use crate::api::releases::ReleasesApi;
@@ -403,6 +405,7 @@ async fn bind_all(mut config: Config) -> Result<(Config, Listeners, Listen), Set
 fn relayed_routes(context: &Arc<Context>) -> Routes {
     Routes::new(DeploymentsServer::new(DeploymentsApi(context.clone())))
         .add_service(PlanningServer::new(PlanningApi(context.clone())))
+        .add_service(GroupsServer::new(GroupsApi(context.clone())))
         .add_service(ApprovalsServer::new(ApprovalsApi(context.clone())))
         .add_service(ScopesServer::new(ScopesApi(context.clone())))
         .add_service(AgentsServer::new(AgentsApi(context.clone())))
@@ -415,6 +418,7 @@ async fn control_routes(context: &Arc<Context>) -> Result<Routes, tonic_reflecti
     health
         .set_serving::<DeploymentsServer<DeploymentsApi>>()
         .await;
+    health.set_serving::<GroupsServer<GroupsApi>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tidegate_proto::DESCRIPTORS)
@@ -434,6 +438,7 @@ async fn control_routes(context: &Arc<Context>) -> Result<Routes, tonic_reflecti
         )
         .add_service(DeploymentsServer::new(DeploymentsApi(context.clone())))
         .add_service(PlanningServer::new(PlanningApi(context.clone())))
+        .add_service(GroupsServer::new(GroupsApi(context.clone())))
         .add_service(ApprovalsServer::new(ApprovalsApi(context.clone())))
         .add_service(GovernanceServer::new(GovernanceApi(context.clone())))
         .add_service(ScopesServer::new(ScopesApi(context.clone())))

@@ -188,6 +188,8 @@ reasons! {
     GroupNothingToDo = "1553", "GROUP_NOTHING_TO_DO", FailedPrecondition, "see what each member does with `tidegate group get`";
     /// The group is being taken back.
     GroupTakenBack = "1554", "GROUP_TAKEN_BACK", FailedPrecondition, "make a new group";
+    /// What was said instead of scopes finds none.
+    NothingSelected = "1570", "NOTHING_SELECTED", FailedPrecondition, "see what there is with `tidegate scope list -o wide`, or name scopes with --scope";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

@@ -42,6 +42,7 @@ pub mod convert;
 pub mod deployments;
 pub mod gate;
 pub mod governance;
+pub mod groups;
 pub mod objects;
 pub mod paging;
 pub mod past;
@@ -51,6 +52,7 @@ pub mod releases;
 pub mod scopes;
 pub mod status;
 pub mod tokens;
+pub mod watching;
 
 use authn::Caller;
 

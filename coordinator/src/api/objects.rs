@@ -90,6 +90,9 @@ impl ObjectsApi {
                 .into_result()
                 .map_err(|errors| status::wrong_fields(&format!("scope \"{name}\""), errors))?;
         }
+        if let ObjectSpec::Strategy(strategy) = &spec {
+            convert::group::check_strategy(&format!("strategy \"{name}\""), strategy)?;
+        }
         let item = Item {
             actor,
             request: request_key(&message.request_id)?,

@@ -18,6 +18,9 @@ use crate::render::group as page;
 use crate::session::Session;
 use crate::{entropy, names, render, rpc, time};
 
+/// Members that a verb left as they are, in its answer for people.
+const MOST_LEFT: usize = 20;
+
 /// The verbs of a group. GROUP is its name, its id or its short id. Each member stays a deployment of
 /// its own: `tidegate deployment …` steers it alone.
 #[derive(Debug, Subcommand)]
@@ -209,13 +212,13 @@ impl GroupCommand {
             }
             Self::Traffic(args) => traffic(session, &args).await?,
             Self::Cancel(args) => {
-                return act_and_wait(session, &args, Verb::Cancel, "cancelled").await;
+                return act_and_wait(session, &args, Verb::Cancel, "being cancelled").await;
             }
             Self::Rollback(args) => {
-                return act_and_wait(session, &args, Verb::Rollback, "turned back").await;
+                return act_and_wait(session, &args, Verb::Rollback, "being rolled back").await;
             }
             Self::Finalize(args) => {
-                return act_and_wait(session, &args, Verb::Finalize, "finalized").await;
+                return act_and_wait(session, &args, Verb::Finalize, "being finalized").await;
             }
             Self::Add(args) => add(session, &args).await?,
             Self::Approve(args) => decide(session, &args, true).await?,
@@ -428,45 +431,39 @@ async fn act(session: &Session, args: &ActArgs, verb: Verb, weight: u32, word: &
     told(session, &answer, word)
 }
 
-/// One that reached nobody is a failure: whoever gave it would believe otherwise.
-fn check_reached(answer: &api::GroupActed, word: &str) -> Result<()> {
-    if !answer.done.is_empty() || answer.left.is_empty() {
-        return Ok(());
-    }
-    let group = answer.group.clone().unwrap_or_default();
-    let failure = Failure::new(
-        Reason::WrongStatus,
-        format!("no member of group {} was {word}", page::name(&group)),
-    )
-    .hint(format!("see `tidegate group get {}`", group.short_id));
-    Err(answer.left.iter().fold(failure, |failure, left| {
-        failure.at(printable(&format!("{}: {}", left.scope, left.why)))
-    }))
-}
-
 /// Tells whom a verb reached and whom not.
 fn told(session: &Session, answer: &api::GroupActed, word: &str) -> Result<()> {
-    check_reached(answer, word)?;
     let output = session.output;
     output.emit(answer, |_| reached(output, answer, word))
 }
 
 fn reached(output: Output, answer: &api::GroupActed, word: &str) -> String {
     let group = answer.group.clone().unwrap_or_default();
+    let whom = match answer.done.len() {
+        0 => "no member had to be changed".to_owned(),
+        count => format!(
+            "{count} of {} members",
+            group.counts.unwrap_or_default().members
+        ),
+    };
     let mut text = format!(
-        "group {} ({} {}): {} of {} members {word}; status {}\n",
+        "group {} ({} {}) is {word}: {whom}; status {}\n",
         page::name(&group),
         printable(&group.application),
         printable(&group.version),
-        answer.done.len(),
-        group.counts.unwrap_or_default().members,
         output.paint(page::tone(&group), group.status().as_str_name())
     );
-    let widths = answer.left.iter().map(|left| left.scope.len());
+    let shown = answer.left.iter().take(MOST_LEFT);
+    let widths = shown.clone().map(|left| left.scope.chars().count());
     let width = widths.max().unwrap_or_default();
-    for left in &answer.left {
-        let line = format!("  not {:<width$}  {}", left.scope, left.why);
-        writeln!(text, "{}", output.paint(Tone::Busy, &printable(&line))).ok();
+    for left in shown {
+        let line = format!("  left as it is: {:<width$}  {}", left.scope, left.why);
+        let line = printable(&time::told(&line, time::now_ms()));
+        writeln!(text, "{}", output.paint(Tone::Busy, &line)).ok();
+    }
+    if answer.left.len() > MOST_LEFT {
+        let more = answer.left.len() - MOST_LEFT;
+        writeln!(text, "  … and {more} more; -o json tells of all").ok();
     }
     text
 }
@@ -478,7 +475,6 @@ async fn act_and_wait(session: &Session, args: &ActWaitArgs, verb: Verb, word: &
         told(session, &answer, word)?;
         return Ok(0);
     }
-    check_reached(&answer, word)?;
     let output = session.output;
     output.note(reached(output, &answer, word).trim_end())?;
     let following = Following {
@@ -498,7 +494,7 @@ async fn traffic(session: &Session, args: &TrafficArgs) -> Result<()> {
         .hint("for example `tidegate group traffic spring 25`")
     })?;
     let weight = u32::from(share.basis_points());
-    let word = format!("set to {share}, where they stay until `resume`");
+    let word = format!("set to {share} of the traffic, until `resume`");
     act(session, &args.act, Verb::Traffic, weight, &word).await
 }
 
@@ -536,7 +532,7 @@ async fn decide(session: &Session, args: &DecideArgs, grant: bool) -> Result<()>
         Ok(answer) => answer,
         Err(failure) => return Err(suggest(session, failure, &args.reference).await),
     };
-    told(session, &answer, if grant { "granted" } else { "denied" })
+    told(session, &answer, if grant { "approved" } else { "denied" })
 }
 
 #[cfg(test)]
@@ -550,25 +546,21 @@ mod tests {
             done: vec![api::Reached::default(); done],
             left: vec![api::LeftAlone {
                 scope: "web-zz".to_owned(),
-                why: "it is PENDING".to_owned(),
+                why: "is PENDING".to_owned(),
             }],
         }
     }
 
     #[test]
-    fn a_verb_names_whom_it_did_not_reach_and_fails_if_that_is_everybody() {
+    fn a_verb_names_whom_it_reached_and_whom_not() {
         let text = reached(Output::plain(Format::Table), &acted(2), "promoted");
         assert_eq!(
             text,
-            "group spring (web 1.4.0): 2 of 3 members promoted; status RUNNING\n  not web-zz  it is PENDING\n"
+            "group spring (web 1.4.0) is promoted: 2 of 3 members; status RUNNING\n  left as it is: web-zz  is PENDING\n"
         );
-        check_reached(&acted(1), "promoted").unwrap();
-        let failure = check_reached(&acted(0), "promoted").unwrap_err();
-        let text = failure.render(false);
+        let text = reached(Output::plain(Format::Table), &acted(0), "resumed");
         assert!(
-            text.starts_with(
-                "error: no member of group spring was promoted\n  --> web-zz: it is PENDING\n"
-            ),
+            text.contains("is resumed: no member had to be changed"),
             "{text}"
         );
     }

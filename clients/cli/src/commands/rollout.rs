@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use tidegate_shared::error::Reason;
-use tidegate_shared::spec::RolloutSpec;
+use tidegate_shared::spec::{RolloutSpec, parse_percent};
 use tidegate_shared::time::Span;
 
 use crate::errors::{Failure, Result};
@@ -259,15 +259,12 @@ fn wave_of(text: &str) -> Result<Value> {
     };
     let take = take.trim();
     let mut wave = Map::from_iter([("name".to_owned(), json!(name.trim()))]);
-    let percent = take.strip_suffix('%').map(str::trim);
     if take.is_empty() {
         return Err(wrong("says of nobody that they are in it"));
     } else if let Ok(count) = take.parse::<u64>() {
         wave.insert("count".to_owned(), json!(count));
-    } else if let Some(percent) = percent.and_then(|text| text.parse::<u64>().ok()) {
-        wave.insert("percent".to_owned(), json!(percent));
-    } else if percent.is_some_and(|text| text.parse::<f64>().is_ok()) {
-        return Err(wrong("the share of a wave is a whole number of per cent"));
+    } else if take.ends_with('%') && parse_percent(take).is_some() {
+        wave.insert("percent".to_owned(), json!(take));
     } else {
         wave.insert("selector".to_owned(), json!(take));
     }
@@ -306,7 +303,7 @@ mod tests {
         assert_eq!(linear["kind"], "linear");
         assert_eq!(linear["interval"], "1m");
         assert_eq!(linear["order"], "name");
-        assert_eq!(linear["budget"]["max_failures"], 1);
+        assert_eq!(linear["budget"]["max_failures"], "1");
         assert_eq!(linear["pinned"]["first"][0], "web-canary");
         let waves = read(&RolloutArgs {
             waves: [
@@ -348,7 +345,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(rollout["interval"], "5m");
-        assert_eq!(rollout["budget"]["max_failures"], 0);
+        assert_eq!(rollout["budget"]["max_failures"], "0");
         assert_eq!(rollout["budget"]["on_breach"], "rollback");
     }
 
@@ -387,12 +384,12 @@ mod tests {
         });
         assert!(file.contains("bad.yaml:3:"), "{file}");
         assert!(file.contains("cuont"), "{file}");
-        std::fs::write(&path, "kind: linear\ngate: healthy\ninterval: 0s\n").unwrap();
+        std::fs::write(&path, "interval: 5m\nkind: all_at_once\n").unwrap();
         let file = told(RolloutArgs {
             rollout: Some(path.display().to_string()),
             ..RolloutArgs::default()
         });
-        assert!(file.contains("bad.yaml:3:11: interval"), "{file}");
+        assert!(file.contains("bad.yaml:1:11: interval"), "{file}");
         assert!(file.contains("TG-1002"), "{file}");
     }
 }

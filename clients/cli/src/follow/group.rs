@@ -88,11 +88,22 @@ impl Followed for api::Group {
     }
 }
 
-const fn has_started(member: &api::GroupMember) -> bool {
-    match MemberStatus::try_from(member.status) {
-        Ok(MemberStatus::CreatingApproval | MemberStatus::Pending | MemberStatus::Unspecified)
-        | Err(_) => false,
-        Ok(_) => true,
+fn has_started(member: &api::GroupMember) -> bool {
+    match member.status() {
+        MemberStatus::CreatingApproval | MemberStatus::Pending | MemberStatus::Unspecified => false,
+        MemberStatus::CreatingApprovalDenied
+        | MemberStatus::Creating
+        | MemberStatus::WaitingForInstances
+        | MemberStatus::Running
+        | MemberStatus::Finalizing
+        | MemberStatus::Finalized
+        | MemberStatus::Cancelling
+        | MemberStatus::Cancelled
+        | MemberStatus::RollingBack
+        | MemberStatus::RolledBack
+        | MemberStatus::Failed
+        | MemberStatus::Deleting
+        | MemberStatus::Deleted => true,
     }
 }
 

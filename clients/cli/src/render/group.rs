@@ -303,7 +303,13 @@ fn waves(output: Output, group: &api::Group, now: u64) -> String {
             (WaveState::Done, _) | (_, 0) => String::new(),
             (_, bake) => format!(", then bake {}", time::rough(bake)),
         };
-        let line = format!("{mark} {} ({}{bake})", wave.name, wave.members);
+        // Who is in which wave is settled when the rollout begins.
+        let count = match (group.begun, bake.as_str()) {
+            (true, _) => format!(" ({}{bake})", wave.members),
+            (false, "") => String::new(),
+            (false, bake) => bake.to_owned(),
+        };
+        let line = format!("{mark} {}{count}", wave.name);
         output.paint(tone, &printable(&line))
     });
     told.collect::<Vec<_>>().join(" → ")
@@ -519,6 +525,7 @@ pub mod tests {
             application: "web".to_owned(),
             version: "1.4.0".to_owned(),
             status: Status::Running.into(),
+            begun: true,
             rollout: r#"{"kind":"waves","gate":"healthy","order":"name"}"#.to_owned(),
             counts: Some(api::GroupCounts {
                 members: 3,

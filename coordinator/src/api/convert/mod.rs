@@ -1,7 +1,7 @@
 //! Wire messages ⇄ the core's values; the only place where they meet.
 //!
 //! This file reads inputs (names, ids, specs) and shows objects, releases, tokens and events;
-//! [`link`] is the agents' link, [`deployment`] the view of a deployment.
+//! [`link`] is the agents' link, [`deployment`] the view of a deployment, [`group`] that of a group.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,6 +25,7 @@ use tonic::Status;
 use super::status;
 
 pub mod deployment;
+pub mod group;
 pub mod link;
 pub mod plan;
 
