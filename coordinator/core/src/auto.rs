@@ -249,7 +249,9 @@ impl<'a> Look<'a> {
             }
             let rank = (release.meta.created_at, version.clone());
             if let Some((_, newer)) = self.floor.as_ref().filter(|floor| rank <= **floor) {
-                return passed(format!("it is older than {newer}, which the scope has or had"));
+                return passed(format!(
+                    "it is older than {newer}, which the scope has or had"
+                ));
             }
         }
         match self.holds(version, release) {
@@ -266,7 +268,10 @@ impl<'a> Look<'a> {
             .chain(scope.waiting.iter().rev())
             .filter_map(|id| self.state.deployments.get(id))
             .find(|found| found.origin.version == *version)?;
-        Some(format!("deployment {} of it is {}", found.short, found.status))
+        Some(format!(
+            "deployment {} of it is {}",
+            found.short, found.status
+        ))
     }
 
     fn holds(&self, version: &Version, release: &Release) -> Result<bool, String> {
@@ -389,8 +394,8 @@ impl<'a> Look<'a> {
                 };
                 let version = &found.origin.version;
                 let release = self.release(version);
-                let older = release
-                    .is_none_or(|release| (release.meta.created_at, version.clone()) < free);
+                let older =
+                    release.is_none_or(|release| (release.meta.created_at, version.clone()) < free);
                 found.origin.auto.is_some() && older
             })
             .copied()

@@ -109,7 +109,10 @@ mod tests {
         let all: AutoDeploy = serde_json::from_str("true").unwrap();
         assert_eq!((all.when.as_str(), all.strategy), ("true", None));
         for wrong in [r#"{"when":"true","wen":1}"#, "7", "[]"] {
-            assert!(serde_json::from_str::<AutoDeploy>(wrong).is_err(), "{wrong}");
+            assert!(
+                serde_json::from_str::<AutoDeploy>(wrong).is_err(),
+                "{wrong}"
+            );
         }
         let empty: AutoDeploy = serde_json::from_str("\" \"").unwrap();
         assert!(!empty.validate().0.is_empty());

@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AutoDeploy,    FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec, TlsSpec,
-    check_variable,
+    AutoDeploy, FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec,
+    TlsSpec, check_variable,
 };
 use crate::id::Name;
 use crate::selector::{LabelSelector, check_label};

@@ -4,8 +4,8 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::spec::{Kind, ParameterTarget, ScopeSpec};
 
-use super::{auto, governance};
 use super::tx::{Tx, expect_revision};
+use super::{auto, governance};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
 use crate::state::State;

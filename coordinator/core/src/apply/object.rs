@@ -190,7 +190,10 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
             &spec.environment,
         ));
     }
-    let strategy = spec.auto_deploy.as_ref().and_then(|auto| auto.strategy.as_ref());
+    let strategy = spec
+        .auto_deploy
+        .as_ref()
+        .and_then(|auto| auto.strategy.as_ref());
     if let Some(name) = strategy.filter(|name| !tx.state.strategies.contains_key(*name)) {
         return Err(missing(&what, "auto_deploy.strategy", Kind::Strategy, name));
     }

@@ -3,8 +3,8 @@
 use tidegate_shared::error::Reason;
 use tidegate_shared::spec::{ReleaseStatus, validate_labels};
 
-use super::{auto, lifecycle};
 use super::tx::{Tx, expect_revision};
+use super::{auto, lifecycle};
 use crate::collection;
 use crate::command::{CreateRelease, Outcome, Reply, ReviewReleases, SetReleaseStatus};
 use crate::rejection::Rejection;

@@ -216,7 +216,11 @@ fn paused_and_rejected_releases_are_not_taken() {
     assert_eq!(newest(&sim).origin.auto, Some(Actor::User(name("dev"))));
     status(&mut sim, "11", ReleaseStatus::Ready);
     moments(&mut sim);
-    assert_eq!(made(&sim).len(), 3, "what was rejected here comes back by people only");
+    assert_eq!(
+        made(&sim).len(),
+        3,
+        "what was rejected here comes back by people only"
+    );
 }
 
 #[test]
@@ -275,7 +279,11 @@ fn the_newest_that_passes_goes_first() {
         made(&sim),
         [one("11", Status::Finalized), one("12", Status::Pending)]
     );
-    sim.put(Kind::Policy, "good", r#"{"release_selector":{"condition":"true"}}"#);
+    sim.put(
+        Kind::Policy,
+        "good",
+        r#"{"release_selector":{"condition":"true"}}"#,
+    );
     moments(&mut sim);
     assert_eq!(made(&sim)[1], one("12", Status::Finalized));
 }

@@ -65,7 +65,9 @@ fn named(deployment: &Deployment) -> String {
 fn looks_are_kept(state: &State, findings: &mut Findings) {
     for (name, scope) in &state.scopes {
         if scope.spec.auto_deploy.is_some() != state.auto.contains_key(name) {
-            findings.push(format!("scope {name}: auto_deploy and what it remembers differ"));
+            findings.push(format!(
+                "scope {name}: auto_deploy and what it remembers differ"
+            ));
         }
     }
     for (name, auto) in &state.auto {

@@ -64,6 +64,7 @@ fn past(number: u64) -> Past {
             fast: false,
             forced: false,
             link: None,
+            auto: None,
         },
         status: Status::Cancelled,
         status_since: at,
