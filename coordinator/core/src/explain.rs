@@ -10,6 +10,7 @@ use tidegate_shared::weight::Weight;
 
 use crate::deployment::{phase, steps};
 use crate::observed::{Observed, healthy};
+use crate::plan::group::{Standing, Turn};
 use crate::plan::view::{Participant, View};
 use crate::plan::{self, sooner};
 pub use crate::plan::{Gate, GateAnswer};
@@ -21,7 +22,7 @@ use crate::strategy::{self, PlannedStep};
 pub struct Explanation {
     /// Everything that must allow the start, in order; empty once it has started.
     pub gates: Vec<Gate>,
-    /// One line; empty only for a deployment that has ended.
+    /// One line; empty only for a deployment that has ended and is not tried again.
     pub waiting_for: String,
     /// When the present state ends by itself.
     pub deadline: Option<Timestamp>,
@@ -100,11 +101,16 @@ pub fn explain(
     };
     let view = View::new(state, observed, now, scope, record);
     let waits = phase::is_waiting(record.status);
+    let member = state.membership(record);
+    let standing = member.map(|(group, _)| Standing::new(state, observed, now, group));
+    let turn = standing.as_ref().zip(member);
+    let turn = turn.map(|(standing, (_, number))| Turn { standing, number });
     let next = if waits {
-        plan::waiting_next(state, observed, now, name, scope, record)
+        plan::waiting_next(state, now, name, scope, record, turn)
     } else {
         plan::next(&view)
     };
+    let again = plan::retry_due(state, now, record);
     let judged = match record.status {
         Status::Running | Status::Finalizing => observed.telemetry.judge(record, now),
         Status::CreatingApproval
@@ -121,20 +127,23 @@ pub fn explain(
         | Status::Deleting
         | Status::Deleted => Vec::new(),
     };
-    let deadline = phase::deadline(record);
+    let deadline = plan::waiting_deadline(record, turn);
     Explanation {
         gates: if waits {
-            plan::gates(state, now, name, scope, record)
+            plan::gates(state, now, name, scope, record, turn)
         } else {
             Vec::new()
         },
-        waiting_for: next.waiting_for,
+        waiting_for: again.as_ref().map_or(next.waiting_for, plan::retry_line),
         deadline,
         steps: step_views(record, scope),
         actual: view.actual(),
         participants: view.participants.iter().map(participant).collect(),
         verdicts: judged,
-        next_wakeup: sooner(next.wake, deadline.filter(|at| *at > now)),
+        next_wakeup: sooner(
+            sooner(next.wake, deadline.filter(|at| *at > now)),
+            again.map(|due| due.at).filter(|at| *at > now),
+        ),
     }
 }
 

@@ -321,7 +321,7 @@ fn rehearse(
         "scope",
         format!("release {version} would be taken"),
     )];
-    for gate in gates(&copy, now.max(copy.at), name, scope, deployment) {
+    for gate in gates(&copy, now.max(copy.at), name, scope, deployment, None) {
         let severity = match gate.answer {
             // Whether agents match is told with their number.
             _ if gate.kind == "agents" => continue,

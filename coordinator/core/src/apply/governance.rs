@@ -149,7 +149,11 @@ pub(super) fn freeze(tx: &mut Tx<'_>, command: &CreateFreeze) -> Outcome {
     }
     let at = tx.at;
     let freezes = tx.state.freezes.clone().into_iter();
-    tx.state.freezes = freezes.filter(|(_, freeze)| at < freeze.until).collect();
+    let (holding, over): (Vec<_>, Vec<_>) = freezes.partition(|(_, freeze)| at < freeze.until);
+    tx.state.freezes = holding.into_iter().collect();
+    for (_, freeze) in over {
+        remember_freeze(tx, freeze);
+    }
     if tx.state.freezes.len() >= MOST {
         return Err(invalid(
             "selector",
@@ -187,5 +191,20 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     gates_changed(tx);
     let line = format!("{name} has ended before its time, {}", freeze.until);
     tx.note("thawed", "freeze", name, line);
+    let until = freeze.until.min(tx.at);
+    remember_freeze(tx, Freeze { until, ..freeze });
     Ok(Reply::Done)
 }
+
+/// The clocks of groups under way stood meanwhile.
+fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
+    if !tx.state.open_groups.is_empty() {
+        tx.state.past_freezes.insert(freeze.meta.revision, freeze);
+    }
+    while tx.state.past_freezes.len() > MOST_PAST {
+        tx.state.past_freezes = tx.state.past_freezes.without_min().1;
+    }
+}
+
+/// Past freezes that are remembered for groups under way.
+const MOST_PAST: usize = 1_000;

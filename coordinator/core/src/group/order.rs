@@ -1,10 +1,11 @@
 //! In what order the members of a group start (product.md §3). Fixed when the rollout begins; who
 //! joins later comes last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::Name;
+use tidegate_shared::spec::RolloutOrder;
 
 /// How members are ordered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,17 @@ pub enum Order {
     Listed,
     /// By the value of a label, then by name; without it at the end.
     Label(String),
+}
+
+impl From<&RolloutOrder> for Order {
+    fn from(written: &RolloutOrder) -> Self {
+        match written {
+            RolloutOrder::Hash => Self::Hash,
+            RolloutOrder::Name => Self::Name,
+            RolloutOrder::Listed => Self::Listed,
+            RolloutOrder::Label(label) => Self::Label(label.clone()),
+        }
+    }
 }
 
 /// A scope that takes part.
@@ -63,23 +75,19 @@ pub fn arrange(members: &[Member], order: &Order, pinned: &Pinned, seed: &str) -
         place.insert(name, (0, index));
     }
     sorted.sort_by_key(|member| place.get(&member.name).copied().unwrap_or((1, 0)));
-    let mut names: Vec<Name> = Vec::new();
-    for member in sorted {
-        if !names.contains(&member.name) {
-            names.push(member.name.clone());
-        }
-    }
-    names
+    let mut seen = BTreeSet::new();
+    sorted.retain(|member| seen.insert(&member.name));
+    sorted
+        .into_iter()
+        .map(|member| member.name.clone())
+        .collect()
 }
 
 /// The order after others joined.
 pub fn joined(order: &[Name], newcomers: &[Name]) -> Vec<Name> {
     let mut all = order.to_vec();
-    for name in newcomers {
-        if !all.contains(name) {
-            all.push(name.clone());
-        }
-    }
+    let mut seen: BTreeSet<&Name> = order.iter().collect();
+    all.extend(newcomers.iter().filter(|name| seen.insert(name)).cloned());
     all
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Asked by `apply` when a group acts or ends, by the planner once a look, and for people.
 
-use tidegate_shared::spec;
+use tidegate_shared::spec::{self, GradualType, RolloutKind};
+use tidegate_shared::time::Timestamp;
 
 use super::budget::{Amount, Budget, Tally};
+use super::schedule::Pace;
 use crate::state::{
     Counts, Deployment, EndCause, Fate, GivenVerb, Group, GroupMember, GroupOutcome, GroupStatus,
     State, Status,
@@ -233,6 +235,29 @@ impl Group {
         })
     }
 
+    /// The pace that its own rollout asks for; none: all at once, or wave by wave.
+    pub fn pace(&self) -> Option<Pace> {
+        let kind = match self.rollout.kind {
+            RolloutKind::Linear => GradualType::Linear,
+            RolloutKind::LinearNormalized => GradualType::LinearNormalized,
+            RolloutKind::AllAtOnce | RolloutKind::Waves => return None,
+        };
+        Some(Pace {
+            kind,
+            interval: self.rollout.interval.unwrap_or_default(),
+        })
+    }
+
+    /// When a member would start if nothing but the group's own pace counted.
+    pub fn planned_start(&self, number: u32) -> Timestamp {
+        let position = self.members.get(&number).and_then(|member| member.position);
+        let offset = self
+            .pace()
+            .zip(position)
+            .map(|(pace, position)| pace.offset(self.members.len() as u64, u64::from(position)));
+        self.meta.created_at + offset.unwrap_or_default()
+    }
+
     /// The failures that it bears; none: any number.
     pub fn budget(&self) -> Option<Budget> {
         let written = self.rollout.budget()?;
@@ -265,3 +290,6 @@ fn amount(written: spec::Amount) -> Amount {
         spec::Amount::Share(share) => Amount::Share(share),
     }
 }
+
+#[cfg(test)]
+mod tests;

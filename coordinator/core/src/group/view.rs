@@ -3,11 +3,17 @@
 //!
 //! Pure, on any node that has the leader's [`Observed`]. Decides nothing.
 
+use std::collections::BTreeMap;
+
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
+use crate::deployment::phase;
 use crate::observed::Observed;
-use crate::state::{Group, GroupOutcome, GroupStatus, State, Status};
+use crate::plan;
+use crate::plan::group::{Standing, Turn};
+use crate::plan::view::View;
+use crate::state::{Fate, Group, GroupMember, GroupOutcome, GroupStatus, State, Status};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,7 +34,8 @@ pub struct GroupView {
     pub waves: Vec<WaveView>,
     /// When the next member may start, as far as that is known.
     pub next_start: Option<Timestamp>,
-    /// The first thing in the way, in one line; empty at an end.
+    /// What is in the way, in one line: of the group as a whole, else of its first member that is not
+    /// at an end; empty at an end.
     pub why: String,
 }
 
@@ -83,38 +90,133 @@ pub struct WaveView {
     pub baking_until: Option<Timestamp>,
 }
 
+/// Members whose time of start is worked out; that of later ones is not worth the look.
+const MOST_DUE: usize = 1_000;
+
 /// A group as people see it now.
-pub fn view(state: &State, _observed: &Observed, _now: Timestamp, group: &Group) -> GroupView {
-    let members = group.in_order().map(|(_, member)| {
-        let now = member.state(state);
-        MemberView {
-            scope: member.scope.clone(),
-            deployment: member.deployment,
-            tries: u32::try_from(member.former.len()).unwrap_or(u32::MAX),
-            status: now.status,
-            outcome: member.ended.as_ref().map(|end| end.outcome.clone()),
-            position: member.position,
-            wave: member
-                .wave
-                .map_or(String::new(), |wave| super::wave_name(group, wave)),
-            due: None,
-            waiting_for: String::new(),
-        }
-    });
+pub fn view(state: &State, observed: &Observed, now: Timestamp, group: &Group) -> GroupView {
+    let standing = Standing::new(state, observed, now, group);
+    let mut asked = 0;
+    let members: Vec<MemberView> = group
+        .in_order()
+        .map(|(number, member)| {
+            let turn = Turn {
+                standing: &standing,
+                number,
+            };
+            let (waiting_for, due) = waits(turn, member, &mut asked);
+            let found = member.state(state);
+            MemberView {
+                scope: member.scope.clone(),
+                deployment: member.deployment,
+                tries: u32::try_from(member.former.len()).unwrap_or(u32::MAX),
+                status: found.status,
+                outcome: member.ended.as_ref().map(|end| end.outcome.clone()),
+                position: member.position,
+                wave: member
+                    .wave
+                    .and_then(|wave| group.waves.get(wave as usize))
+                    .map_or(String::new(), |wave| wave.name.clone()),
+                due,
+                waiting_for,
+            }
+        })
+        .collect();
+    let status = group.status(state);
+    let total = group.members.len() as u64;
+    let next = (!status.is_end()).then(|| plan::group::next(&standing));
     GroupView {
-        status: group.status(state),
+        status,
         outcome: group.outcome(state),
-        members: members.collect(),
+        why: if status.is_end() {
+            String::new()
+        } else {
+            why(
+                &standing,
+                &members,
+                next.as_ref().map(|next| next.waiting_for.as_str()),
+            )
+        },
+        next_start: members.iter().filter_map(|member| member.due).min(),
         budget: group.budget().map(|budget| BudgetView {
-            allowed: budget.max_failures.of(group.members.len() as u64),
-            min_executed: budget.min_executed.of(group.members.len() as u64),
+            allowed: budget.max_failures.of(total),
+            min_executed: budget.min_executed.of(total),
             excused: group.tally.excused,
             exceeded: group.is_over_budget(),
         }),
         failures: group.tally.failures,
         executed: group.tally.executed,
-        waves: Vec::new(),
-        next_start: None,
-        why: String::new(),
+        waves: waves(&standing),
+        members,
     }
+}
+
+/// What a member waits for, and when it may start.
+fn waits(turn: Turn<'_>, member: &GroupMember, asked: &mut usize) -> (String, Option<Timestamp>) {
+    let (state, now) = (turn.standing.state, turn.standing.now);
+    let Some(deployment) = state.deployments.get(&member.deployment) else {
+        return (String::new(), None);
+    };
+    if let Some(end) = &member.ended {
+        let again = plan::retry_due(state, now, deployment);
+        let line = match (end.fate, again) {
+            (Fate::Undecided, Some(due)) => plan::retry_line(&due),
+            (Fate::Undecided, None) => "no other try follows".to_owned(),
+            (Fate::Good | Fate::Unverified | Fate::Failed | Fate::Neutral, _) => String::new(),
+        };
+        return (line, None);
+    }
+    let Some(scope) = state.scopes.get(&member.scope) else {
+        return (String::new(), None);
+    };
+    if !phase::is_waiting(deployment.status) {
+        let view = View::new(state, turn.standing.observed, now, scope, deployment);
+        return (plan::next(&view).waiting_for, None);
+    }
+    let next = plan::waiting_next(state, now, &member.scope, scope, deployment, Some(turn));
+    *asked += 1;
+    let due = if *asked <= MOST_DUE && turn.standing.stopped().is_none() {
+        turn.due(deployment)
+    } else {
+        None
+    };
+    (next.waiting_for, due)
+}
+
+/// The first thing in the way: what stops the group, what its waves wait for, else what the first
+/// member in the order does that is not at an end.
+fn why(standing: &Standing<'_>, members: &[MemberView], group: Option<&str>) -> String {
+    if let Some(stopped) = standing.stopped() {
+        return stopped.why.clone();
+    }
+    let first = members.iter().find(|member| !member.waiting_for.is_empty());
+    let first = first.map(|member| format!("{}: {}", member.scope, member.waiting_for));
+    match (group, first) {
+        (Some(group), Some(first)) if !group.is_empty() => format!("{group}; {first}"),
+        (_, Some(first)) => first,
+        (Some(group), None) if !group.is_empty() => group.to_owned(),
+        (_, None) => "every member is at an end".to_owned(),
+    }
+}
+
+fn waves(standing: &Standing<'_>) -> Vec<WaveView> {
+    let group = standing.group;
+    let mut ended: BTreeMap<u32, u32> = BTreeMap::new();
+    for member in group.members.values().filter(|member| member.is_over()) {
+        if let Some(wave) = member.wave {
+            *ended.entry(wave).or_default() += 1;
+        }
+    }
+    let waves = (0_u32..).zip(&group.waves);
+    let views = waves.map(|(index, wave)| {
+        let next = standing.settled(index + 1);
+        WaveView {
+            name: wave.name.clone(),
+            members: wave.members,
+            ended: ended.get(&index).copied().unwrap_or(0),
+            open: wave.opened_at.is_some(),
+            baking_until: next.filter(|at| index == group.open_wave && *at > standing.now),
+        }
+    });
+    views.collect()
 }

@@ -1,6 +1,9 @@
 //! Waves: members start in sets, one after another, with a bake after each (product.md §3).
 
+use std::collections::BTreeSet;
+
 use tidegate_shared::id::Name;
+use tidegate_shared::spec::WaveSpec;
 use tidegate_shared::time::{Span, Timestamp};
 
 use super::budget::Amount;
@@ -12,6 +15,16 @@ pub enum Take {
     Selected,
     /// So many, or a share of all members of the group, rounded up.
     First(Amount),
+}
+
+impl From<&WaveSpec> for Take {
+    fn from(written: &WaveSpec) -> Self {
+        match (written.count, written.percent) {
+            (Some(count), _) => Self::First(Amount::Count(u64::from(count))),
+            (None, Some(share)) => Self::First(Amount::Share(share)),
+            (None, None) => Self::Selected,
+        }
+    }
 }
 
 /// The members of each wave; the last element is what no wave took, and starts after all of them.
@@ -36,7 +49,8 @@ pub fn split(
                 rest.iter().take(count).cloned().collect()
             }
         };
-        rest.retain(|name| !taken.contains(name));
+        let gone: BTreeSet<&Name> = taken.iter().collect();
+        rest.retain(|name| !gone.contains(name));
         all.push(taken);
     }
     all.push(rest);

@@ -14,6 +14,8 @@
 
 mod ending;
 mod evidence;
+pub(crate) mod group;
+mod retry;
 mod rollout;
 mod running;
 #[cfg(test)]
@@ -21,8 +23,11 @@ pub(crate) mod tests;
 pub(crate) mod view;
 mod waiting;
 
+pub(crate) use retry::{due as retry_due, line as retry_line};
 pub use waiting::{Gate, GateAnswer};
-pub(crate) use waiting::{gates, next as waiting_next};
+pub(crate) use waiting::{deadline as waiting_deadline, gates, next as waiting_next};
+
+use group::Round;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
@@ -52,17 +57,17 @@ impl Plan {
 
 /// One answer about one deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Next {
+pub(crate) struct Next<A = Action> {
     /// The move that is due.
-    pub(crate) action: Option<Action>,
+    pub(crate) action: Option<A>,
     /// What it waits for, in one line.
     pub(crate) waiting_for: String,
     /// When to look again at the latest.
     pub(crate) wake: Option<Timestamp>,
 }
 
-impl Next {
-    pub(crate) fn act(action: Action, why: impl Into<String>) -> Self {
+impl<A> Next<A> {
+    pub(crate) fn act(action: A, why: impl Into<String>) -> Self {
         Self {
             action: Some(action),
             waiting_for: why.into(),
@@ -79,33 +84,36 @@ impl Next {
     }
 }
 
-/// Everything that is due, over all scopes.
+/// Everything that is due, over all groups and scopes.
 pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
+    let groups = state.open_groups.keys();
+    let groups = groups.filter_map(|id| state.groups.get(id));
+    let mut round = Round::new(state, observed, now, groups);
+    round.add_groups(&mut plan);
     for (name, scope) in &state.scopes {
-        add_scope(&mut plan, state, observed, now, name, scope);
+        add_scope(&mut plan, &mut round, name, scope);
     }
     plan.commands.extend(auto::due(state, now));
     plan
 }
 
-/// Everything that is due in one scope: what the shell asks after news of that scope alone.
+/// Everything that is due in one scope: what the shell asks after news of that scope alone. What
+/// groups as a whole have to do is left to [`plan`].
 pub fn plan_scope(state: &State, observed: &Observed, now: Timestamp, scope: &Name) -> Plan {
     let mut plan = Plan::default();
     if let Some(found) = state.scopes.get(scope) {
-        add_scope(&mut plan, state, observed, now, scope, found);
+        let waiting = found.waiting.iter();
+        let waiting = waiting.filter_map(|id| state.deployments.get(id));
+        let groups = waiting.filter_map(|d| state.membership(d));
+        let mut round = Round::new(state, observed, now, groups.map(|(group, _)| group));
+        add_scope(&mut plan, &mut round, scope, found);
     }
     plan
 }
 
-fn add_scope(
-    plan: &mut Plan,
-    state: &State,
-    observed: &Observed,
-    now: Timestamp,
-    name: &Name,
-    scope: &Scope,
-) {
+fn add_scope(plan: &mut Plan, round: &mut Round<'_>, name: &Name, scope: &Scope) {
+    let (state, observed, now) = (round.state, round.observed, round.now);
     for id in scope.retired.iter() {
         if let Some(retired) = state.deployments.get(id) {
             let gone = ending::leftovers_gone(state, observed, retired);
@@ -125,13 +133,22 @@ fn add_scope(
         let Some(deployment) = state.deployments.get(id) else {
             continue;
         };
-        let next = waiting::next(state, observed, now, name, scope, deployment);
+        let next = round.waiting(name, scope, deployment);
         plan.wake(next.wake);
         let starts = matches!(next.action, Some(Action::Start { .. }));
         if let Some(action) = next.action.filter(|_| !(starts && started)) {
             plan.commands.push(item(deployment, action));
         }
         started |= starts;
+    }
+    if round.retries && scope.candidate.is_none() && scope.waiting.is_empty() {
+        let newest = state.history_of(name).next_back();
+        if let Some(failed) = newest.filter(|newest| newest.status == Status::Failed) {
+            let next = retry::next(state, now, failed);
+            plan.wake(next.wake);
+            plan.commands
+                .extend(next.action.map(|action| item(failed, action)));
+        }
     }
 }
 

@@ -5,12 +5,12 @@ use tidegate_shared::spec::ReleaseStatus;
 use tidegate_shared::time::Timestamp;
 
 use super::Next;
-use crate::command::{Action, GateEvidence};
+use super::group::Turn;
+use crate::command::{Action, GateEvidence, GroupTurn};
 use crate::deployment::phase;
-use crate::observed::Observed;
-use crate::policy::Verdict;
 use crate::policy::approval::{self, Answer};
 use crate::policy::rules::{self, Told};
+use crate::policy::{self, Verdict};
 use crate::state::{Deployment, Scope, ScopeStatus, State, Status};
 
 /// What a gate answers.
@@ -38,7 +38,8 @@ impl GateAnswer {
 /// One thing that has to allow the start of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
-    /// `release`, `freeze`, `approval`, a kind of rule, `pause`, `scope`, `agents`.
+    /// `release`, `freeze`, `approval`, a kind of rule, `rollout` (of the group), `pause`, `scope`,
+    /// `agents`.
     pub kind: &'static str,
     /// The rule of a policy, as `production/windows[0]`; empty: it is none.
     pub rule: String,
@@ -57,7 +58,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    fn new(kind: &'static str, answer: GateAnswer, why: impl Into<String>) -> Self {
+    pub(super) fn new(kind: &'static str, answer: GateAnswer, why: impl Into<String>) -> Self {
         Self {
             kind,
             answer,
@@ -70,43 +71,52 @@ impl Gate {
         }
     }
 
-    fn of_rule(told: Told) -> Self {
+    pub(super) fn of_rule(told: Told) -> Self {
         let Told { rule, kind, answer } = told;
+        let gate = Self::of_answer(kind, answer);
+        let why = match kind {
+            "freeze" => gate.why,
+            _ => format!("policy {rule}: {}", gate.why),
+        };
+        Self { rule, why, ..gate }
+    }
+
+    pub(super) fn of_answer(kind: &'static str, answer: policy::Answer) -> Self {
         let (word, until, needs) = match answer.verdict {
             Verdict::Allowed => (GateAnswer::Allowed, None, String::new()),
             Verdict::Pending { until, needs } => (GateAnswer::Pending, until, needs),
             Verdict::Denied => (GateAnswer::Denied, None, String::new()),
         };
-        let why = match kind {
-            "freeze" => answer.why,
-            _ => format!("policy {rule}: {}", answer.why),
-        };
         Self {
             until,
             needs,
-            rule,
             satisfied_at: answer.satisfied_at,
             next_evaluation: answer.next_evaluation,
-            ..Self::new(kind, word, why)
+            ..Self::new(kind, word, answer.why)
         }
     }
 }
 
-/// The next move of a deployment that waits in a scope.
+/// The next move of a deployment that waits in a scope; `turn`: its turn, as a member of a group.
 pub(crate) fn next(
     state: &State,
-    _observed: &Observed,
     now: Timestamp,
     scope_name: &Name,
     scope: &Scope,
     deployment: &Deployment,
+    turn: Option<Turn<'_>>,
 ) -> Next {
-    let due = phase::due(deployment).filter(|due| due.at <= now);
-    let wake = phase::deadline(deployment).filter(|at| *at > now);
+    // Nobody is asked anything about a member before its place in the order is known.
+    if turn.is_some_and(|turn| turn.standing.group.begun_at.is_none()) {
+        return Next::wait("the rollout of its group begins", None);
+    }
+    let deadline = deadline(deployment, turn);
+    let due = deadline.filter(|at| *at <= now);
+    let wake = deadline.filter(|at| *at > now);
     let approval = approval::answer(state, deployment, now);
     let mut next = match deployment.status {
         Status::CreatingApproval => approving(state, deployment, &approval, now),
-        Status::Pending => pending(state, now, scope_name, scope, deployment, &approval),
+        Status::Pending => pending(state, now, scope_name, scope, deployment, (&approval, turn)),
         Status::CreatingApprovalDenied
         | Status::Creating
         | Status::WaitingForInstances
@@ -197,13 +207,50 @@ fn approval_line(answer: &Answer) -> String {
     }
 }
 
+/// When it ends by itself: late members of a group have their time from their planned start on.
+/// None: its turn waits for others, which have deadlines of their own.
+pub(crate) fn deadline(deployment: &Deployment, turn: Option<Turn<'_>>) -> Option<Timestamp> {
+    let own = phase::deadline(deployment)?;
+    let (Some(turn), None) = (turn, &deployment.paused) else {
+        return Some(own);
+    };
+    let limits = &deployment.origin.strategy.deadlines;
+    let limit = match deployment.status {
+        Status::CreatingApproval => {
+            let asked = deployment.required.as_ref().map(|asked| asked.expires_at);
+            let late = turn.standing.group.planned_start(turn.number) + limits.approval;
+            return Some(asked.map_or(own, |asked| asked.min(own.max(late))));
+        }
+        Status::Pending => limits.pending,
+        Status::CreatingApprovalDenied
+        | Status::Creating
+        | Status::WaitingForInstances
+        | Status::Running
+        | Status::Finalizing
+        | Status::Finalized
+        | Status::Cancelling
+        | Status::Cancelled
+        | Status::RollingBack
+        | Status::RolledBack
+        | Status::Failed
+        | Status::Deleting
+        | Status::Deleted => return Some(own),
+    };
+    // The halt of a group has a limit of its own.
+    if turn.standing.group.halted.is_some() {
+        return None;
+    }
+    let planned = turn.standing.planned(turn.number, deployment)?;
+    Some(own.max(planned + limit))
+}
+
 fn pending(
     state: &State,
     now: Timestamp,
     scope_name: &Name,
     scope: &Scope,
     deployment: &Deployment,
-    approval: &Answer,
+    (approval, turn): (&Answer, Option<Turn<'_>>),
 ) -> Next {
     if let Answer::Pending {
         policies,
@@ -213,7 +260,11 @@ fn pending(
     {
         return Next::act(require(policies, *expires_at), approval_line(approval));
     }
-    let gates = gates_with(state, now, scope_name, scope, deployment, approval);
+    // Most members of a large group wait for the others: the rules are asked when that is over.
+    if let Some(closed) = turn.and_then(|turn| turn.standing.closed(turn.number)) {
+        return Next::wait(closed.why, closed.until);
+    }
+    let gates = gates_with(state, now, scope_name, scope, deployment, (approval, turn));
     let denied = |gate: &&Gate| gate.answer == GateAnswer::Denied && denies(gate);
     if let Some(closed) = gates.iter().find(denied) {
         return deny(&closed.why);
@@ -223,7 +274,7 @@ fn pending(
         None => Next::act(
             Action::Start {
                 participants: matching(state, deployment),
-                gates: evidence(state, &gates),
+                gates: evidence(state, &gates, turn),
             },
             "every gate is open",
         ),
@@ -242,9 +293,9 @@ fn denies(gate: &Gate) -> bool {
 }
 
 /// What the start rests on; none where there is no policy and no freeze.
-fn evidence(state: &State, gates: &[Gate]) -> Option<GateEvidence> {
+fn evidence(state: &State, gates: &[Gate], turn: Option<Turn<'_>>) -> Option<GateEvidence> {
     let nothing = state.policies.is_empty() && state.freezes.is_empty();
-    if nothing && state.gates_revision == 0 {
+    if nothing && state.gates_revision == 0 && turn.is_none() {
         return None;
     }
     let rules = gates.iter().filter(|gate| !gate.rule.is_empty());
@@ -252,7 +303,10 @@ fn evidence(state: &State, gates: &[Gate]) -> Option<GateEvidence> {
         revision: state.gates_revision,
         counts: gates.iter().any(|gate| gate.kind == "concurrency"),
         rules: rules.map(|gate| gate.why.clone()).collect(),
-        group: None,
+        group: turn.map(|turn| GroupTurn {
+            revision: turn.standing.group.gates_revision,
+            paced: turn.standing.is_paced(turn.number),
+        }),
     })
 }
 
@@ -263,9 +317,10 @@ pub(crate) fn gates(
     scope_name: &Name,
     scope: &Scope,
     deployment: &Deployment,
+    turn: Option<Turn<'_>>,
 ) -> Vec<Gate> {
     let approval = approval::answer(state, deployment, now);
-    gates_with(state, now, scope_name, scope, deployment, &approval)
+    gates_with(state, now, scope_name, scope, deployment, (&approval, turn))
 }
 
 fn gates_with(
@@ -274,7 +329,7 @@ fn gates_with(
     scope_name: &Name,
     scope: &Scope,
     deployment: &Deployment,
-    approval: &Answer,
+    (approval, turn): (&Answer, Option<Turn<'_>>),
 ) -> Vec<Gate> {
     let paused = match &deployment.paused {
         Some(paused) => Gate {
@@ -293,7 +348,12 @@ fn gates_with(
     let mut gates = vec![release_gate(state, deployment)];
     gates.extend(frozen);
     gates.push(approval_gate(approval));
+    // A member asks its group before it takes a place among those that run.
+    let last = |told: &Told| turn.is_some() && told.kind == "concurrency";
+    let (counting, told): (Vec<_>, Vec<_>) = told.into_iter().partition(last);
     gates.extend(told.into_iter().map(Gate::of_rule));
+    gates.extend(turn.into_iter().flat_map(|turn| turn.gates(deployment)));
+    gates.extend(counting.into_iter().map(Gate::of_rule));
     gates.push(paused);
     gates.push(scope_gate(state, scope_name, scope));
     gates.push(agents_gate(state, deployment));

@@ -218,7 +218,7 @@ fn decide(
             not_requester: rule.not_requester,
             requester: requester.map_or("", Name::as_str),
             created_at: deployment.meta.created_at,
-            expires_at: deployment.meta.created_at + rule.expires,
+            expires_at: asked_from(state, deployment) + rule.expires,
         };
         let may = |user: &str| Name::new(user).is_ok_and(|user| is_named(state, rule, &user));
         match count(demand, &votes, may, now) {
@@ -240,7 +240,7 @@ fn decide(
     let asking = rules.iter().filter(|(.., needed)| *needed > 0);
     let expiries = asking
         .clone()
-        .map(|(_, rule, _)| deployment.meta.created_at + rule.expires);
+        .map(|(_, rule, _)| asked_from(state, deployment) + rule.expires);
     let Some(expires_at) = expiries.min().filter(|_| !open.is_empty()) else {
         return Answer::Satisfied;
     };
@@ -252,6 +252,15 @@ fn decide(
         expires_at,
         granted: u32::try_from(people.len()).unwrap_or(u32::MAX),
         from: wanted(&open),
+    }
+}
+
+/// From when on people have time to decide: of a late member of a group from its planned start.
+pub fn asked_from(state: &State, deployment: &Deployment) -> Timestamp {
+    let made = deployment.meta.created_at;
+    match state.membership(deployment) {
+        Some((group, number)) => made.max(group.planned_start(number)),
+        None => made,
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod approval;
 pub mod check;
+pub mod clock;
 pub mod concurrency;
 pub mod cooldown;
 pub mod dependency;

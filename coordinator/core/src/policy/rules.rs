@@ -121,6 +121,24 @@ pub fn skipped(
     skip::answer(&skips, target, now)
 }
 
+/// What a progression rule says of a deployment, a skip of it considered.
+pub(super) fn progression_of(
+    state: &State,
+    deployment: &Deployment,
+    (rule_name, rule): (&str, &ProgressionRule),
+    now: Timestamp,
+) -> Answer {
+    let case = Case {
+        state,
+        deployment,
+        facts: Facts::default(),
+        now,
+        told: Vec::new(),
+    };
+    skipped(state, deployment, rule_name, now)
+        .unwrap_or_else(|| case.progression(rule).unwrap_or_else(Answer::broken))
+}
+
 /// The freeze that stops a deployment under way at its next step, with its end.
 pub fn frozen(
     state: &State,

@@ -3,6 +3,8 @@
 //! Run by tests after every command, by the simulator, and by a node on demand. A finding is a bug
 //! of ours: nothing a person sends may cause one.
 
+mod groups;
+
 use std::collections::BTreeMap;
 
 use tidegate_shared::id::{DeploymentId, Name};
@@ -45,6 +47,7 @@ impl State {
         ended_ones_have_left(self, &mut findings);
         members_are_numbered(self, &mut findings);
         tokens_are_not_overused(self, &mut findings);
+        groups::check(self, &mut findings);
         findings
     }
 

@@ -273,6 +273,9 @@ pub struct Wave {
     pub name: String,
     /// How many members it has.
     pub members: u32,
+    /// When its members were let start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened_at: Option<Timestamp>,
 }
 
 /// What was said to the group as a whole.

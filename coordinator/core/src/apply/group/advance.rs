@@ -84,9 +84,13 @@ fn begin(tx: &mut Tx<'_>, mut group: Group, order: &[u32], waves: &[u32]) -> Mov
         .map(|(members, name)| Wave {
             name,
             members: *members,
+            opened_at: None,
         })
         .collect();
     let first = group.waves.iter().position(|wave| wave.members > 0);
+    if let Some(wave) = first.and_then(|first| group.waves.get_mut(first)) {
+        wave.opened_at = Some(tx.at);
+    }
     group.open_wave = first.and_then(|wave| u32::try_from(wave).ok()).unwrap_or(0);
     let wave_of = wave_of(waves);
     let mut fixed = Table::new();
@@ -156,6 +160,9 @@ fn open_wave(tx: &mut Tx<'_>, mut group: Group, wave: u32, why: &str) -> Moved {
         );
     }
     group.open_wave = wave;
+    if let Some(opened) = group.waves.get_mut(wave as usize) {
+        opened.opened_at = Some(tx.at);
+    }
     let line = format!(
         "{} opens {}: {why}",
         group.title(),

@@ -5,6 +5,7 @@ mod clock;
 mod collection;
 mod deployments;
 mod governance;
+mod groups;
 mod objects;
 mod preflight;
 mod random;

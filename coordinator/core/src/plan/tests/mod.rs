@@ -2,6 +2,7 @@
 
 mod before;
 mod ending;
+mod groups;
 mod running;
 pub(crate) mod simulation;
 mod wish;

@@ -121,7 +121,9 @@ impl Sim {
             at: self.now,
             items: vec![item],
         };
+        let before = self.state.clone();
         let mut applied = apply(&mut self.state, self.index, &entry);
+        super::groups::guard(&before, &self.state);
         self.check();
         applied.pop().unwrap().outcome
     }
@@ -168,7 +170,7 @@ impl Sim {
     }
 
     /// Applies what is due until nothing is.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for _ in 0..200 {
             let due = plan(&self.state, &self.observed, self.now);
             assert_eq!(due, plan(&self.state, &self.observed, self.now));
@@ -202,7 +204,7 @@ impl Sim {
         self.observed.absorb(&agent, &name("c1"), report, self.now);
     }
 
-    fn deliver_late(&mut self) {
+    pub(super) fn deliver_late(&mut self) {
         for (agent, report) in std::mem::take(&mut self.late) {
             self.observed.absorb(&agent, &name("c1"), report, self.now);
         }

@@ -1,0 +1,400 @@
+//! Where a group stands at one look: everything that the turns of its members follow from, counted
+//! once.
+
+use std::collections::BTreeMap;
+
+use tidegate_shared::spec::RolloutGate;
+use tidegate_shared::time::{Span, Timestamp};
+
+use super::passed;
+use crate::group::open_time::{Openings, Stop};
+use crate::group::schedule::{self, Pace, Started};
+use crate::group::wave_name;
+use crate::observed::Observed;
+use crate::policy::clock::{Clock, clock};
+use crate::policy::expression::{Expression, Subject};
+use crate::policy::subject;
+use crate::state::{Deployment, Group, State};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Standing<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) observed: &'a Observed,
+    pub(crate) now: Timestamp,
+    pub(crate) group: &'a Group,
+    /// Closes every member's turn.
+    stopped: Option<Closed>,
+    /// Linear kinds: a member that started and has not passed the gate.
+    blocker: Option<String>,
+    /// The group's own pace first, then those of policies.
+    paces: Vec<Paced>,
+    /// When everything before each wave is done and baked.
+    settled: Vec<Option<Timestamp>>,
+}
+
+/// A closed turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Closed {
+    /// Why, in one line.
+    pub(crate) why: String,
+    /// When that changes by itself, or has to be looked at again.
+    pub(crate) until: Option<Timestamp>,
+    /// What is missing, and from whom; empty: time.
+    pub(crate) needs: String,
+}
+
+impl Closed {
+    fn new(why: impl Into<String>, needs: &str) -> Self {
+        Self {
+            why: why.into(),
+            until: None,
+            needs: needs.to_owned(),
+        }
+    }
+}
+
+/// A pace that some or all members keep.
+#[derive(Debug)]
+pub(crate) struct Paced {
+    /// Name of the rule, as `production/gradual_rollout`; empty: the group's own.
+    pub(crate) rule: String,
+    pub(crate) pace: Pace,
+    /// Positions by number of the member; none: all, by their position in the group.
+    positions: Option<BTreeMap<u32, u64>>,
+    members: u64,
+    /// The one that started and stands furthest in the order.
+    furthest: Option<Started>,
+    /// The last start in time.
+    latest: Option<Timestamp>,
+}
+
+impl Paced {
+    fn new(rule: String, pace: Pace, group: &Group, positions: Option<BTreeMap<u32, u64>>) -> Self {
+        let members = positions
+            .as_ref()
+            .map_or(group.members.len(), BTreeMap::len);
+        let mut paced = Self {
+            rule,
+            pace,
+            positions,
+            members: members as u64,
+            furthest: None,
+            latest: None,
+        };
+        for (number, member) in &group.members {
+            if let Some(at) = member.started_at {
+                paced.note(group, *number, at);
+            }
+        }
+        paced
+    }
+
+    pub(crate) fn position(&self, group: &Group, number: u32) -> Option<u64> {
+        match &self.positions {
+            Some(positions) => positions.get(&number).copied(),
+            None => group.members.get(&number)?.position.map(u64::from),
+        }
+    }
+
+    fn note(&mut self, group: &Group, number: u32, at: Timestamp) {
+        let Some(position) = self.position(group, number) else {
+            return;
+        };
+        if self.furthest.is_none_or(|f| f.position <= position) {
+            self.furthest = Some(Started { position, at });
+        }
+        self.latest = Some(self.latest.map_or(at, |latest| latest.max(at)));
+    }
+
+    /// One step of the pace: what any two starts are apart at least.
+    fn step(&self) -> Span {
+        self.pace.offset(self.members, 1)
+    }
+
+    /// The earliest instant at which a member could be due, were everything open all the time.
+    fn not_before(&self, group: &Group, number: u32) -> Option<Timestamp> {
+        let position = self.position(group, number)?;
+        let member = group.members.get(&number)?;
+        let offset = |position| self.pace.offset(self.members, position);
+        let mut at = Timestamp::ZERO;
+        if member.started_at.is_none() {
+            at = group.meta.created_at + offset(position);
+            if let Some(ahead) = self.furthest.filter(|f| f.position < position) {
+                at = at.max(ahead.at + offset(position).saturating_sub(offset(ahead.position)));
+            }
+        }
+        Some(
+            self.latest
+                .map_or(at, |latest| at.max(latest + self.step())),
+        )
+    }
+
+    /// When a member is due, with the windows and stops of its clock; `None` inside: never.
+    fn due(
+        &self,
+        group: &Group,
+        number: u32,
+        base: Timestamp,
+        open: Openings<'_>,
+    ) -> Option<Option<Timestamp>> {
+        let position = self.position(group, number)?;
+        let member = group.members.get(&number)?;
+        let planned = match member.started_at {
+            // Another try of one that has started: its turn had come.
+            Some(_) => open.reach(base, Span::ZERO),
+            None => schedule::due(self.pace, self.members, position, base, self.furthest, open),
+        };
+        let apart = match self.latest {
+            Some(latest) => open.reach(latest, self.step()),
+            None => planned,
+        };
+        Some(
+            planned
+                .zip(apart)
+                .map(|(planned, apart)| planned.max(apart)),
+        )
+    }
+}
+
+impl<'a> Standing<'a> {
+    pub(crate) fn new(
+        state: &'a State,
+        observed: &'a Observed,
+        now: Timestamp,
+        group: &'a Group,
+    ) -> Self {
+        let mut standing = Self {
+            state,
+            observed,
+            now,
+            group,
+            stopped: stopped(group),
+            blocker: None,
+            paces: Vec::new(),
+            settled: super::waves::settled(group),
+        };
+        if standing.stopped.is_some() {
+            return standing;
+        }
+        let own = group.pace();
+        let own = own.map(|pace| Paced::new(String::new(), pace, group, None));
+        standing.paces.extend(own);
+        standing.paces.extend(rules(state, group, now));
+        if group.rollout.kind.is_linear() {
+            standing.blocker = standing.first_blocker();
+        }
+        standing
+    }
+
+    /// The first member in the order that started and has not passed the gate.
+    fn first_blocker(&self) -> Option<String> {
+        if self.group.rollout.gate == RolloutGate::None {
+            return None;
+        }
+        let started = self.group.in_order();
+        let mut started = started.filter(|(_, member)| member.started_at.is_some());
+        started.find_map(|(_, member)| passed(self, member).err())
+    }
+
+    /// Notes that a member is to start at this look: others keep their distance.
+    pub(crate) fn note_start(&mut self, number: u32) {
+        for paced in &mut self.paces {
+            paced.note(self.group, number, self.now);
+        }
+        let gated = self.group.rollout.gate != RolloutGate::None;
+        if gated && self.group.rollout.kind.is_linear() {
+            let scope = self.group.members.get(&number);
+            let scope = scope.map_or(String::new(), |member| member.scope.to_string());
+            self.blocker = Some(format!("{scope} starts"));
+        }
+    }
+
+    /// Whether others have to keep a distance from the start of a member.
+    pub(crate) fn is_paced(&self, number: u32) -> bool {
+        let gated = self.group.rollout.gate != RolloutGate::None;
+        (gated && self.group.rollout.kind.is_linear())
+            || self
+                .paces
+                .iter()
+                .any(|paced| paced.position(self.group, number).is_some())
+    }
+
+    /// What closes the turn of a member whatever its windows and approvals say: the group is stopped,
+    /// its wave is not open, the gate is closed, or its time cannot have come.
+    pub(crate) fn closed(&self, number: u32) -> Option<Closed> {
+        if let Some(closed) = self.shut(number) {
+            return Some(closed);
+        }
+        let times = self.paces.iter();
+        let times = times.filter_map(|paced| Some((paced.not_before(self.group, number)?, paced)));
+        let latest = times
+            .filter(|(at, _)| *at > self.now)
+            .max_by_key(|(at, _)| *at);
+        latest.map(|(at, paced)| Closed {
+            why: format!("{}: not before {at}", self.turn_of(paced, number)),
+            until: Some(at),
+            needs: String::new(),
+        })
+    }
+
+    /// The same, time left aside.
+    pub(crate) fn shut(&self, number: u32) -> Option<Closed> {
+        if let Some(stopped) = &self.stopped {
+            return Some(stopped.clone());
+        }
+        let member = self.group.members.get(&number)?;
+        if let Some(wave) = member.wave.filter(|wave| *wave > self.group.open_wave) {
+            return Some(Closed::new(
+                format!(
+                    "{} waits until {} is done and baked",
+                    wave_name(self.group, wave),
+                    wave_name(self.group, self.group.open_wave)
+                ),
+                "",
+            ));
+        }
+        let blocker = self.blocker.as_ref()?;
+        Some(Closed::new(
+            format!("gate {}: {blocker}", self.group.rollout.gate.as_str()),
+            "",
+        ))
+    }
+
+    /// What stops the group as a whole.
+    pub(crate) fn stopped(&self) -> Option<&Closed> {
+        self.stopped.as_ref()
+    }
+
+    /// How people are told of a member's place in a pace.
+    pub(crate) fn turn_of(&self, paced: &Paced, number: u32) -> String {
+        let position = paced.position(self.group, number).unwrap_or_default();
+        let which = match paced.rule.as_str() {
+            "" => String::new(),
+            rule => format!("policy {rule}: "),
+        };
+        format!("{which}member {} of {}", position + 1, paced.members)
+    }
+
+    /// Paces that are about a member.
+    pub(crate) fn paces_of(&self, number: u32) -> Vec<&Paced> {
+        let about = |paced: &&Paced| paced.position(self.group, number).is_some();
+        self.paces.iter().filter(about).collect()
+    }
+
+    /// The clock of a member.
+    pub(crate) fn clock(&self, deployment: &Deployment) -> Clock {
+        let mut found = clock(self.state, deployment, self.group.meta.created_at, self.now);
+        found.stops.extend(self.group.stops.iter().map(|stop| Stop {
+            from: stop.from,
+            until: Some(stop.until),
+        }));
+        found
+    }
+
+    /// When a member is due by one pace; `None` inside: never as things stand, or not begun.
+    pub(crate) fn due(
+        &self,
+        paced: &Paced,
+        number: u32,
+        clock: &Clock,
+    ) -> Option<Option<Timestamp>> {
+        let Some(base) = clock.base else {
+            return Some(None);
+        };
+        let open = Openings {
+            windows: &clock.windows,
+            stops: &clock.stops,
+        };
+        paced.due(self.group, number, base, open)
+    }
+
+    /// When everything before a wave is done and baked; none: a member before it is not at an end.
+    pub(crate) fn settled(&self, wave: u32) -> Option<Timestamp> {
+        self.settled.get(wave as usize).copied().flatten()
+    }
+
+    /// From when on a member that waits can expire; none: its turn has not come, and others have to
+    /// end first.
+    pub(crate) fn planned(&self, number: u32, deployment: &Deployment) -> Option<Timestamp> {
+        let member = self.group.members.get(&number)?;
+        if let Some(wave) = member.wave {
+            let opened = self.group.waves.get(wave as usize)?.opened_at;
+            return opened.or_else(|| self.settled(wave));
+        }
+        let mut planned = self.group.planned_start(number);
+        // Only shortly before the end is it worth asking the windows.
+        let limit = deployment.origin.strategy.deadlines.pending;
+        if planned + limit <= self.now && self.stopped.is_none() {
+            let clock = self.clock(deployment);
+            for paced in self.paces_of(number) {
+                if let Some(Some(due)) = self.due(paced, number, &clock) {
+                    planned = planned.max(due);
+                }
+            }
+        }
+        Some(planned)
+    }
+}
+
+/// What stops a group as a whole.
+fn stopped(group: &Group) -> Option<Closed> {
+    if let Some(given) = &group.given {
+        let why = format!("the group is taken back by {} since {}", given.by, given.at);
+        return Some(Closed::new(why, "nobody: it is cancelled"));
+    }
+    if group.begun_at.is_none() {
+        return Some(Closed::new("the rollout of the group begins", ""));
+    }
+    if let Some(paused) = &group.paused {
+        let why = format!(
+            "the group is paused by {} since {}",
+            paused.by, paused.since
+        );
+        return Some(Closed::new(why, "`tidegate group resume`"));
+    }
+    if let Some(halted) = &group.halted {
+        let why = format!("the group is halted ({}): {}", halted.kind, halted.message);
+        return Some(Closed::new(why, "`tidegate group resume`, or a rollback"));
+    }
+    group.is_over_budget().then(|| {
+        let why = format!(
+            "the failure budget of the group is exceeded: {} failed",
+            group.tally.failures
+        );
+        Closed::new(why, "`tidegate group resume`, or a rollback")
+    })
+}
+
+/// The paces that policies ask for, over the members that they match, in the group's order.
+fn rules(state: &State, group: &Group, now: Timestamp) -> Vec<Paced> {
+    let asking = state.policies.iter().filter_map(|(name, policy)| {
+        let rule = policy.spec.gradual_rollout.as_ref()?;
+        policy.spec.enabled.then_some((name, policy, rule))
+    });
+    asking
+        .map(|(name, policy, rule)| {
+            let selector = Expression::compile(&policy.spec.selector, Subject::Deployment);
+            let mut positions = BTreeMap::new();
+            for (number, member) in group.in_order() {
+                let Some(deployment) = state.deployments.get(&member.deployment) else {
+                    continue;
+                };
+                // A selector that cannot be evaluated is about everybody: it holds back.
+                let about = selector.as_ref().map_or(true, |selector| {
+                    let facts = subject::facts(state, deployment, now);
+                    selector.holds(&facts).unwrap_or(true)
+                });
+                if about {
+                    positions.insert(number, positions.len() as u64);
+                }
+            }
+            let pace = Pace {
+                kind: rule.kind,
+                interval: rule.interval,
+            };
+            let rule = format!("{name}/gradual_rollout");
+            Paced::new(rule, pace, group, Some(positions))
+        })
+        .collect()
+}
