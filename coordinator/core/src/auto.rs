@@ -323,7 +323,7 @@ impl<'a> Look<'a> {
             let code = rejection.reason.code();
             return Rehearsal::Refused(format!("{} [{code}]", rejection.message));
         }
-        let all = gates(&copy, self.now, self.name, scope, found);
+        let all = gates(&copy, self.now, self.name, scope, found, None);
         let closed = |gate: &Gate| gate.answer != GateAnswer::Allowed;
         // What is about this release alone comes first: it decides whether another is wanted.
         let own = all.iter().find(|gate| closed(gate) && is_own(gate));

@@ -17,6 +17,7 @@ use crate::command::{
 };
 use crate::deployment::{phase, steps};
 use crate::observed::Observed;
+use crate::plan::group::{Standing, Turn};
 use crate::plan::{GateAnswer, gates, plan, sooner};
 use crate::policy::approval;
 use crate::policy::guardrail;
@@ -424,7 +425,7 @@ impl<'a> Run<'a> {
         if tracked.member.deployment != id {
             return;
         }
-        let windows = gates(&self.state, self.now, name, scope, found)
+        let windows = gates(&self.state, self.now, name, scope, found, None)
             .into_iter()
             .filter(|gate| gate.kind == "window" && gate.answer == GateAnswer::Allowed);
         tracked.closing = windows
@@ -434,6 +435,11 @@ impl<'a> Run<'a> {
 
     /// Notes the first closed gate of each member that waits.
     fn note_waits(&mut self) {
+        let (state, observed) = (&self.state, &self.world.observed);
+        let first = self.members.first();
+        let first = first.and_then(|tracked| state.deployments.get(&tracked.member.deployment));
+        let group = first.and_then(|found| state.membership(found));
+        let standing = group.map(|(group, _)| Standing::new(state, observed, self.now, group));
         for tracked in &mut self.members {
             let member = &mut tracked.member;
             if !phase::is_waiting(member.status) {
@@ -446,7 +452,10 @@ impl<'a> Run<'a> {
             let Some(scope) = self.state.scopes.get(&member.scope) else {
                 continue;
             };
-            let all = gates(&self.state, self.now, &member.scope, scope, found);
+            let number = self.state.membership(found).map(|(_, number)| number);
+            let turn = standing.as_ref().zip(number);
+            let turn = turn.map(|(standing, number)| Turn { standing, number });
+            let all = gates(&self.state, self.now, &member.scope, scope, found, turn);
             let Some(closed) = all
                 .into_iter()
                 .find(|gate| gate.answer != GateAnswer::Allowed)

@@ -120,7 +120,10 @@ pub fn auto_deploy(found: AutoView) -> pb::AutoDeploy {
     };
     pb::AutoDeploy {
         when: found.rule.when,
-        strategy: found.rule.strategy.map_or_else(String::new, |name| name.to_string()),
+        strategy: found
+            .rule
+            .strategy
+            .map_or_else(String::new, |name| name.to_string()),
         since_ms: found.since.millis(),
         stands: found.stands,
         looked: found.looked.into_iter().map(looked).collect(),
