@@ -22,7 +22,7 @@ use crate::command::{
 use crate::plan::{Gate, GateAnswer, gates};
 use crate::policy::expression::{Expression, Facts, ReleaseFacts, Subject};
 use crate::policy::{guardrail, subject};
-use crate::state::{Auto, Release, Scope, ScopeStatus, State};
+use crate::state::{Auto, AutoTerm, Release, Scope, ScopeStatus, State};
 
 /// Log index of a rehearsal: above every real one.
 const REHEARSAL: u64 = u64::MAX / 2;
@@ -85,7 +85,7 @@ pub struct AutoView {
 /// The commands that are due: one for each scope that has something to look at.
 pub(crate) fn due(state: &State, now: Timestamp) -> Vec<Item> {
     let mut items = Vec::new();
-    for (name, auto) in state.auto.iter().filter(|(_, auto)| auto.due) {
+    for (name, auto) in state.auto.rows_of(&AutoTerm::Due) {
         let Some(look) = Look::new(state, now, name, auto) else {
             continue;
         };

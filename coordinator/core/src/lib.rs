@@ -30,6 +30,7 @@ pub mod strategy;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod verification;
 
 pub use apply::apply;
 pub use archive::{Archived, ArchivedRow, Extent, Past};

@@ -14,6 +14,7 @@ use crate::selector::{LabelSelector, check_label};
 
 /// A place where one application runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ScopeSpec {
     /// The application that runs here; cannot be changed.
@@ -74,6 +75,7 @@ pub struct ScopeSpec {
 
 /// Where an application exposes metrics of its own, in Prometheus' text format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MetricsSpec {
     /// The path; default `/metrics`.
@@ -122,6 +124,7 @@ const fn five() -> u32 {
 
 /// What kind of place a scope is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ScopeType {
     /// Processes on hosts, behind the agent's proxy.

@@ -194,6 +194,10 @@ impl RolloutArgs {
                 .exit(crate::errors::EXIT_USAGE)
                 .hint("`tidegate deploy --help` has examples of rollouts");
         }
+        if self.interval.is_some() && !spec.kind.is_linear() {
+            failure =
+                failure.hint("say --rollout linear or --rollout linear_normalized with --interval");
+        }
         for error in errors {
             let place = match (flag_of(&error.field), file) {
                 (Some(flag), _) => format!("{flag}: {}", error.field),
@@ -263,8 +267,10 @@ fn wave_of(text: &str) -> Result<Value> {
         return Err(wrong("says of nobody that they are in it"));
     } else if let Ok(count) = take.parse::<u64>() {
         wave.insert("count".to_owned(), json!(count));
-    } else if take.ends_with('%') && parse_percent(take).is_some() {
-        wave.insert("percent".to_owned(), json!(take));
+    } else if let Some(percent) = take.strip_suffix('%').map(str::trim)
+        && parse_percent(percent).is_some()
+    {
+        wave.insert("percent".to_owned(), json!(percent));
     } else {
         wave.insert("selector".to_owned(), json!(take));
     }

@@ -73,7 +73,7 @@ pub fn counts_line(counts: &api::GroupCounts) -> String {
         (counts.finalized, "finalized"),
         (counts.under_way, "under way"),
         (counts.waiting, "waiting"),
-        (counts.other_ends, "ended otherwise"),
+        (counts.other_ends, "failed or taken back"),
     ];
     let told: Vec<String> = parts
         .into_iter()

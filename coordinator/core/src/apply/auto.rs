@@ -9,7 +9,7 @@ use super::lifecycle;
 use super::tx::Tx;
 use crate::command::{AutoDeploy, OnConflict, Outcome, Reply};
 use crate::rejection::Rejection;
-use crate::state::{Auto, Deployment, EndCause};
+use crate::state::{Auto, AutoTerm, Deployment, EndCause, ScopeTerm};
 
 /// Makes the deployments that the planner decided on.
 pub(super) fn deploy(tx: &mut Tx<'_>, command: &AutoDeploy) -> Outcome {
@@ -113,10 +113,10 @@ pub(super) fn scope_written(tx: &mut Tx<'_>, name: &Name, before: Option<&ScopeS
 /// A release was made, or has another status: scopes of its application look.
 pub(super) fn release_changed(tx: &mut Tx<'_>, application: &Name) {
     let state = &tx.state;
-    let concerned = state.auto.keys().filter(|name| {
-        let scope = state.scopes.get(*name);
-        scope.is_some_and(|scope| scope.spec.application == *application)
-    });
+    let scopes = state
+        .scopes
+        .keys_of(&ScopeTerm::Application(application.clone()));
+    let concerned = scopes.filter(|name| state.auto.contains_key(*name));
     for name in concerned.cloned().collect::<Vec<_>>() {
         change(tx, &name, |auto| auto.due = true);
     }
@@ -124,8 +124,7 @@ pub(super) fn release_changed(tx: &mut Tx<'_>, application: &Name) {
 
 /// What had refused a release may allow it now.
 pub(super) fn rules_changed(tx: &mut Tx<'_>) {
-    let refused = tx.state.auto.iter().filter(|(_, auto)| auto.refused);
-    let names: Vec<Name> = refused.map(|(name, _)| name.clone()).collect();
+    let names: Vec<Name> = tx.state.auto.keys_of(&AutoTerm::Refused).cloned().collect();
     for name in names {
         change(tx, &name, |auto| auto.due = true);
     }

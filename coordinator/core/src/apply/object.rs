@@ -9,7 +9,7 @@ use super::tx::{Tx, expect_revision};
 use super::{auto, governance, lifecycle, parameters};
 use crate::command::{Outcome, PutObject, Reply};
 use crate::rejection::Rejection;
-use crate::state::{Meta, Object, Scope, ScopeStatus, State, Table};
+use crate::state::{Indexed, Listed, Meta, Object, Scope, ScopeStatus, State, Table};
 
 /// Creates or changes an object; writing what stands there already raises no revision.
 pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
@@ -17,13 +17,13 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
     check(&what, &command.labels, &command.spec)?;
     match &command.spec {
         ObjectSpec::Application(spec) => {
-            put_plain(tx, command, spec, |state| &mut state.applications)
+            put_plain(tx, command, spec.clone(), |state| &mut state.applications)
         }
         ObjectSpec::Environment(spec) => {
-            put_plain(tx, command, spec, |state| &mut state.environments)
+            put_plain(tx, command, spec.clone(), |state| &mut state.environments)
         }
         ObjectSpec::Strategy(spec) => {
-            let outcome = put_plain(tx, command, spec, |state| &mut state.strategies);
+            let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.strategies);
             if let Ok(Reply::Object { changed: true, .. }) = outcome {
                 auto::rules_changed(tx);
             }
@@ -31,7 +31,7 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         }
         ObjectSpec::Policy(spec) => {
             // What a policy's texts mean is checked by the front: see `policy::check`.
-            let outcome = put_plain(tx, command, spec, |state| &mut state.policies);
+            let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.policies);
             if let Ok(Reply::Object { changed: true, .. }) = outcome {
                 governance::gates_changed(tx);
                 auto::rules_changed(tx);
@@ -41,7 +41,7 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         ObjectSpec::Parameter(spec) => {
             check_target(tx, &what, spec)?;
             let spec = parameters::stored(&tx.state, command, spec)?;
-            put_plain(tx, command, &spec, |state| &mut state.parameters)
+            put_plain(tx, command, spec, |state| &mut state.parameters)
         }
         ObjectSpec::Scope(spec) => put_scope(tx, command, spec),
     }
@@ -111,28 +111,55 @@ fn expect(command: &PutObject, present: Option<u64>) -> Result<(), Rejection> {
     }
 }
 
-fn put_plain<S: Clone + PartialEq>(
+/// A table of objects, whether it is indexed or not.
+trait Objects<S> {
+    fn present(&self, name: &Name) -> Option<&Object<S>>;
+    fn put(&mut self, name: Name, object: Object<S>);
+}
+
+impl<S> Objects<S> for Table<Name, Object<S>> {
+    fn present(&self, name: &Name) -> Option<&Object<S>> {
+        self.get(name)
+    }
+
+    fn put(&mut self, name: Name, object: Object<S>) {
+        self.insert(name, object);
+    }
+}
+
+impl<S> Objects<S> for Indexed<Name, Object<S>>
+where
+    Object<S>: Listed,
+{
+    fn present(&self, name: &Name) -> Option<&Object<S>> {
+        self.get(name)
+    }
+
+    fn put(&mut self, name: Name, object: Object<S>) {
+        self.insert(name, object);
+    }
+}
+
+fn put_plain<S: PartialEq, T: Objects<S>>(
     tx: &mut Tx<'_>,
     command: &PutObject,
-    spec: &S,
-    table: fn(&mut State) -> &mut Table<Name, Object<S>>,
+    spec: S,
+    table: fn(&mut State) -> &mut T,
 ) -> Outcome {
-    let present = table(&mut tx.state).get(&command.name).cloned();
-    expect(command, present.as_ref().map(|object| object.meta.revision))?;
+    let present = table(&mut tx.state).present(&command.name);
+    expect(command, present.map(|object| object.meta.revision))?;
     let created = present.is_none();
-    if let Some(object) = &present
-        && object.spec == *spec
+    if let Some(object) = present
+        && object.spec == spec
         && object.meta.labels == command.labels
     {
         return Ok(unchanged(&object.meta));
     }
-    let meta = meta_of(tx, command, present.map(|object| object.meta));
+    let present = present.map(|object| object.meta.clone());
+    let meta = meta_of(tx, command, present);
     let revision = meta.revision;
-    let object = Object {
-        meta,
-        spec: spec.clone(),
-    };
-    table(&mut tx.state).insert(command.name.clone(), object);
+    let object = Object { meta, spec };
+    table(&mut tx.state).put(command.name.clone(), object);
     Ok(written(tx, command, revision, created))
 }
 

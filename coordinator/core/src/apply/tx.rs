@@ -314,7 +314,7 @@ impl<'a> Tx<'a> {
             index: self.index,
         };
         for name in agents {
-            if let Some(agent) = self.state.agents.get_mut(&name) {
+            if let Some(agent) = self.state.agents.beside_terms(&name) {
                 agent.generation = agent.generation.max(generation);
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::id::{DeploymentId, GroupId, Name};
 use tidegate_shared::spec::{FinalizeMode, Hold};
 use tidegate_shared::time::{Span, Timestamp};
 
@@ -22,7 +22,7 @@ use crate::plan::{GateAnswer, gates, plan, sooner};
 use crate::policy::approval;
 use crate::policy::guardrail;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, Meta, Skip, State, Status};
+use crate::state::{Deployment, Meta, ScopeTerm, Skip, State, Status};
 
 /// Log index of the rehearsal: above every real one, with room behind it.
 const REHEARSAL: u64 = u64::MAX / 2;
@@ -284,22 +284,23 @@ impl<'a> Run<'a> {
 
     /// Rules of deployments under way are taken to be passed: there is no telemetry to judge.
     fn let_rules_pass(&mut self) {
-        let candidates = self
-            .state
-            .scopes
-            .values()
-            .filter_map(|scope| scope.candidate);
+        let under_way = self.state.scopes.rows_of(&ScopeTerm::UnderWay);
+        let candidates = under_way.filter_map(|(_, scope)| scope.candidate);
         let judged: Vec<DeploymentId> = candidates
             .filter(|id| {
                 let found = self.state.deployments.get(id);
-                found.is_some_and(|found| !found.origin.strategy.rules.is_empty())
+                found.is_some_and(|found| {
+                    let strategy = &found.origin.strategy;
+                    !(strategy.rules.is_empty() && strategy.verification.is_empty())
+                })
             })
             .collect();
         self.looks += 1;
         for id in judged {
-            if let Some(found) = self.state.deployments.get_mut(&id) {
+            self.state.deployments.change(&id, |found| {
                 found.origin.strategy.rules.clear();
-            }
+                found.origin.strategy.verification.clear();
+            });
         }
     }
 
@@ -436,10 +437,11 @@ impl<'a> Run<'a> {
     /// Notes the first closed gate of each member that waits.
     fn note_waits(&mut self) {
         let (state, observed) = (&self.state, &self.world.observed);
-        let first = self.members.first();
-        let first = first.and_then(|tracked| state.deployments.get(&tracked.member.deployment));
-        let group = first.and_then(|found| state.membership(found));
-        let standing = group.map(|(group, _)| Standing::new(state, observed, self.now, group));
+        let open = state.open_groups.keys();
+        let open = open.filter_map(|id| state.groups.get(id));
+        let standings: BTreeMap<GroupId, Standing<'_>> = open
+            .map(|group| (group.id, Standing::new(state, observed, self.now, group)))
+            .collect();
         for tracked in &mut self.members {
             let member = &mut tracked.member;
             if !phase::is_waiting(member.status) {
@@ -452,10 +454,11 @@ impl<'a> Run<'a> {
             let Some(scope) = self.state.scopes.get(&member.scope) else {
                 continue;
             };
-            let number = self.state.membership(found).map(|(_, number)| number);
-            let turn = standing.as_ref().zip(number);
-            let turn = turn.map(|(standing, number)| Turn { standing, number });
-            let all = gates(&self.state, self.now, &member.scope, scope, found, turn);
+            let turn = state.membership(found).and_then(|(group, number)| {
+                let standing = standings.get(&group.id)?;
+                Some(Turn { standing, number })
+            });
+            let all = gates(state, self.now, &member.scope, scope, found, turn);
             let Some(closed) = all
                 .into_iter()
                 .find(|gate| gate.answer != GateAnswer::Allowed)

@@ -177,6 +177,7 @@ impl World {
             drained: item.weight == Weight::ZERO,
             permanent_error: None,
             transient_error: None,
+            checks: Vec::new(),
         })
     }
 }

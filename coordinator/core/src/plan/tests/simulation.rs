@@ -2,7 +2,7 @@
 //! refused (other than as `STALE`), what is wished stays safe, and under a fair clock with honest
 //! agents everything comes to an end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use tidegate_shared::assignment::{
@@ -11,6 +11,7 @@ use tidegate_shared::assignment::{
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::measurement::{ObservedCheck, Sample};
 use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec};
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
@@ -24,7 +25,7 @@ use crate::command::{
 use crate::desired::desired;
 use crate::fixture::name;
 use crate::observed::Observed;
-use crate::plan::plan;
+use crate::plan::{Agenda, Plan, plan};
 use crate::state::{Addresses, CaRecord, SealedKey, State, Status};
 use crate::testing::fulfilled;
 
@@ -40,6 +41,9 @@ pub(crate) struct Sim {
     sequence: u64,
     /// Reports under way, to be delivered late or twice.
     late: Vec<(Name, Report)>,
+    /// What a leader remembers between its looks; it answers what `plan` does.
+    agenda: Agenda,
+    heard: BTreeSet<Name>,
 }
 
 impl Sim {
@@ -52,6 +56,8 @@ impl Sim {
             requests: 0,
             sequence: 0,
             late: Vec::new(),
+            agenda: Agenda::default(),
+            heard: BTreeSet::new(),
         };
         sim.set_up(strategy, instances, port);
         sim
@@ -170,10 +176,11 @@ impl Sim {
     }
 
     /// Applies what is due until nothing is.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..200 {
             let due = plan(&self.state, &self.observed, self.now);
             assert_eq!(due, plan(&self.state, &self.observed, self.now));
+            self.look(&due);
             assert!(due.next_wakeup.is_none_or(|at| at > self.now), "{due:?}");
             if due.commands.is_empty() {
                 return;
@@ -192,22 +199,49 @@ impl Sim {
         panic!("the planner never comes to rest: {due:?}");
     }
 
+    /// The agenda knows of what is due, and when to look again at the latest.
+    fn look(&mut self, due: &Plan) {
+        let heard = std::mem::take(&mut self.heard);
+        self.agenda
+            .look(&self.state, &self.observed, &heard, self.now);
+        let asked = |items: Vec<&Item>| items.iter().map(|item| item.request).collect::<Vec<_>>();
+        assert_eq!(
+            asked(self.agenda.due().collect()),
+            asked(due.commands.iter().collect()),
+            "{due:?}"
+        );
+        let wake = self.agenda.next_wakeup();
+        assert!(
+            due.next_wakeup
+                .is_none_or(|at| wake.is_some_and(|wake| wake <= at)),
+            "{wake:?} is too late for {due:?}"
+        );
+    }
+
     pub(crate) fn report(&mut self, agent: usize, mood: u8) {
         let agent = name(AGENTS[agent % AGENTS.len()]);
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &agent, self.sequence);
         spoil(&mut report, mood);
+        measure(&self.state, &agent, &mut report, mood);
         if mood % 5 == 4 {
             self.late.push((agent, report));
             return;
         }
-        self.observed.absorb(&agent, &name("c1"), report, self.now);
+        self.hear(&agent, report);
     }
 
-    pub(super) fn deliver_late(&mut self) {
+    pub(crate) fn deliver_late(&mut self) {
         for (agent, report) in std::mem::take(&mut self.late) {
-            self.observed.absorb(&agent, &name("c1"), report, self.now);
+            self.hear(&agent, report);
         }
+    }
+
+    fn hear(&mut self, agent: &Name, report: Report) {
+        self.heard.insert(agent.clone());
+        let checks = &mut self.observed.verification;
+        checks.absorb(&self.state, agent, &report, self.now);
+        self.observed.absorb(agent, &name("c1"), report, self.now);
     }
 
     fn check(&self) {
@@ -347,7 +381,10 @@ impl Sim {
                 }));
                 self.observed.forget(&agent);
             }
-            _ => self.observed = Observed::new(self.now),
+            _ => {
+                self.observed = Observed::new(self.now);
+                self.agenda = Agenda::default();
+            }
         }
     }
 
@@ -419,7 +456,38 @@ fn spoil(report: &mut Report, mood: u8) {
     }
 }
 
-const STRATEGIES: [&str; 5] = [
+/// Checks are made: some badly, some not at all.
+fn measure(state: &State, agent: &Name, report: &mut Report, mood: u8) {
+    let sequence = report.sequence;
+    let wished = desired(state, agent);
+    for item in wished.items.iter().filter(|item| !item.checks.is_empty()) {
+        let mut places = report.places.iter_mut();
+        let Some(place) = places.find(|place| place.deployment == item.deployment) else {
+            continue;
+        };
+        let instances = place.instances.iter();
+        let asked = item.checks.iter().flat_map(|check| {
+            instances.clone().map(move |i| ObservedCheck {
+                name: check.name.clone(),
+                run: check.run,
+                instance: Some(i.ordinal),
+                sequence,
+                sample: match mood {
+                    220..=230 => Sample::Unanswered("as a test wants it".to_owned()),
+                    231..=255 => Sample::NotMade("as a test wants it".to_owned()),
+                    _ => Sample::Http {
+                        status: 200,
+                        body: String::new(),
+                        cut: false,
+                    },
+                },
+            })
+        });
+        place.checks = asked.collect();
+    }
+}
+
+const STRATEGIES: [&str; 6] = [
     r#"{"bake":"5s","traffic":{"steps":[{"percent":10,"hold":"2s"},{"percent":50,"hold":"manual"},{"percent":100,"hold":"1s"}]}}"#,
     r#"{"kind":"all_in","bake":"2s","finalize":"manual","bake_share":10,"on_stall":"finalize"}"#,
     r#"{"kind":"rolling","bake":"2s","batch":{"max_unavailable":3,"hold":"1s"}}"#,
@@ -427,6 +495,9 @@ const STRATEGIES: [&str; 5] = [
     r#"{"bake":"2s","traffic":{"steps":[{"percent":20,"hold":"2s"}]},"on_no_data":{"wait":"3s","then":"halt"},"rollback":{"rules":[
         {"metric":"http.error_rate","comparison":"greater_than","threshold":0.3,"judge":"raw","window":"1s"},
         {"metric":"http.rpm","comparison":"less_than","threshold":10,"window":"5s","action":"halt","dry_run":true}]}}"#,
+    r#"{"bake":"5s","traffic":{"steps":[{"percent":10,"hold":"2s"}]},"on_no_data":{"wait":"3s","then":"halt"},"verification":[
+        {"name":"smoke","http":{"path":"/"},"interval":"1s","consecutive_successes":2,"failure_limit":1},
+        {"name":"never","prometheus":{"address":"http://p","query":"up","timeout":"1s"},"success":"true","when":["before_traffic"]}]}"#,
 ];
 
 proptest! {
@@ -459,8 +530,8 @@ fn every_strategy_runs_through() {
             sim.run_out();
         }
         let statuses: Vec<Status> = sim.state.deployments.values().map(|d| d.status).collect();
-        // A manual hold and a halt without a person end in a rollback: nobody promotes here.
-        let ends_well = !matches!(position, 0 | 4);
+        // A manual hold and halts without a person end in a rollback: nobody promotes here.
+        let ends_well = !matches!(position, 0 | 4 | 5);
         assert_eq!(
             statuses[0] == Status::Finalized,
             position != 4,
