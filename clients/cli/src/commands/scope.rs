@@ -52,6 +52,9 @@ pub struct ScopeFlags {
     /// Restarts of an instance until it counts as failed: 0 to 1000
     #[arg(long, value_name = "N")]
     max_restarts: Option<u32>,
+    /// New releases that it takes by itself, such as 'release.labels.channel == "stable"'; none: people deploy
+    #[arg(long, value_name = "CEL")]
+    auto_deploy: Option<String>,
 }
 
 impl SpecFlags for ScopeFlags {
@@ -98,6 +101,19 @@ impl SpecFlags for ScopeFlags {
                 for (key, value) in given {
                     fields[key] = Value::from(value);
                 }
+            }
+        }
+        match (self.auto_deploy.as_deref(), spec.get_mut("auto_deploy")) {
+            (None, _) => {}
+            (Some("none"), _) => {
+                spec.remove("auto_deploy");
+            }
+            // The strategy beside it stays.
+            (Some(when), Some(Value::Object(long))) => {
+                long.insert("when".to_owned(), Value::from(when));
+            }
+            (Some(when), _) => {
+                spec.insert("auto_deploy".to_owned(), Value::from(when));
             }
         }
         if let Some(path) = &self.health_http {
