@@ -158,7 +158,8 @@ impl<'a> Run<'a> {
                     status: made.status,
                     message: String::new(),
                 },
-                judged: !made.origin.strategy.rules.is_empty(),
+                judged: !(made.origin.strategy.rules.is_empty()
+                    && made.origin.strategy.verification.is_empty()),
                 last: Some(made),
                 closing: Vec::new(),
             });

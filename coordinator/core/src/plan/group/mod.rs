@@ -389,7 +389,9 @@ fn begin(state: &State, group: &Group, now: Timestamp) -> GroupAction {
         last: rollout.pinned.last.clone(),
     };
     let order = Order::from(&rollout.order);
-    let names = order::arrange(&members, &order, &pinned, &group.id.to_string());
+    // Not of the group's id: what is planned before it is made has the same order.
+    let seed = format!("{} {}", group.application, group.version);
+    let names = order::arrange(&members, &order, &pinned, &seed);
     let numbers = |names: &[Name]| -> Vec<u32> {
         let numbers = names.iter().filter_map(|name| group.scopes.get(name));
         numbers.copied().collect()
