@@ -10,8 +10,10 @@
 //! diff against what the design asks for.
 
 pub mod governance;
+pub mod groups;
 pub mod invariants;
 pub mod script;
+mod told;
 pub mod trace;
 pub mod world;
 

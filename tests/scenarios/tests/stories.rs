@@ -42,5 +42,10 @@ fn outcomes() {
 
 #[test]
 fn policies() {
-    tell("h-policies", 9);
+    tell("h-policies", 11);
+}
+
+#[test]
+fn groups() {
+    tell("i-groups", 20);
 }
