@@ -32,6 +32,8 @@ pub fn permits(door: Door, path: &str, kind: Kind, relayed: bool) -> bool {
             "tidegate.control.v1.Objects"
             | "tidegate.control.v1.Releases"
             | "tidegate.control.v1.Deployments"
+            | "tidegate.control.v1.Planning"
+            | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.Approvals"
             | "tidegate.control.v1.Governance"
             | "tidegate.control.v1.Scopes"
@@ -47,6 +49,8 @@ pub fn permits(door: Door, path: &str, kind: Kind, relayed: bool) -> bool {
         Door::Peer => match service {
             // What a person asked another coordinator for and only this one can tell or do.
             "tidegate.control.v1.Deployments"
+            | "tidegate.control.v1.Planning"
+            | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.Approvals"
             | "tidegate.control.v1.Scopes"
             | "tidegate.control.v1.Agents"

@@ -42,14 +42,17 @@ pub mod convert;
 pub mod deployments;
 pub mod gate;
 pub mod governance;
+pub mod groups;
 pub mod objects;
 pub mod paging;
 pub mod past;
+pub mod planning;
 pub mod relay;
 pub mod releases;
 pub mod scopes;
 pub mod status;
 pub mod tokens;
+pub mod watching;
 
 use authn::Caller;
 

@@ -17,6 +17,7 @@
 //! group 2.0.0 to web api [with slow] [queue|supersede] [{json of its rollout}]
 //! pause g1 · resume g1 · … · grant g1 by ann · add g1 db · look g1     the same verbs, on groups
 //! cut a1 · kill a1 · back a1 · stick a1 · free a1 · leader
+//! measure 2.0.0 smoke good|bad|away [on a1]   what a check finds from now on
 //! vanish d2 [on a1] · open d2 5 [on a1]
 //! wait 30s · wait d2 RUNNING · wait d2 step 2 · wait d2 end · wait quiet · wait g1 end
 //! show                                    the deployments at this moment
@@ -24,6 +25,7 @@
 //!
 //! Statements between two waits happen at one instant, before the planner looks.
 
+use crate::checks::Measure;
 use crate::governance::Word;
 use crate::groups::{self, Saying};
 use tidegate_shared::id::{Name, Version};
@@ -130,6 +132,8 @@ pub enum Statement {
     Group(Saying),
     /// A fault, or its end.
     Fault(Fault),
+    /// What a check finds from now on.
+    Measure(Measure),
     /// Lets time pass.
     Wait(Wait),
     /// Prints where everything is.
@@ -328,6 +332,7 @@ fn statement(line: &str) -> Result<Statement, String> {
         "freeze" | "thaw" | "skip" | "unskip" => {
             Statement::Word(Word::parse(first, &words.json())?)
         }
+        "measure" => Statement::Measure(Measure::parse(&words.json())?),
         _ => Statement::Fault(fault(first, &mut words)?),
     };
     words.end()?;

@@ -1,18 +1,13 @@
 //! What a script leaves out: commands and values made of the few words that it says.
 
-use tidegate_agent_core::testing::{Behaviour as Conduct, Staged};
 use tidegate_coordinator_core::Command;
 use tidegate_coordinator_core::command::{PutObject, RollbackScope, ScopeName, StopScope};
-use tidegate_shared::assignment::PermanentErrorKind;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
     AssetKind, AssetSource, AssetSpec, Kind, ObjectSpec, ReleaseSpec, RunSpec,
 };
-use tidegate_shared::time::Span;
-
-use crate::script::Behaviour;
 
 pub(crate) fn put(kind: &str, name: &Name, json: &str) -> Result<Command, String> {
     let kind: Kind = kind.parse()?;
@@ -84,27 +79,4 @@ pub(crate) fn release_spec(version: &Version) -> Result<ReleaseSpec, String> {
         assets: vec![asset],
         ..ReleaseSpec::default()
     })
-}
-
-/// What a host is told about a release.
-pub(crate) fn conduct(behaviours: &[Behaviour]) -> Result<Conduct, String> {
-    let mut conduct = Conduct::default();
-    for behaviour in behaviours {
-        match behaviour {
-            Behaviour::Good => {}
-            Behaviour::Crashes => conduct.exits_after = Some(Span::ZERO),
-            Behaviour::NeverHealthy => conduct.healthy_after = None,
-            Behaviour::HealthyAfter(span) => conduct.healthy_after = Some(*span),
-            Behaviour::StagesIn(span) => conduct.stage_takes = *span,
-            Behaviour::Unreachable => conduct.staged = Staged::Fails,
-            Behaviour::Refused(word) => {
-                let kind = PermanentErrorKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.as_str() == word)
-                    .ok_or_else(|| format!("\"{word}\" is no permanent error"))?;
-                conduct.staged = Staged::Refused(kind);
-            }
-        }
-    }
-    Ok(conduct)
 }

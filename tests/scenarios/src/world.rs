@@ -14,7 +14,7 @@ use tidegate_coordinator_core::command::{
     OnConflict, SetReleaseStatus, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
-use tidegate_coordinator_core::plan::plan;
+use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
 use tidegate_coordinator_core::{
     Actor, Command, Entry, Item, Observed, Outcome, Reply, RequestKey,
@@ -27,10 +27,12 @@ use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{ReleaseStatus, StrategySpec};
 use tidegate_shared::time::{Span, Timestamp};
 
+use crate::checks::Checks;
+use crate::conduct::conduct;
 use crate::groups::{Groups, Saying};
 use crate::invariants;
 use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
-use crate::told::{conduct, put, release_spec, scope_command, scope_json};
+use crate::told::{put, release_spec, scope_command, scope_json};
 use crate::trace::{self, Names, Trace};
 
 /// Every story begins then.
@@ -67,6 +69,10 @@ pub struct World {
     trace: Trace,
     guard: invariants::Guard,
     planner_wakes: Option<Timestamp>,
+    checks: Checks,
+    /// What a leader remembers between its looks, with the agents that it heard since.
+    agenda: Agenda,
+    heard: BTreeSet<Name>,
 }
 
 impl World {
@@ -88,6 +94,9 @@ impl World {
             trace: Trace::new(BEGIN),
             guard: invariants::Guard::default(),
             planner_wakes: None,
+            checks: Checks::default(),
+            agenda: Agenda::default(),
+            heard: BTreeSet::new(),
         };
         let first = world.found().and_then(|()| {
             world.object("application", &name("shop")?, "{}")?;
@@ -138,6 +147,11 @@ impl World {
             Statement::Group(saying) => {
                 self.say(&format!("> {}", line.text));
                 self.group(saying)
+            }
+            Statement::Measure(measure) => {
+                self.say(&format!("> {}", line.text));
+                self.checks.told(measure);
+                Ok(())
             }
             Statement::Deploy { .. }
             | Statement::Verb { .. }
@@ -429,6 +443,7 @@ impl World {
             | Statement::Release { .. }
             | Statement::Fault(_)
             | Statement::Group(_)
+            | Statement::Measure(_)
             | Statement::Wait(_)
             | Statement::Show => return Err("is no command".to_owned()),
         };
@@ -528,7 +543,9 @@ impl World {
             Fault::Free(agent) => self.host(agent)?.model.host.data_plane_down(false),
             Fault::Leader => {
                 self.observed = Observed::new(now);
+                self.checks.new_leader();
                 self.planner_wakes = None;
+                self.agenda = Agenda::default();
             }
             Fault::Vanish(nth, on) => {
                 let id = self.id(*nth)?;
@@ -648,7 +665,10 @@ impl World {
             .hosts
             .values()
             .filter_map(|host| host.model.next_event());
-        hosts.chain(self.planner_wakes).min()
+        hosts
+            .chain(self.planner_wakes)
+            .chain(self.checks.next(self.now))
+            .min()
     }
 
     fn pass(&mut self, to: Timestamp) -> Result<(), String> {
@@ -685,8 +705,13 @@ impl World {
             }
             host.model.advance(self.now);
             if host.connected
-                && let Some(report) = host.model.report()
+                && let Some(mut report) = host.model.report()
             {
+                let wished = desired(&self.state, name);
+                self.checks.measure(name, &wished, &mut report, self.now);
+                let lanes = &mut self.observed.verification;
+                lanes.absorb(&self.state, name, &report, self.now);
+                self.heard.insert(name.clone());
                 self.observed.absorb(name, &coordinator, report, self.now);
             }
             let places = host
@@ -716,8 +741,11 @@ impl World {
 
     /// Proposes what the planner finds due; whether it proposed anything.
     fn plan(&mut self) -> Result<bool, String> {
+        let measured = self.checks.lead(&self.state, &mut self.observed, self.now);
+        self.heard.extend(measured);
         let planned = plan(&self.state, &self.observed, self.now);
         self.planner_wakes = planned.next_wakeup;
+        self.look(&planned)?;
         let some = !planned.commands.is_empty();
         for item in planned.commands {
             let text = format!("{:?}", item.command);
@@ -732,6 +760,26 @@ impl World {
             }
         }
         Ok(some)
+    }
+
+    /// The leader's memory comes to the same as a look at everything.
+    fn look(&mut self, planned: &Plan) -> Result<(), String> {
+        let heard = std::mem::take(&mut self.heard);
+        self.agenda
+            .look(&self.state, &self.observed, &heard, self.now);
+        let due: Vec<_> = self.agenda.due().map(|item| item.request).collect();
+        let all: Vec<_> = planned.commands.iter().map(|item| item.request).collect();
+        let wake = self.agenda.next_wakeup();
+        let late = planned
+            .next_wakeup
+            .is_some_and(|at| wake.is_none_or(|wake| wake > at));
+        if due == all && !late {
+            return Ok(());
+        }
+        let known: Vec<_> = self.agenda.due().collect();
+        Err(format!(
+            "the agenda knows of {known:?} until {wake:?}, and due is {planned:?}"
+        ))
     }
 }
 

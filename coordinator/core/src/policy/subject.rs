@@ -1,14 +1,14 @@
 //! What the state knows of a deployment, as expressions ask for it.
 
-use tidegate_shared::spec::{Role, Strategy, StrategyKind};
+use tidegate_shared::spec::{Role, ScopeSpec, Strategy, StrategyKind};
 use tidegate_shared::time::Timestamp;
 
 use super::expression::{
     ApplicationFacts, EnvironmentFacts, Facts, ReleaseFacts, ScopeFacts, StrategyFacts, UserFacts,
 };
 use crate::command::Actor;
-use crate::state::{Deployment, Origin, Release, State};
-use tidegate_shared::id::Name;
+use crate::state::{Deployment, Origin, Release, Scope, State};
+use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
 
 /// What is known of a person.
@@ -56,26 +56,58 @@ pub fn facts(state: &State, deployment: &Deployment, now: Timestamp) -> Facts {
 
 /// The same before the deployment is there.
 pub fn origin_facts(state: &State, origin: &Origin, user: Option<&Name>, now: Timestamp) -> Facts {
-    let key = (origin.application.clone(), origin.version.clone());
+    let place = (&origin.scope, &origin.scope_spec);
+    known(
+        state,
+        &origin.application,
+        &origin.version,
+        place,
+        user,
+        now,
+    )
+}
+
+/// The same of a release that might go to a scope.
+pub fn prospect(
+    state: &State,
+    name: &Name,
+    scope: &Scope,
+    version: &Version,
+    user: Option<&Name>,
+    now: Timestamp,
+) -> Facts {
+    let spec = &scope.spec;
+    known(state, &spec.application, version, (name, spec), user, now)
+}
+
+fn known(
+    state: &State,
+    application: &Name,
+    version: &Version,
+    (name, spec): (&Name, &ScopeSpec),
+    user: Option<&Name>,
+    now: Timestamp,
+) -> Facts {
+    let key = (application.clone(), version.clone());
     let release = state.releases.get(&key).map(release);
     Facts {
         application: Some(ApplicationFacts {
-            name: origin.application.to_string(),
+            name: application.to_string(),
             labels: state
                 .applications
-                .get(&origin.application)
+                .get(application)
                 .map(|object| object.meta.labels.clone())
                 .unwrap_or_default(),
         }),
         release: Some(
             release.map_or_else(ReleaseFacts::default, |facts| ReleaseFacts {
-                name: origin.version.to_string(),
-                version: origin.version.to_string(),
+                name: version.to_string(),
+                version: version.to_string(),
                 ..facts
             }),
         ),
-        scope: Some(scope(state, origin)),
-        environment: Some(environment(state, &origin.scope_spec.environment)),
+        scope: Some(scope(state, name, spec)),
+        environment: Some(environment(state, &spec.environment)),
         user: Some(person(state, user)),
         strategy: None,
         now: Some(now),
@@ -106,16 +138,15 @@ pub fn environment(state: &State, name: &Name) -> EnvironmentFacts {
     }
 }
 
-fn scope(state: &State, origin: &Origin) -> ScopeFacts {
-    let spec = &origin.scope_spec;
+fn scope(state: &State, name: &Name, spec: &ScopeSpec) -> ScopeFacts {
     let labels: Labels = state
         .scopes
-        .get(&origin.scope)
+        .get(name)
         .map(|scope| scope.meta.labels.clone())
         .unwrap_or_default();
     let dimensions = spec.dimensions.iter();
     ScopeFacts {
-        name: origin.scope.to_string(),
+        name: name.to_string(),
         labels,
         r#type: word(&spec.kind),
         application: spec.application.to_string(),
