@@ -177,14 +177,22 @@ mod tests {
         let mut group = sample();
         group.paused = Some(api::Hold::default());
         group.why = "paused by user:ann".to_owned();
-        assert!(group.news()[0].1.ends_with("of 3 members; paused by user:ann"));
+        assert!(
+            group.news()[0]
+                .1
+                .ends_with("of 3 members; paused by user:ann")
+        );
         group.paused = None;
         group.counts = Some(api::GroupCounts {
             members: 3,
             waiting: 3,
             ..api::GroupCounts::default()
         });
-        assert!(group.news()[0].1.ends_with("of 3 members; paused by user:ann"));
+        assert!(
+            group.news()[0]
+                .1
+                .ends_with("of 3 members; paused by user:ann")
+        );
     }
 
     #[test]
