@@ -18,6 +18,7 @@ use tidegate_proto::control::v1::deployments_server::DeploymentsServer;
 use tidegate_proto::control::v1::governance_server::GovernanceServer;
 use tidegate_proto::control::v1::groups_server::GroupsServer;
 use tidegate_proto::control::v1::objects_server::ObjectsServer;
+use tidegate_proto::control::v1::planning_server::PlanningServer;
 use tidegate_proto::control::v1::releases_server::ReleasesServer;
 use tidegate_proto::control::v1::scopes_server::ScopesServer;
 use tidegate_proto::control::v1::tokens_server::TokensServer;
@@ -42,6 +43,7 @@ use crate::api::gate::{Gate, LateRoutes};
 use crate::api::governance::GovernanceApi;
 use crate::api::groups::GroupsApi;
 use crate::api::objects::ObjectsApi;
+use crate::api::planning::PlanningApi;
 use crate::api::releases::ReleasesApi;
 use crate::api::scopes::ScopesApi;
 use crate::api::tokens::TokensApi;
@@ -402,6 +404,7 @@ async fn bind_all(mut config: Config) -> Result<(Config, Listeners, Listen), Set
 /// Services that other coordinators reach in a person's name.
 fn relayed_routes(context: &Arc<Context>) -> Routes {
     Routes::new(DeploymentsServer::new(DeploymentsApi(context.clone())))
+        .add_service(PlanningServer::new(PlanningApi(context.clone())))
         .add_service(GroupsServer::new(GroupsApi(context.clone())))
         .add_service(ApprovalsServer::new(ApprovalsApi(context.clone())))
         .add_service(ScopesServer::new(ScopesApi(context.clone())))
@@ -434,6 +437,7 @@ async fn control_routes(context: &Arc<Context>) -> Result<Routes, tonic_reflecti
                 .max_decoding_message_size(MAX_REQUEST),
         )
         .add_service(DeploymentsServer::new(DeploymentsApi(context.clone())))
+        .add_service(PlanningServer::new(PlanningApi(context.clone())))
         .add_service(GroupsServer::new(GroupsApi(context.clone())))
         .add_service(ApprovalsServer::new(ApprovalsApi(context.clone())))
         .add_service(GovernanceServer::new(GovernanceApi(context.clone())))

@@ -3,13 +3,29 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
+use crate::text;
+
 /// A SHA-256 digest; printed as 64 lower-case hexadecimal characters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
+
+/// A digest in hexadecimal.
+type Hex = [u8; 64];
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.written(&mut [0; 64]))
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text::parsed(deserializer)
+    }
+}
 
 /// A text that is no SHA-256 digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +51,12 @@ impl Digest {
         &self.0
     }
 
+    fn written<'a>(&self, text: &'a mut Hex) -> &'a str {
+        // Twice as many characters as bytes, all of them digits and letters.
+        hex::encode_to_slice(self.0, text).unwrap_or_default();
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+
     /// The first twelve characters, for people.
     pub fn short(&self) -> String {
         hex::encode(&self.0[..6])
@@ -43,13 +65,13 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&hex::encode(self.0))
+        f.pad(self.written(&mut [0; 64]))
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        f.write_str(self.written(&mut [0; 64]))
     }
 }
 

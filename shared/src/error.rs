@@ -190,6 +190,18 @@ reasons! {
     GroupTakenBack = "1554", "GROUP_TAKEN_BACK", FailedPrecondition, "make a new group";
     /// What was said instead of scopes finds none.
     NothingSelected = "1570", "NOTHING_SELECTED", FailedPrecondition, "see what there is with `tidegate scope list -o wide`, or name scopes with --scope";
+    /// Several objects of a set were refused.
+    RefusedInPart = "1600", "REFUSED_IN_PART", FailedPrecondition, "correct what is named and apply again: what is done stays unchanged";
+    /// The command was interrupted before everything was done.
+    Interrupted = "1601", "INTERRUPTED", Unavailable, "run it again: what is done stays unchanged";
+    /// Something would be deleted and nobody agreed.
+    NotConfirmed = "1602", "NOT_CONFIRMED", FailedPrecondition, "look at it with --dry-run, then say --yes";
+    /// Files are in the way of those that would be written.
+    FilesInTheWay = "1603", "FILES_IN_THE_WAY", AlreadyExists, "choose another folder, or say --force to write over them";
+    /// `capacity: proportional` where instances cannot follow the traffic.
+    CapacityNotOffered = "1620", "CAPACITY_NOT_OFFERED", FailedPrecondition, "leave capacity out, or say capacity: full; with --set for one deployment";
+    /// A check that the scope's instances cannot be asked.
+    CheckNotOffered = "1621", "CHECK_NOT_OFFERED", FailedPrecondition, "measure with a command, a url or prometheus instead, or deploy with another strategy";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

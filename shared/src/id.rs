@@ -5,11 +5,13 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
+use crate::text;
 use crate::time::Timestamp;
 
 /// An input that is no identifier or name of the wanted kind.
@@ -28,12 +30,27 @@ impl IdError {
     }
 }
 
+/// Characters of a ULID.
+const ULID_LEN: usize = ulid::ULID_LEN;
+
 macro_rules! ulid_kind {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Ulid);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let mut text = [0; ULID_LEN];
+                serializer.serialize_str(self.0.array_to_str(&mut text))
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                text::parsed(deserializer)
+            }
+        }
 
         impl $name {
             /// Wraps a ULID that was minted elsewhere.
@@ -136,30 +153,49 @@ ulid_kind!(
 impl DeploymentId {
     /// The last eight characters in lower case: part of unit and folder names.
     pub fn short(self) -> ShortId {
-        let text = self.0.to_string().to_lowercase();
-        ShortId(text[text.len() - ShortId::LEN..].to_owned())
+        ShortId::of(self.0)
     }
 }
 
 impl GroupId {
     /// The last eight characters in lower case: what people call it by.
     pub fn short(self) -> ShortId {
-        let text = self.0.to_string().to_lowercase();
-        ShortId(text[text.len() - ShortId::LEN..].to_owned())
+        ShortId::of(self.0)
     }
 }
 
 /// The short form of a deployment id: eight lower-case characters of Crockford's base 32.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ShortId(String);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShortId([u8; Self::LEN]);
 
 impl ShortId {
     /// Number of characters.
     pub const LEN: usize = 8;
 
+    fn of(id: Ulid) -> Self {
+        let mut text = [0; ULID_LEN];
+        id.array_to_str(&mut text).make_ascii_lowercase();
+        let mut short = [0; Self::LEN];
+        short.copy_from_slice(&text[ULID_LEN - Self::LEN..]);
+        Self(short)
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        // Letters and digits, always.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl Serialize for ShortId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for ShortId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text::parsed(deserializer)
     }
 }
 
@@ -167,45 +203,58 @@ impl FromStr for ShortId {
     type Err = IdError;
 
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let lower = text.to_lowercase();
-        if lower.len() == Self::LEN && lower.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            Ok(Self(lower))
-        } else {
-            Err(IdError::new(format!(
+        match <[u8; Self::LEN]>::try_from(text.as_bytes()) {
+            Ok(mut short) if short.iter().all(u8::is_ascii_alphanumeric) => {
+                short.make_ascii_lowercase();
+                Ok(Self(short))
+            }
+            Ok(_) | Err(_) => Err(IdError::new(format!(
                 "\"{text}\" is not a short deployment id: want 8 letters and digits"
-            )))
+            ))),
         }
     }
 }
 
 impl fmt::Display for ShortId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 impl fmt::Debug for ShortId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
 macro_rules! checked_text {
     ($(#[$doc:meta])* $name:ident, $check:path) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        /// A clone shares the text.
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                text::parsed(deserializer)
+            }
+        }
 
         impl $name {
             /// Checks the text.
             ///
             /// # Errors
             /// Says what is wrong with it and what would be right.
-            pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
-                let text = text.into();
-                $check(&text)?;
-                Ok(Self(text))
+            pub fn new(text: impl AsRef<str>) -> Result<Self, IdError> {
+                let text = text.as_ref();
+                $check(text)?;
+                Ok(Self(Arc::from(text)))
             }
 
             /// The text.
@@ -244,7 +293,7 @@ macro_rules! checked_text {
 
         impl From<$name> for String {
             fn from(name: $name) -> Self {
-                name.0
+                name.0.to_string()
             }
         }
 

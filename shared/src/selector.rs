@@ -48,6 +48,13 @@ impl LabelSelector {
         })
     }
 
+    /// What labels must be there: keys with the values of which one is wanted. What must not be there
+    /// is not told, and a key may stand there twice.
+    pub fn wanted(&self) -> impl Iterator<Item = (&str, &[String])> {
+        let wanted = self.requirements.iter().filter(|r| !r.negated);
+        wanted.map(|requirement| (requirement.key.as_str(), requirement.values.as_slice()))
+    }
+
     /// Whether it has no requirement and so matches everything.
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()

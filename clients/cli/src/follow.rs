@@ -202,6 +202,7 @@ fn picture(output: Output, deployment: &api::Deployment, history: &History) -> S
     text.push_str(&render::steps(output, deployment));
     text.push_str(&render::participants(output, deployment, SHOWN_AGENTS));
     text.push_str(&figures(output, deployment, history));
+    text.push_str(&render::checks::checks(output, deployment));
     text.push_str(&render::evidence(output, deployment));
     text.push_str(&render::causes(output, deployment));
     let (word, what) = if deployment.waiting_for.is_empty() {

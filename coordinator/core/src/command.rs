@@ -1,6 +1,7 @@
 //! Commands: the closed set of intentions that the log carries, and their answers.
 
 mod action;
+mod auto;
 mod governance;
 mod group;
 mod subject;
@@ -9,6 +10,7 @@ pub use governance::{CreateFreeze, CreateSkip, Named};
 pub use group::{ActOnGroup, AddToGroup, AdvanceGroup, CreateGroup, DecideGroup, GroupAction};
 
 pub use action::{Action, Advance, Cause, GateEvidence, GroupTurn};
+pub use auto::AutoDeploy;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
@@ -141,6 +143,8 @@ pub enum Command {
     Thaw(Named),
     /// The planner's next move of a deployment.
     Advance(Advance),
+    /// What the planner makes of new releases for a scope that takes them by itself.
+    AutoDeploy(AutoDeploy),
     /// One release to many scopes, with one handle; all or none.
     CreateGroup(CreateGroup),
     /// A person's verb on a group.

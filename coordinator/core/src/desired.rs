@@ -19,6 +19,7 @@ use tidegate_shared::weight::Weight;
 
 use crate::state::{Agent, Deployment, ResolvedParameter, Scope, State, Status};
 use crate::strategy::{self, rolling};
+use crate::verification::wishes;
 
 /// Reports come at least this often while a deployment concerns an agent.
 const SLOWEST_REPORT: Span = Span::from_secs(1);
@@ -33,7 +34,10 @@ pub fn desired(state: &State, agent: &Name) -> Assignments {
     };
     let mut items = Vec::new();
     let mut interval = None;
-    for (name, scope) in &state.scopes {
+    for name in state.scopes_of_agent(agent, &known.meta.labels) {
+        let Some(scope) = state.scopes.get(name) else {
+            continue;
+        };
         items.extend(items_of(state, name, scope, agent, known));
         interval = faster(interval, interval_of(state, scope, agent, known));
     }
@@ -327,6 +331,11 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
         keep_releases: origin.strategy.keep_releases,
         guard: None,
         scrape: scrape(deployment),
+        checks: if wish.role == Role::Candidate && wish.state == WishedState::Running {
+            wishes(deployment)
+        } else {
+            Vec::new()
+        },
     }
 }
 

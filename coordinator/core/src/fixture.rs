@@ -67,6 +67,7 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         max_restarts: 5,
         parameters: BTreeMap::new(),
         limits: Default::default(),
+        auto_deploy: None,
     }
 }
 
@@ -103,6 +104,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
             fast: false,
             forced: false,
             link: None,
+            auto: None,
         },
         status: Status::Finalized,
         status_since: START,
@@ -129,6 +131,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        checks: Vec::new(),
         group: None,
         tries: 0,
     }
@@ -196,19 +199,24 @@ impl World {
     }
 
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut Deployment)) {
-        change(self.state.deployments.get_mut(&self.new).unwrap());
+        self.state.deployments.change(&self.new, change).unwrap();
     }
 
     /// As `apply` does when a command changes what agents should do.
     pub(crate) fn wish_changed(&mut self) {
         let names: Vec<Name> = self.state.agents.keys().cloned().collect();
         for agent in names {
-            self.state.agents.get_mut(&agent).unwrap().generation.index += 1;
+            self.state
+                .agents
+                .beside_terms(&agent)
+                .unwrap()
+                .generation
+                .index += 1;
         }
     }
 
     pub(crate) fn scope(&mut self, change: impl FnOnce(&mut Scope)) {
-        change(self.state.scopes.get_mut(&name("web")).unwrap());
+        self.state.scopes.change(&name("web"), change).unwrap();
     }
 
     pub(crate) fn candidate(&self) -> &Deployment {
@@ -249,6 +257,8 @@ impl World {
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &name(agent), self.sequence);
         change(&mut report);
+        let checks = &mut self.observed.verification;
+        checks.absorb(&self.state, &name(agent), &report, self.now);
         self.observed
             .absorb(&name(agent), &name("c1"), report, self.now);
     }

@@ -32,6 +32,7 @@ pub fn permits(door: Door, path: &str, kind: Kind, relayed: bool) -> bool {
             "tidegate.control.v1.Objects"
             | "tidegate.control.v1.Releases"
             | "tidegate.control.v1.Deployments"
+            | "tidegate.control.v1.Planning"
             | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.Approvals"
             | "tidegate.control.v1.Governance"
@@ -48,6 +49,7 @@ pub fn permits(door: Door, path: &str, kind: Kind, relayed: bool) -> bool {
         Door::Peer => match service {
             // What a person asked another coordinator for and only this one can tell or do.
             "tidegate.control.v1.Deployments"
+            | "tidegate.control.v1.Planning"
             | "tidegate.control.v1.Groups"
             | "tidegate.control.v1.Approvals"
             | "tidegate.control.v1.Scopes"

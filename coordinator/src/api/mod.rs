@@ -46,6 +46,7 @@ pub mod groups;
 pub mod objects;
 pub mod paging;
 pub mod past;
+pub mod planning;
 pub mod relay;
 pub mod releases;
 pub mod scopes;

@@ -86,7 +86,14 @@ impl ObjectsApi {
                 .map_err(|errors| status::wrong_fields(&what, errors))?;
         }
         if let ObjectSpec::Strategy(strategy) = &spec {
-            convert::group::check_strategy(&format!("strategy \"{name}\""), strategy)?;
+            let what = format!("strategy \"{name}\"");
+            convert::check_conditions(&what, strategy)?;
+            convert::group::check_strategy(&what, strategy)?;
+        }
+        if let ObjectSpec::Scope(scope) = &spec {
+            tidegate_coordinator_core::policy::check::check_scope(scope)
+                .into_result()
+                .map_err(|errors| status::wrong_fields(&format!("scope \"{name}\""), errors))?;
         }
         let item = Item {
             actor,

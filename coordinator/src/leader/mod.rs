@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tidegate_coordinator_core::desired::concerns;
+use tidegate_coordinator_core::verification::LeaderCheck;
 use tidegate_coordinator_core::{Observed, State};
 use tidegate_shared::assignment::Report;
 use tidegate_shared::id::Name;
+use tidegate_shared::measurement::Sample;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::Notify;
 
@@ -22,11 +24,14 @@ use crate::raft::peer_service::AskFuture;
 use crate::storage::codec;
 use crate::storage::data_dir::Peer;
 
+mod measure;
 pub mod planner;
 
 #[derive(Default)]
 struct Seen {
     observed: Option<Observed>,
+    /// Agents of which anything was learnt since the planner's last look.
+    heard: BTreeSet<Name>,
     next_wakeup: Option<Timestamp>,
     certificates: BTreeMap<Name, Timestamp>,
 }
@@ -49,7 +54,12 @@ impl Live {
             return false;
         };
         let mut seen = self.lock();
-        let Some(observed) = &mut seen.observed else {
+        let Seen {
+            observed: Some(observed),
+            heard,
+            ..
+        } = &mut *seen
+        else {
             return false;
         };
         for agent in &batch.closed {
@@ -58,10 +68,17 @@ impl Live {
         let view = context.query.stale();
         for (agent, mut report) in batch.reports {
             keep_own(&view.state, &agent, &mut report);
+            let checks = &mut observed.verification;
+            checks.absorb(&view.state, &agent, &report, now);
+            heard.insert(agent.clone());
             observed.absorb(&agent, coordinator, report, now);
         }
         if let Some(connected) = &batch.connected {
             for agent in connected.keys() {
+                // That one lives on tells nothing new, unless it was taken for lost.
+                if observed.is_lost(agent, now) {
+                    heard.insert(agent.clone());
+                }
                 observed.heartbeat(agent, coordinator, now);
             }
             let gone: Vec<Name> = observed
@@ -104,6 +121,12 @@ impl Live {
         })
     }
 
+    /// A copy of what is seen; none where this node does not lead.
+    #[must_use]
+    pub fn observed(&self) -> Option<Observed> {
+        self.lock().observed.clone()
+    }
+
     /// How many agents are connected to any coordinator; 0 where this node does not lead.
     #[must_use]
     pub fn connected(&self) -> usize {
@@ -114,6 +137,34 @@ impl Live {
                 .filter(|known| known.coordinator.is_some())
                 .count()
         })
+    }
+
+    /// Takes in what this leader measured itself; whether the check still wants any.
+    fn measured(
+        &self,
+        context: &Context,
+        check: &LeaderCheck,
+        sequence: u64,
+        sample: &Sample,
+    ) -> bool {
+        let Some(now) = context.proposer.leader_now() else {
+            return false;
+        };
+        let view = context.query.stale();
+        let mut seen = self.lock();
+        let Some(observed) = &mut seen.observed else {
+            return false;
+        };
+        let lanes = &mut observed.verification;
+        let (id, name) = (check.deployment, &check.name);
+        let wanted = lanes.measured(&view.state, id, name, check.run, sequence, sample, now);
+        // What is learnt of a deployment counts as if its agents had told it.
+        let measured = view.state.deployments.get(&id);
+        let agents = measured.into_iter().flat_map(|d| &d.participants);
+        seen.heard.extend(agents.cloned());
+        drop(seen);
+        self.news.notify_one();
+        wanted
     }
 
     fn begin(&self, observed: Observed) {
@@ -127,8 +178,14 @@ impl Live {
         *self.lock() = Seen::default();
     }
 
-    fn with_observed<R>(&self, look: impl FnOnce(&mut Observed) -> R) -> Option<R> {
-        self.lock().observed.as_mut().map(look)
+    /// Looks at what is seen, with the agents of which anything was learnt since the last time; none
+    /// where this node does not lead.
+    fn look<R>(&self, look: impl FnOnce(&Observed, &BTreeSet<Name>) -> R) -> Option<R> {
+        let mut seen = self.lock();
+        let heard = std::mem::take(&mut seen.heard);
+        seen.observed
+            .as_ref()
+            .map(|observed| look(observed, &heard))
     }
 
     /// Drops what nobody will ask for.

@@ -1,19 +1,20 @@
 //! The planner's loop: looks, proposes what is due, and sleeps until something changes.
 //!
-//! `plan` answers the same commands with the same request keys until they are applied, so what is
-//! on its way is not proposed again. Woken by applied entries, by reports and by the plan's own
-//! next look; news within `GATHER` are looked at together. The time given to `plan` is the
-//! log's.
+//! The agenda answers the same commands with the same request keys until they are applied, so what
+//! is on its way is not proposed again. Woken by applied entries, by reports and by the agenda's own
+//! next look; news within `GATHER` are looked at together. The time given to it is the log's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidegate_coordinator_core::command::{Command, RaiseLevel};
-use tidegate_coordinator_core::{Actor, Item, Observed, Outcome, RequestKey, State, plan};
+use tidegate_coordinator_core::plan::Agenda;
+use tidegate_coordinator_core::{Actor, Item, Observed, Outcome, RequestKey, State};
 use tidegate_shared::error::Reason;
 use tokio::sync::mpsc;
 
+use super::measure::Measuring;
 use crate::api::Context;
 use crate::propose::ProposeError;
 use crate::raft::Role;
@@ -26,6 +27,9 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 /// Longest sleep: a clock that was set must not make it sleep for ever.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// How often some scopes are asked again for no reason, and how many.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+const SWEEP: usize = 500;
 /// Commands in one entry.
 const BATCH: usize = 256;
 
@@ -87,10 +91,14 @@ async fn lead(context: &Arc<Context>) {
         refused: BTreeMap::new(),
         done,
     };
+    let mut agenda = Agenda::default();
     let mut tidy = tokio::time::interval(TIDY_EVERY);
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut looked = context.clock.instant();
+    let mut measuring = Measuring::default();
     loop {
-        let sleep = look(context, &mut flight);
+        let sleep = look(context, &mut flight, &mut agenda);
+        measuring.sync(context);
         let waited = context.clock.instant().saturating_duration_since(looked);
         if let Some(rest) = GATHER.checked_sub(waited) {
             tokio::time::sleep(rest).await;
@@ -101,6 +109,7 @@ async fn lead(context: &Arc<Context>) {
             Some(done) = finished.recv() => flight.land(context, done),
             () = tokio::time::sleep(sleep) => {}
             _ = tidy.tick() => tidy_up(context),
+            _ = sweep.tick() => agenda.sweep(SWEEP),
             changed = status.changed() => {
                 if changed.is_err() || status.borrow_and_update().role != Role::Leader {
                     tracing::info!("this coordinator does not lead any more");
@@ -126,32 +135,33 @@ fn tidy_up(context: &Context) {
 }
 
 /// Proposes what is due; how long nothing changes by itself.
-fn look(context: &Arc<Context>, flight: &mut Flight) -> Duration {
+fn look(context: &Arc<Context>, flight: &mut Flight, agenda: &mut Agenda) -> Duration {
     let Some(now) = context.proposer.leader_now() else {
         return GATHER;
     };
     let view = context.query.stale();
-    let planned = context
+    let looked = context
         .live
-        .with_observed(|observed| plan(&view.state, observed, now));
-    let Some(planned) = planned else {
+        .look(|observed, heard| agenda.look(&view.state, observed, heard, now));
+    if looked.is_none() {
         return GATHER;
-    };
-    context.live.set_next_wakeup(planned.next_wakeup);
+    }
+    let next_wakeup = agenda.next_wakeup();
+    context.live.set_next_wakeup(next_wakeup);
     let present = context.clock.instant();
     flight
         .refused
         .retain(|_, at| present.saturating_duration_since(*at) < AFTER_REFUSAL);
-    let mut due: Vec<Item> = planned
-        .commands
-        .into_iter()
+    let mut due: Vec<Item> = agenda
+        .due()
         .filter(|item| flight.is_new(item.request))
+        .cloned()
         .collect();
     due.extend(raise_level(&view.state).filter(|item| flight.is_new(item.request)));
     for batch in due.chunks(BATCH) {
         flight.send(context, batch.to_vec());
     }
-    let sleep = match planned.next_wakeup {
+    let sleep = match next_wakeup {
         Some(at) => at.since(now).to_std().max(Duration::from_millis(1)),
         None => LONGEST_SLEEP,
     };

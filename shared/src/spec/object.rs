@@ -164,6 +164,7 @@ impl ObjectSpec {
 
 /// A program that is deployed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ApplicationSpec {
     /// For people.
@@ -185,6 +186,7 @@ impl ApplicationSpec {
 
 /// `development`, `staging`, `production` …
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct EnvironmentSpec {
     /// Order of promotion, low first.

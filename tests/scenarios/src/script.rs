@@ -15,6 +15,7 @@
 //! freeze 2h [let-run] [CEL] · thaw        nothing new starts; the oldest freeze is over
 //! skip two/approval [for 2h] [in web] [of 2.0.0] · unskip
 //! cut a1 · kill a1 · back a1 · stick a1 · free a1 · leader
+//! measure 2.0.0 smoke good|bad|away [on a1]   what a check finds from now on
 //! vanish d2 [on a1] · open d2 5 [on a1]
 //! wait 30s · wait d2 RUNNING · wait d2 step 2 · wait d2 end · wait quiet
 //! show                                    the deployments at this moment
@@ -22,6 +23,7 @@
 //!
 //! Statements between two waits happen at one instant, before the planner looks.
 
+use crate::checks::Measure;
 use crate::governance::Word;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::spec::parse_percent;
@@ -125,6 +127,8 @@ pub enum Statement {
     Word(Word),
     /// A fault, or its end.
     Fault(Fault),
+    /// What a check finds from now on.
+    Measure(Measure),
     /// Lets time pass.
     Wait(Wait),
     /// Prints where everything is.
@@ -318,6 +322,7 @@ fn statement(line: &str) -> Result<Statement, String> {
         "freeze" | "thaw" | "skip" | "unskip" => {
             Statement::Word(Word::parse(first, &words.json())?)
         }
+        "measure" => Statement::Measure(Measure::parse(&words.json())?),
         _ => Statement::Fault(fault(first, &mut words)?),
     };
     words.end()?;

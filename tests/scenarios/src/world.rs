@@ -7,17 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_agent_core::place::PlaceKey;
-use tidegate_agent_core::testing::{AgentModel, Behaviour as Conduct, Staged};
+use tidegate_agent_core::testing::AgentModel;
 use tidegate_coordinator_core::apply::apply;
 use tidegate_coordinator_core::command::{
     ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, InitCluster, Join,
     OnConflict, PutObject, RollbackScope, ScopeName, SetReleaseStatus, StopScope, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
-use tidegate_coordinator_core::plan::plan;
+use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
 use tidegate_coordinator_core::{Actor, Command, Entry, Item, Observed, Outcome, RequestKey};
-use tidegate_shared::assignment::{Facts, PermanentErrorKind};
+use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
@@ -28,6 +28,8 @@ use tidegate_shared::spec::{
 };
 use tidegate_shared::time::{Span, Timestamp};
 
+use crate::checks::Checks;
+use crate::conduct::conduct;
 use crate::invariants;
 use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
 use crate::trace::{self, Names, Trace};
@@ -65,6 +67,10 @@ pub struct World {
     trace: Trace,
     guard: invariants::Guard,
     planner_wakes: Option<Timestamp>,
+    checks: Checks,
+    /// What a leader remembers between its looks, with the agents that it heard since.
+    agenda: Agenda,
+    heard: BTreeSet<Name>,
 }
 
 impl World {
@@ -85,6 +91,9 @@ impl World {
             trace: Trace::new(BEGIN),
             guard: invariants::Guard::default(),
             planner_wakes: None,
+            checks: Checks::default(),
+            agenda: Agenda::default(),
+            heard: BTreeSet::new(),
         };
         let first = world.found().and_then(|()| {
             world.object("application", &name("shop")?, "{}")?;
@@ -131,6 +140,11 @@ impl World {
             Statement::Fault(fault) => {
                 self.say(&format!("> {}", line.text));
                 self.fault(fault)
+            }
+            Statement::Measure(measure) => {
+                self.say(&format!("> {}", line.text));
+                self.checks.told(measure);
+                Ok(())
             }
             Statement::Deploy { .. }
             | Statement::Verb { .. }
@@ -418,6 +432,7 @@ impl World {
             | Statement::Object { .. }
             | Statement::Release { .. }
             | Statement::Fault(_)
+            | Statement::Measure(_)
             | Statement::Wait(_)
             | Statement::Show => return Err("is no command".to_owned()),
         };
@@ -488,7 +503,9 @@ impl World {
             Fault::Free(agent) => self.host(agent)?.model.host.data_plane_down(false),
             Fault::Leader => {
                 self.observed = Observed::new(now);
+                self.checks.new_leader();
                 self.planner_wakes = None;
+                self.agenda = Agenda::default();
             }
             Fault::Vanish(nth, on) => {
                 let id = self.id(*nth)?;
@@ -605,7 +622,10 @@ impl World {
             .hosts
             .values()
             .filter_map(|host| host.model.next_event());
-        hosts.chain(self.planner_wakes).min()
+        hosts
+            .chain(self.planner_wakes)
+            .chain(self.checks.next(self.now))
+            .min()
     }
 
     fn pass(&mut self, to: Timestamp) -> Result<(), String> {
@@ -642,8 +662,13 @@ impl World {
             }
             host.model.advance(self.now);
             if host.connected
-                && let Some(report) = host.model.report()
+                && let Some(mut report) = host.model.report()
             {
+                let wished = desired(&self.state, name);
+                self.checks.measure(name, &wished, &mut report, self.now);
+                let lanes = &mut self.observed.verification;
+                lanes.absorb(&self.state, name, &report, self.now);
+                self.heard.insert(name.clone());
                 self.observed.absorb(name, &coordinator, report, self.now);
             }
             let places = host
@@ -673,8 +698,11 @@ impl World {
 
     /// Proposes what the planner finds due; whether it proposed anything.
     fn plan(&mut self) -> Result<bool, String> {
+        let measured = self.checks.lead(&self.state, &mut self.observed, self.now);
+        self.heard.extend(measured);
         let planned = plan(&self.state, &self.observed, self.now);
         self.planner_wakes = planned.next_wakeup;
+        self.look(&planned)?;
         let some = !planned.commands.is_empty();
         for item in planned.commands {
             let text = format!("{:?}", item.command);
@@ -689,6 +717,26 @@ impl World {
             }
         }
         Ok(some)
+    }
+
+    /// The leader's memory comes to the same as a look at everything.
+    fn look(&mut self, planned: &Plan) -> Result<(), String> {
+        let heard = std::mem::take(&mut self.heard);
+        self.agenda
+            .look(&self.state, &self.observed, &heard, self.now);
+        let due: Vec<_> = self.agenda.due().map(|item| item.request).collect();
+        let all: Vec<_> = planned.commands.iter().map(|item| item.request).collect();
+        let wake = self.agenda.next_wakeup();
+        let late = planned
+            .next_wakeup
+            .is_some_and(|at| wake.is_none_or(|wake| wake > at));
+        if due == all && !late {
+            return Ok(());
+        }
+        let known: Vec<_> = self.agenda.due().collect();
+        Err(format!(
+            "the agenda knows of {known:?} until {wake:?}, and due is {planned:?}"
+        ))
     }
 }
 
@@ -771,27 +819,4 @@ fn release_spec(version: &Version) -> Result<ReleaseSpec, String> {
         assets: vec![asset],
         ..ReleaseSpec::default()
     })
-}
-
-/// What a host is told about a release.
-fn conduct(behaviours: &[Behaviour]) -> Result<Conduct, String> {
-    let mut conduct = Conduct::default();
-    for behaviour in behaviours {
-        match behaviour {
-            Behaviour::Good => {}
-            Behaviour::Crashes => conduct.exits_after = Some(Span::ZERO),
-            Behaviour::NeverHealthy => conduct.healthy_after = None,
-            Behaviour::HealthyAfter(span) => conduct.healthy_after = Some(*span),
-            Behaviour::StagesIn(span) => conduct.stage_takes = *span,
-            Behaviour::Unreachable => conduct.staged = Staged::Fails,
-            Behaviour::Refused(word) => {
-                let kind = PermanentErrorKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.as_str() == word)
-                    .ok_or_else(|| format!("\"{word}\" is no permanent error"))?;
-                conduct.staged = Staged::Refused(kind);
-            }
-        }
-    }
-    Ok(conduct)
 }

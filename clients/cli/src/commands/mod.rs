@@ -10,19 +10,23 @@ pub mod cluster;
 pub mod context;
 pub mod deploy;
 pub mod deployment;
+pub mod diff;
 pub mod environment;
 pub mod export;
 pub mod generate;
 pub mod governance;
 pub mod group;
+pub mod init;
 pub mod login;
 pub mod logs;
 pub mod objects;
 pub mod parameter;
+pub mod plan;
 pub mod policy;
 pub mod release;
 pub mod rollback;
 pub mod rollout;
+pub mod schema;
 pub mod scope;
 pub mod strategy;
 pub mod token;
@@ -44,6 +48,8 @@ use objects::ObjectCommand;
 pub enum Command {
     /// Publish a release to scopes
     Deploy(deploy::DeployArgs),
+    /// Print the whole schedule of a deployment before anything is made
+    Plan(plan::PlanArgs),
     /// What is in motion, why, and the verbs that steer it
     #[command(subcommand)]
     Deployment(deployment::DeploymentCommand),
@@ -87,8 +93,14 @@ pub enum Command {
     Parameter(Box<ObjectCommand<parameter::ParameterFlags>>),
     /// Make the cluster's objects as manifests describe them
     Apply(apply::ApplyArgs),
+    /// In what the cluster's objects differ from manifests
+    Diff(diff::DiffArgs),
     /// Print objects as manifests
     Export(export::ExportArgs),
+    /// Write a commented set of manifests to begin with
+    Init(init::InitArgs),
+    /// Print the JSON Schema of manifests
+    Schema,
     /// What instances print
     Logs(logs::LogsArgs),
     /// Hosts that run releases
@@ -247,6 +259,7 @@ impl Command {
     pub async fn run(self, session: &Session) -> Result<u8> {
         match self {
             Self::Deploy(args) => return args.run(session).await,
+            Self::Plan(args) => return args.run(session).await,
             Self::Deployment(command) => return command.run(session).await,
             Self::Group(command) => return command.run(session).await,
             Self::Explain(args) => {
@@ -255,6 +268,7 @@ impl Command {
             }
             Self::Rollback(args) => return args.run(session).await,
             Self::Scope(command) => return command.run(session).await,
+            Self::Diff(args) => return args.run(session).await,
             Self::Dev(args) => return dev::run(args, session).await,
             Self::Release(command) => command.run(session).await?,
             Self::Approval(command) => command.run(session).await?,
@@ -268,6 +282,8 @@ impl Command {
             Self::Parameter(command) => (*command).run(session).await?,
             Self::Apply(args) => args.run(session).await?,
             Self::Export(args) => args.run(session).await?,
+            Self::Init(args) => args.run(session)?,
+            Self::Schema => schema::run(session)?,
             Self::Logs(args) => args.run(session).await?,
             Self::Agent(command) => command.run(session).await?,
             Self::Token(command) => command.run(session).await?,

@@ -1,5 +1,7 @@
 //! Agents: admitted, told about, removed.
 
+use std::collections::BTreeSet;
+
 use tidegate_shared::assignment::{Facts, Generation};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name};
@@ -11,7 +13,7 @@ use super::token::check_name;
 use super::tx::Tx;
 use crate::command::{Join, Outcome, Reply, UpdateAgent};
 use crate::rejection::Rejection;
-use crate::state::Agent;
+use crate::state::{Agent, PlaceTerm};
 
 /// How long a removal is remembered: longer than any certificate of an agent lives.
 const REMEMBERED: Span = Span::from_hours(400 * 24);
@@ -105,7 +107,16 @@ fn find(tx: &Tx<'_>, name: &Name) -> Result<Agent, Rejection> {
 pub(super) fn remove(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     find(tx, name)?;
     let mut excused = Vec::new();
-    for scope in tx.state.scopes.clone().values() {
+    let scopes: BTreeSet<Name> = tx
+        .state
+        .deployments
+        .rows_of(&PlaceTerm::Agent(name.clone()))
+        .map(|(_, deployment)| deployment.origin.scope.clone())
+        .collect();
+    for scope in scopes {
+        let Some(scope) = tx.state.scopes.get(&scope).cloned() else {
+            continue;
+        };
         let places = scope
             .active
             .iter()

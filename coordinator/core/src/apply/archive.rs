@@ -3,6 +3,8 @@
 //! Asked after each command for the scopes that it touched, so that the work of an entry follows
 //! from what it did. What stays is what other decisions read: see `stays`.
 
+use std::sync::Arc;
+
 use tidegate_shared::id::{DeploymentId, Name};
 
 use crate::archive::{Archived, NEWEST_ENDED, Past};
@@ -15,12 +17,13 @@ pub(super) fn begin(state: &mut State) -> Vec<Archived> {
         events: u64::try_from(events.len()).unwrap_or(u64::MAX),
         deployments: 0,
     });
-    let rows = events.into_iter().map(|(_, event)| event);
+    let rows = events.values().cloned();
     rows.map(|event| Archived::Event(Box::new(event))).collect()
 }
 
 /// Whether decisions read an ended deployment of a scope: its active one, those that a return or a
 /// start takes, those whose place is not observed gone yet, and present members of groups under way.
+/// What one that goes on is linked to stays too: whether that was gone back from is noted at its end.
 fn stays(state: &State, scope: &Scope, id: DeploymentId) -> bool {
     scope.active == Some(id)
         || scope.last_active == Some(id)
@@ -38,15 +41,21 @@ fn leaving(state: &State, name: &Name) -> Vec<(u64, DeploymentId)> {
     let scope = state.scopes.get(name);
     let mut ended = 0;
     let mut leaving = Vec::new();
+    // Newest first: what goes on comes before what it was made of.
+    let mut links = Vec::new();
     let of_scope = (name.clone(), 0)..=(name.clone(), u64::MAX);
     for ((_, made), id) in state.history.range(of_scope).rev() {
-        let is_end = state.deployments.get(id).is_some_and(|d| d.status.is_end());
-        if !is_end {
+        let Some(deployment) = state.deployments.get(id) else {
+            continue;
+        };
+        if !deployment.status.is_end() {
+            links.extend(deployment.origin.link.as_ref().map(|link| link.of));
             continue;
         }
         ended += 1;
-        let needed = scope.is_some_and(|scope| ended <= NEWEST_ENDED || stays(state, scope, *id));
-        if !needed {
+        let needed =
+            |scope| ended <= NEWEST_ENDED || stays(state, scope, *id) || links.contains(id);
+        if !scope.is_some_and(needed) {
             leaving.push((*made, *id));
         }
     }
@@ -71,7 +80,7 @@ pub(super) fn leave(state: &mut State, index: u64, name: &Name) -> Vec<Archived>
             number: archive.deployments,
             index,
             made,
-            deployment,
+            deployment: Arc::unwrap_or_clone(deployment),
         })));
     }
     state.archive = Some(archive);

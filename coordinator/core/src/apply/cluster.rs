@@ -1,5 +1,7 @@
 //! The cluster as such: its first entry, its members, its level.
 
+use std::sync::Arc;
+
 use tidegate_shared::error::Reason;
 
 use super::tx::Tx;
@@ -129,7 +131,7 @@ pub(super) fn remove_member(tx: &mut Tx<'_>, node: NodeId) -> Outcome {
     let mut name = String::new();
     if let Some(member) = cluster.members.remove(&node) {
         name = member.name.to_string();
-        cluster.former.insert(node, member);
+        cluster.former.insert(node, Arc::unwrap_or_clone(member));
     }
     let message = format!("coordinator {name} (node {node}) left the cluster");
     tx.note("member_removed", "member", node, message);

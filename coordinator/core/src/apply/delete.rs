@@ -2,13 +2,13 @@
 
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::{Kind, ParameterTarget};
+use tidegate_shared::spec::{Kind, ScopeSpec};
 
-use super::governance;
 use super::tx::{Tx, expect_revision};
+use super::{auto, governance};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
-use crate::state::State;
+use crate::state::{Place, ScopeTerm, State, TargetTerm};
 
 /// Deletes an object. Releases belong to their application and go with it.
 pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
@@ -50,6 +50,7 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
         Kind::Policy => {
             tx.state.policies.remove(name);
             governance::gates_changed(tx);
+            auto::rules_changed(tx);
         }
         Kind::Parameter => {
             tx.state.parameters.remove(name);
@@ -80,29 +81,35 @@ fn revision(state: &State, kind: Kind, name: &Name) -> Option<u64> {
 /// What still needs an object, in words.
 fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
     match kind {
-        Kind::Application => scope_where(state, |spec| &spec.application == name)
-            .or_else(|| parameter_where(state, |t| t.application.as_ref() == Some(name))),
-        Kind::Environment => scope_where(state, |spec| &spec.environment == name)
-            .or_else(|| parameter_where(state, |t| t.environment.as_ref() == Some(name))),
+        Kind::Application => scope_of(state, &ScopeTerm::Application(name.clone()))
+            .or_else(|| parameter_of(state, Place::Application(name.clone()))),
+        Kind::Environment => scope_of(state, &ScopeTerm::Environment(name.clone()))
+            .or_else(|| parameter_of(state, Place::Environment(name.clone()))),
         Kind::Scope => {
-            busy(state, name).or_else(|| parameter_where(state, |t| t.scope.as_ref() == Some(name)))
+            busy(state, name).or_else(|| parameter_of(state, Place::Scope(name.clone())))
+        }
+        Kind::Strategy => {
+            let names = |spec: &ScopeSpec| {
+                let auto = spec.auto_deploy.as_ref();
+                auto.and_then(|auto| auto.strategy.as_ref()) == Some(name)
+            };
+            let mut scopes = state.scopes.iter();
+            let found = scopes.find(|(_, scope)| names(&scope.spec));
+            found.map(|(scope, _)| format!("auto_deploy of scope \"{scope}\" names it"))
         }
         // Deployments hold a snapshot of their strategy and parameters; a policy is looked up anew.
-        Kind::Strategy | Kind::Policy | Kind::Parameter => None,
+        Kind::Policy | Kind::Parameter => None,
     }
 }
 
-fn scope_where(
-    state: &State,
-    holds: impl Fn(&tidegate_shared::spec::ScopeSpec) -> bool,
-) -> Option<String> {
-    let found = state.scopes.iter().find(|(_, scope)| holds(&scope.spec));
-    found.map(|(scope, _)| format!("scope \"{scope}\" belongs to it"))
+fn scope_of(state: &State, term: &ScopeTerm) -> Option<String> {
+    let found = state.scopes.keys_of(term).next();
+    found.map(|scope| format!("scope \"{scope}\" belongs to it"))
 }
 
-fn parameter_where(state: &State, holds: impl Fn(&ParameterTarget) -> bool) -> Option<String> {
-    let found = state.parameters.iter().find(|(_, p)| holds(&p.spec.target));
-    found.map(|(parameter, _)| format!("parameter \"{parameter}\" is a value of it"))
+fn parameter_of(state: &State, place: Place) -> Option<String> {
+    let found = state.parameters.keys_of(&TargetTerm::Named(place)).next();
+    found.map(|parameter| format!("parameter \"{parameter}\" is a value of it"))
 }
 
 /// What still runs, waits or is left over in a scope.

@@ -76,9 +76,8 @@ pub(super) fn skip(tx: &mut Tx<'_>, command: &CreateSkip) -> Outcome {
         return Err(invalid("expires", "is over already"));
     }
     let at = tx.at;
-    let skips = tx.state.skips.clone().into_iter();
     let counts = |skip: &Skip| skip.expires_at.is_none_or(|end| at < end);
-    tx.state.skips = skips.filter(|(_, skip)| counts(skip)).collect();
+    tx.state.skips.retain(|_, skip| counts(skip));
     if tx.state.skips.len() >= MOST {
         return Err(invalid(
             "rule",
@@ -109,6 +108,7 @@ pub(super) fn skip(tx: &mut Tx<'_>, command: &CreateSkip) -> Outcome {
     };
     tx.state.skips.insert(name.clone(), skip);
     gates_changed(tx);
+    super::auto::rules_changed(tx);
     tx.note("rule_skipped", "skip", &name, line);
     Ok(Reply::Named(name))
 }
@@ -147,12 +147,15 @@ pub(super) fn freeze(tx: &mut Tx<'_>, command: &CreateFreeze) -> Outcome {
         return Err(invalid("for", "want a time from now to 366d"));
     }
     let at = tx.at;
-    let freezes = tx.state.freezes.clone().into_iter();
-    let (holding, over): (Vec<_>, Vec<_>) = freezes.partition(|(_, freeze)| at < freeze.until);
-    tx.state.freezes = holding.into_iter().collect();
-    for (_, freeze) in over {
+    let over = tx
+        .state
+        .freezes
+        .values()
+        .filter(|freeze| freeze.until <= at);
+    for freeze in over.cloned().collect::<Vec<_>>() {
         remember_freeze(tx, freeze);
     }
+    tx.state.freezes.retain(|_, freeze| at < freeze.until);
     if tx.state.freezes.len() >= MOST {
         return Err(invalid(
             "selector",
@@ -191,7 +194,11 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     let line = format!("{name} has ended before its time, {}", freeze.until);
     tx.note("thawed", "freeze", name, line);
     let until = freeze.until.min(tx.at);
-    remember_freeze(tx, Freeze { until, ..freeze });
+    let freeze = Freeze {
+        until,
+        ..(*freeze).clone()
+    };
+    remember_freeze(tx, freeze);
     Ok(Reply::Done)
 }
 
@@ -201,7 +208,11 @@ fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
         tx.state.past_freezes.insert(freeze.meta.revision, freeze);
     }
     while tx.state.past_freezes.len() > MOST_PAST {
-        tx.state.past_freezes = tx.state.past_freezes.without_min().1;
+        let Some((oldest, _)) = tx.state.past_freezes.get_min() else {
+            break;
+        };
+        let oldest = *oldest;
+        tx.state.past_freezes.remove(&oldest);
     }
 }
 

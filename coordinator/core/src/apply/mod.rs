@@ -9,6 +9,7 @@ mod advance;
 mod agent;
 mod approval;
 mod archive;
+mod auto;
 mod binding;
 mod cluster;
 mod create;
@@ -148,6 +149,7 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::Freeze(command) => governance::freeze(tx, command),
         Command::Thaw(command) => governance::thaw(tx, &command.name),
         Command::Advance(command) => advance::advance(tx, command),
+        Command::AutoDeploy(command) => auto::deploy(tx, command),
         Command::CreateGroup(command) => group::create(tx, command),
         Command::ActOnGroup(command) => group::act(tx, command),
         Command::AddToGroup(command) => group::add(tx, command),

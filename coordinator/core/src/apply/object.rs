@@ -6,10 +6,10 @@ use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate_labels};
 
 use super::tx::{Tx, expect_revision};
-use super::{governance, lifecycle, parameters};
+use super::{auto, governance, lifecycle, parameters};
 use crate::command::{Outcome, PutObject, Reply};
 use crate::rejection::Rejection;
-use crate::state::{Meta, Object, Scope, ScopeStatus, State, Table};
+use crate::state::{Indexed, Listed, Meta, Object, Scope, ScopeStatus, State, Table};
 
 /// Creates or changes an object; writing what stands there already raises no revision.
 pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
@@ -17,24 +17,31 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
     check(&what, &command.labels, &command.spec)?;
     match &command.spec {
         ObjectSpec::Application(spec) => {
-            put_plain(tx, command, spec, |state| &mut state.applications)
+            put_plain(tx, command, spec.clone(), |state| &mut state.applications)
         }
         ObjectSpec::Environment(spec) => {
-            put_plain(tx, command, spec, |state| &mut state.environments)
+            put_plain(tx, command, spec.clone(), |state| &mut state.environments)
         }
-        ObjectSpec::Strategy(spec) => put_plain(tx, command, spec, |state| &mut state.strategies),
+        ObjectSpec::Strategy(spec) => {
+            let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.strategies);
+            if let Ok(Reply::Object { changed: true, .. }) = outcome {
+                auto::rules_changed(tx);
+            }
+            outcome
+        }
         ObjectSpec::Policy(spec) => {
             // What a policy's texts mean is checked by the front: see `policy::check`.
-            let outcome = put_plain(tx, command, spec, |state| &mut state.policies);
+            let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.policies);
             if let Ok(Reply::Object { changed: true, .. }) = outcome {
                 governance::gates_changed(tx);
+                auto::rules_changed(tx);
             }
             outcome
         }
         ObjectSpec::Parameter(spec) => {
             check_target(tx, &what, spec)?;
             let spec = parameters::stored(&tx.state, command, spec)?;
-            put_plain(tx, command, &spec, |state| &mut state.parameters)
+            put_plain(tx, command, spec, |state| &mut state.parameters)
         }
         ObjectSpec::Scope(spec) => put_scope(tx, command, spec),
     }
@@ -104,28 +111,55 @@ fn expect(command: &PutObject, present: Option<u64>) -> Result<(), Rejection> {
     }
 }
 
-fn put_plain<S: Clone + PartialEq>(
+/// A table of objects, whether it is indexed or not.
+trait Objects<S> {
+    fn present(&self, name: &Name) -> Option<&Object<S>>;
+    fn put(&mut self, name: Name, object: Object<S>);
+}
+
+impl<S> Objects<S> for Table<Name, Object<S>> {
+    fn present(&self, name: &Name) -> Option<&Object<S>> {
+        self.get(name)
+    }
+
+    fn put(&mut self, name: Name, object: Object<S>) {
+        self.insert(name, object);
+    }
+}
+
+impl<S> Objects<S> for Indexed<Name, Object<S>>
+where
+    Object<S>: Listed,
+{
+    fn present(&self, name: &Name) -> Option<&Object<S>> {
+        self.get(name)
+    }
+
+    fn put(&mut self, name: Name, object: Object<S>) {
+        self.insert(name, object);
+    }
+}
+
+fn put_plain<S: PartialEq, T: Objects<S>>(
     tx: &mut Tx<'_>,
     command: &PutObject,
-    spec: &S,
-    table: fn(&mut State) -> &mut Table<Name, Object<S>>,
+    spec: S,
+    table: fn(&mut State) -> &mut T,
 ) -> Outcome {
-    let present = table(&mut tx.state).get(&command.name).cloned();
-    expect(command, present.as_ref().map(|object| object.meta.revision))?;
+    let present = table(&mut tx.state).present(&command.name);
+    expect(command, present.map(|object| object.meta.revision))?;
     let created = present.is_none();
-    if let Some(object) = &present
-        && object.spec == *spec
+    if let Some(object) = present
+        && object.spec == spec
         && object.meta.labels == command.labels
     {
         return Ok(unchanged(&object.meta));
     }
-    let meta = meta_of(tx, command, present.map(|object| object.meta));
+    let present = present.map(|object| object.meta.clone());
+    let meta = meta_of(tx, command, present);
     let revision = meta.revision;
-    let object = Object {
-        meta,
-        spec: spec.clone(),
-    };
-    table(&mut tx.state).insert(command.name.clone(), object);
+    let object = Object { meta, spec };
+    table(&mut tx.state).put(command.name.clone(), object);
     Ok(written(tx, command, revision, created))
 }
 
@@ -183,6 +217,13 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
             &spec.environment,
         ));
     }
+    let strategy = spec
+        .auto_deploy
+        .as_ref()
+        .and_then(|auto| auto.strategy.as_ref());
+    if let Some(name) = strategy.filter(|name| !tx.state.strategies.contains_key(*name)) {
+        return Err(missing(&what, "auto_deploy.strategy", Kind::Strategy, name));
+    }
     let present = tx.state.scopes.get(&command.name).cloned();
     expect(command, present.as_ref().map(|scope| scope.meta.revision))?;
     let Some(mut scope) = present else {
@@ -198,17 +239,20 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
             last_active: None,
         };
         tx.put_scope(&command.name, scope);
-        return Ok(written(tx, command, tx.state.last_revision, true));
+        let revision = tx.state.last_revision;
+        auto::scope_written(tx, &command.name, None);
+        return Ok(written(tx, command, revision, true));
     };
     check_immutable(&what, &scope.spec, spec)?;
     if scope.spec == *spec && scope.meta.labels == command.labels {
         return Ok(unchanged(&scope.meta));
     }
-    scope.spec = spec.clone();
+    let before = std::mem::replace(&mut scope.spec, spec.clone());
     scope.meta.labels.clone_from(&command.labels);
     let under_way = scope.candidate;
     tx.put_scope(&command.name, scope);
     let revision = tx.state.last_revision;
+    auto::scope_written(tx, &command.name, Some(&before));
     if let Some(id) = under_way {
         let mut candidate = tx.state.deployment(id)?.clone();
         let before = candidate.traffic;

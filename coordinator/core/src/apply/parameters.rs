@@ -78,7 +78,7 @@ pub fn resolve(
         .into_iter()
         .collect();
     let mut winners: Table<String, Rank> = Table::new();
-    for (parameter, object) in &state.parameters {
+    for (parameter, object) in state.parameters_near(name, scope) {
         let spec = &object.spec;
         let Some(rank) = rank(&spec.target, name, scope) else {
             continue;

@@ -182,6 +182,7 @@ impl<'a> Tx<'a> {
         self.scopes.insert(name.clone());
         self.state.scopes.remove(name);
         self.state.tracks.remove(name);
+        self.state.auto.remove(name);
     }
 
     /// The wish for this agent may have changed otherwise than through a scope.
@@ -313,7 +314,7 @@ impl<'a> Tx<'a> {
             index: self.index,
         };
         for name in agents {
-            if let Some(agent) = self.state.agents.get_mut(&name) {
+            if let Some(agent) = self.state.agents.beside_terms(&name) {
                 agent.generation = agent.generation.max(generation);
             }
         }

@@ -48,12 +48,9 @@ fn drained(view: &View<'_>, old: &Deployment) -> Next {
         let place = present.map(|report| place_in(report, old.id));
         !place.is_some_and(|place| place.is_none_or(|place| place.drained))
     };
-    let among = |name: &Name, agent: &Agent| {
-        desired::concerns(old, name, agent) && !is_newcomer(view, name, agent)
-    };
-    let mut agents = view.state.agents.iter();
+    let mut agents = view.state.agents_concerned(old).into_iter();
     let draining = agents.find(|(name, agent)| {
-        among(name, agent) && holds(name) && !view.observed.is_lost(name, view.now)
+        !is_newcomer(view, name, agent) && holds(name) && !view.observed.is_lost(name, view.now)
     });
     match draining {
         Some((name, _)) => Next::wait(format!("{name} drains the old version"), None),

@@ -6,12 +6,16 @@
 //! deadlines are evaluated here; a command carries their answer as evidence, and `apply` checks only
 //! what is structural.
 //!
+//! A leader asks through an [`Agenda`], which answers the same and remembers between its looks.
+//!
 //! Every status has an evaluator that answers `Next`: the move that is due, or what it waits for
 //! and until when. `explain` tells people the same answer.
 //!
 //! A deployment without rules needs no evidence, so nothing of it is ever `unverified`; nor is a
 //! fast rollback, which skips analysis.
 
+mod agenda;
+mod checks;
 mod ending;
 mod evidence;
 pub(crate) mod group;
@@ -19,24 +23,27 @@ mod retry;
 mod rollout;
 mod running;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod view;
 mod waiting;
 
+pub use agenda::Agenda;
 pub(crate) use retry::{due as retry_due, line as retry_line};
 pub use waiting::{Gate, GateAnswer};
 pub(crate) use waiting::{deadline as waiting_deadline, gates, next as waiting_next};
 
-use group::Round;
+use std::collections::BTreeMap;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
+use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
-use crate::state::{Deployment, Scope, ScopeStatus, State, Status};
+use crate::state::{Deployment, PlaceTerm, Scope, State, Status};
+use group::Round;
 use view::View;
 
 /// What should be proposed, and when to ask again.
@@ -83,16 +90,23 @@ impl<A> Next<A> {
     }
 }
 
-/// Everything that is due, over all groups and scopes.
+/// Everything that is due, over all groups and scopes. Those where nothing goes on cost nothing.
 pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let groups = state.open_groups.keys();
     let groups = groups.filter_map(|id| state.groups.get(id));
     let mut round = Round::new(state, observed, now, groups);
     round.add_groups(&mut plan);
-    for (name, scope) in &state.scopes {
+    let mut scopes: BTreeMap<&Name, &Scope> = state.unfinished_scopes().collect();
+    if round.retries {
+        let failed = state.deployments.rows_of(&PlaceTerm::Failed);
+        let failed = failed.map(|(_, deployment)| &deployment.origin.scope);
+        scopes.extend(failed.filter_map(|name| state.scopes.get_key_value(name)));
+    }
+    for (name, scope) in scopes {
         add_scope(&mut plan, &mut round, name, scope);
     }
+    plan.commands.extend(auto::due(state, now));
     plan
 }
 
@@ -120,8 +134,7 @@ fn add_scope(plan: &mut Plan, round: &mut Round<'_>, name: &Name, scope: &Scope)
         }
     }
     // Asked only of scopes that are being stopped: all others cost no look at their active one.
-    let stopping = scope.status == ScopeStatus::Stopping;
-    let deleting = scope.active.filter(|_| stopping);
+    let deleting = scope.active.filter(|_| scope.is_stopping());
     for id in scope.candidate.into_iter().chain(deleting) {
         add_deployment(plan, state, observed, now, scope, id);
     }
@@ -274,7 +287,7 @@ fn expiry(view: &View<'_>, expiry: Expiry) -> Option<Action> {
             evidence: Vec::new(),
         },
         Expiry::Finalize => Action::Finalize {
-            unverified: evidence::is_missing(view),
+            unverified: evidence::is_missing(view) || !checks::open(view).is_empty(),
         },
         Expiry::Halt(kind) => {
             if view.deployment.halted.is_some() {
@@ -352,6 +365,10 @@ fn fingerprint(deployment: &Deployment, action: &Action) -> Digest {
                 .iter()
                 .map(|e| format!("{}{}{}", e.metric, e.comparison.as_str(), e.threshold));
             format!("note_evidence {}", rules.collect::<Vec<_>>().join(","))
+        }
+        Action::NoteChecks { checks } => {
+            let checks = checks.iter().map(|c| format!("{} {}", c.name, c.outcome));
+            format!("note_checks {}", checks.collect::<Vec<_>>().join(","))
         }
         Action::LeftoversGone { agents } => format!("leftovers_gone {}", names(agents)),
         Action::Retry { .. } => "retry".to_owned(),

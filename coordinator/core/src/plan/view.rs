@@ -321,15 +321,16 @@ pub(crate) fn not_gone(state: &State, observed: &Observed, loser: &Deployment) -
         | Status::RolledBack
         | Status::Failed => false,
     };
-    let concerned = state.agents.iter().filter(|(name, agent)| {
-        if finalized {
-            desired::concerns(loser, name, agent)
-        } else {
-            desired::is_participant(loser, name)
-        }
-    });
-    concerned
-        .filter(|(name, _)| !is_gone(state, observed, name, loser))
-        .map(|(name, _)| name.clone())
+    let concerned: Vec<&Name> = if finalized {
+        let concerned = state.agents_concerned(loser).into_iter();
+        concerned.map(|(name, _)| name).collect()
+    } else {
+        let participants = loser.participants.iter();
+        let here = participants.filter(|name| state.agents.contains_key(*name));
+        here.collect()
+    };
+    let left = concerned.into_iter();
+    left.filter(|name| !is_gone(state, observed, name, loser))
+        .cloned()
         .collect()
 }

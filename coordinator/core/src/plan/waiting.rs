@@ -478,10 +478,5 @@ fn agents_gate(state: &State, deployment: &Deployment) -> Gate {
 
 /// The agents that match now, in order of name.
 fn matching(state: &State, deployment: &Deployment) -> Vec<Name> {
-    let selector = &deployment.origin.scope_spec.agents;
-    let agents = state.agents.iter();
-    agents
-        .filter(|(_, agent)| selector.matches(&agent.meta.labels))
-        .map(|(name, _)| name.clone())
-        .collect()
+    state.agents_matching(&deployment.origin.scope_spec.agents)
 }

@@ -13,7 +13,7 @@ use super::window::Window;
 use super::{
     Answer, concurrency, cooldown, dependency, freeze, progression, release_selector, skip, subject,
 };
-use crate::state::{Deployment, State};
+use crate::state::{Deployment, ScopeTerm, State};
 
 /// What one rule answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -304,8 +304,9 @@ impl Case<'_> {
             scopes: 0,
             successes: Vec::new(),
         };
-        for (scope_name, scope) in &self.state.scopes {
-            if scope.spec.environment != *name || scope.spec.application != origin.application {
+        let application = ScopeTerm::Application(origin.application.clone());
+        for (scope_name, scope) in self.state.scopes.rows_of(&application) {
+            if scope.spec.environment != *name {
                 continue;
             }
             found.scopes += 1;
@@ -341,17 +342,15 @@ impl Case<'_> {
 
     fn places(&self, rule: &DependencyRule) -> Vec<dependency::Place> {
         let here = &self.deployment.origin.scope_spec;
-        let counts = |spec: &tidegate_shared::spec::ScopeSpec| {
-            spec.application == rule.application
-                && match rule.place {
-                    DependencyWhere::Anywhere => true,
-                    DependencyWhere::Environment => spec.environment == here.environment,
-                    DependencyWhere::SameDimensions => {
-                        spec.environment == here.environment && spec.dimensions == here.dimensions
-                    }
-                }
+        let counts = |spec: &tidegate_shared::spec::ScopeSpec| match rule.place {
+            DependencyWhere::Anywhere => true,
+            DependencyWhere::Environment => spec.environment == here.environment,
+            DependencyWhere::SameDimensions => {
+                spec.environment == here.environment && spec.dimensions == here.dimensions
+            }
         };
-        let scopes = self.state.scopes.iter();
+        let application = ScopeTerm::Application(rule.application.clone());
+        let scopes = self.state.scopes.rows_of(&application);
         scopes
             .filter(|(_, scope)| counts(&scope.spec))
             .map(|(name, scope)| {
@@ -368,7 +367,7 @@ impl Case<'_> {
 
     fn concurrency(&self, policy: &PolicySpec, rule: &ConcurrencyRule) -> Result<Answer, String> {
         let mut under_way = 0_u64;
-        for scope in self.state.scopes.values() {
+        for (_, scope) in self.state.scopes.rows_of(&ScopeTerm::UnderWay) {
             let candidate = scope.candidate.filter(|id| *id != self.deployment.id);
             let Some(other) = candidate.and_then(|id| self.state.deployments.get(&id)) else {
                 continue;

@@ -109,11 +109,8 @@ impl State {
 
     /// Names of the agents that a selector matches, in order.
     pub fn agents_matching(&self, selector: &LabelSelector) -> Vec<Name> {
-        self.agents
-            .iter()
-            .filter(|(_, agent)| selector.matches(&agent.meta.labels))
-            .map(|(name, _)| name.clone())
-            .collect()
+        let matching = self.agents_where(selector).into_iter();
+        matching.map(|(name, _)| name.clone()).collect()
     }
 
     /// Every agent that a scope may say something to: those that its selector, or that of its
@@ -143,10 +140,8 @@ impl State {
         {
             agents.extend(retired.leftovers.iter().cloned());
         }
-        for (name, agent) in &self.agents {
-            if selectors.iter().any(|s| s.matches(&agent.meta.labels)) {
-                agents.insert(name.clone());
-            }
+        for selector in selectors {
+            agents.extend(self.agents_matching(selector));
         }
         agents.retain(|agent| self.agents.contains_key(agent));
         agents

@@ -41,7 +41,9 @@ impl State {
             revisions_were_given(self, deployment, &mut findings);
         }
         secrets_are_sealed(self, &mut findings);
+        looks_are_kept(self, &mut findings);
         indexes_agree(self, &mut findings);
+        rows_are_found(self, &mut findings);
         chain_ends_in_last_hash(self, &mut findings);
         ended_ones_have_left(self, &mut findings);
         members_are_numbered(self, &mut findings);
@@ -61,6 +63,22 @@ impl State {
 
 fn named(deployment: &Deployment) -> String {
     format!("deployment {} ({})", deployment.id, deployment.status)
+}
+
+/// Exactly the scopes that take releases by themselves remember which they had.
+fn looks_are_kept(state: &State, findings: &mut Findings) {
+    for (name, scope) in &state.scopes {
+        if scope.spec.auto_deploy.is_some() != state.auto.contains_key(name) {
+            findings.push(format!(
+                "scope {name}: auto_deploy and what it remembers differ"
+            ));
+        }
+    }
+    for (name, auto) in &state.auto {
+        if !state.scopes.contains_key(name) || auto.revision > state.last_revision {
+            findings.push(format!("auto_deploy of {name} leads nowhere"));
+        }
+    }
 }
 
 /// A secret parameter has a sealed value and no plain one, there and in every deployment.
@@ -314,6 +332,19 @@ fn indexes_agree(state: &State, findings: &mut Findings) {
     }
 }
 
+/// What rows are found by leads to them, and to nothing else.
+fn rows_are_found(state: &State, findings: &mut Findings) {
+    let tables = [
+        ("scopes", state.scopes.is_sound()),
+        ("agents", state.agents.is_sound()),
+        ("deployments", state.deployments.is_sound()),
+        ("parameters", state.parameters.is_sound()),
+        ("auto", state.auto.is_sound()),
+    ];
+    let broken = tables.iter().filter(|(_, sound)| !sound);
+    findings.extend(broken.map(|(table, _)| format!("the index of {table} is not of its rows")));
+}
+
 /// The audit chain ends in the hash that the next event will name. Once it leaves, nothing of it is
 /// here.
 fn chain_ends_in_last_hash(state: &State, findings: &mut Findings) {
@@ -348,7 +379,9 @@ fn ended_ones_have_left(state: &State, findings: &mut Findings) {
     }
     for (name, count) in ended {
         let most = state.scopes.get(name).map_or(0, |scope| {
-            NEWEST_ENDED + scope.kept.len() + scope.retired.len() + 2
+            // Whatever goes on is linked to one at most.
+            let links = scope.waiting.len() + usize::from(scope.candidate.is_some());
+            NEWEST_ENDED + scope.kept.len() + scope.retired.len() + links + 2
         });
         if count > most {
             findings.push(format!("scope {name} holds {count} ended deployments"));

@@ -1,13 +1,20 @@
 //! The replicated state: ordered persistent tables, cheap to clone.
 
 mod access;
+mod auto;
 mod check;
+mod checks;
 mod cluster;
 mod deployment;
 mod governance;
 mod group;
+mod indexed;
 mod scope;
+mod table;
+mod terms;
 
+pub use auto::Auto;
+pub use checks::CheckRecord;
 pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
 };
@@ -21,7 +28,10 @@ pub use group::{
     Closed, Counts, Fate, Given, GivenVerb, Group, GroupMember, GroupOutcome, GroupStatus,
     KEPT_GROUPS, MOST_MEMBERS, MemberEnd, Return, Stopped, Template, Wave,
 };
+pub use indexed::{Indexed, Listed};
 pub use scope::{Scope, ScopeStatus};
+pub use table::{Lean, Table};
+pub use terms::{AutoTerm, Label, Place, PlaceTerm, ScopeTerm, TargetTerm};
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
@@ -35,9 +45,6 @@ use tidegate_shared::time::Timestamp;
 
 use crate::command::{Actor, RequestKey};
 use crate::event::Event;
-
-/// An ordered table; a clone shares everything.
-pub type Table<K, V> = imbl::OrdMap<K, V>;
 
 /// Everything that is replicated. Equal on every node at an equal index.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -58,33 +65,33 @@ pub struct State {
     /// By name.
     pub policies: Table<Name, Object<PolicySpec>>,
     /// By name.
-    pub parameters: Table<Name, Object<ParameterSpec>>,
+    pub parameters: Indexed<Name, Object<ParameterSpec>>,
     /// By name.
-    pub scopes: Table<Name, Scope>,
+    pub scopes: Indexed<Name, Scope>,
     /// By application and version.
     pub releases: Table<(Name, Version), Release>,
     /// By name.
-    pub agents: Table<Name, Agent>,
+    pub agents: Indexed<Name, Agent>,
     /// When each agent that is out was taken out. Only an agent that stands here is told to drain:
     /// one that the cluster never knew, or forgot by a restore, goes on serving.
     #[serde(default)]
-    pub removed_agents: Table<Name, Timestamp>,
+    pub removed_agents: Lean<Name, Timestamp>,
     /// By name.
     pub people: Table<Name, Person>,
     /// By id.
     pub tokens: Table<TokenId, Token>,
     /// Every deployment that has not left for the history ([`crate::archive`]): all that have not
     /// ended, of the ended ones those that decisions read and each scope's newest few.
-    pub deployments: Table<DeploymentId, Deployment>,
+    pub deployments: Indexed<DeploymentId, Deployment>,
     /// Short ids of these.
-    pub short_ids: Table<ShortId, DeploymentId>,
+    pub short_ids: Lean<ShortId, DeploymentId>,
     /// These by scope and the revision that they were made with: oldest first.
-    pub history: Table<(Name, u64), DeploymentId>,
+    pub history: Lean<(Name, u64), DeploymentId>,
     /// Outcomes of requests: a client's for 24 h after it was minted, the planner's good ones for
     /// ten minutes.
     pub requests: Table<RequestKey, Remembered>,
     /// The planner's remembered requests by log position, so that they can be forgotten in order.
-    pub planner_requests: Table<(u64, u32), RequestKey>,
+    pub planner_requests: Lean<(u64, u32), RequestKey>,
     /// The audit log by (index, ordinal), until rows leave for the history; then empty.
     pub events: Table<(u64, u32), Event>,
     /// Hash of the last event, wherever it is.
@@ -92,6 +99,9 @@ pub struct State {
     /// How releases fared, by scope.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub tracks: Table<Name, Track>,
+    /// Scopes that take releases by themselves, by name: exactly those with `auto_deploy`.
+    #[serde(default, skip_serializing_if = "no_rows")]
+    pub auto: Indexed<Name, Auto>,
     /// Rules that people let be passed over, by name.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub skips: Table<Name, Skip>,
@@ -129,6 +139,10 @@ pub struct State {
 )]
 const fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+fn no_rows<K: Ord + Clone, V: Listed>(table: &Indexed<K, V>) -> bool {
+    table.is_empty()
 }
 
 /// How much has left the state for the history of every node.

@@ -102,6 +102,7 @@ impl Picture<'_> {
             causes: found.causes.iter().map(cause).collect(),
             candidate_telemetry: self.telemetry(found.id),
             active_telemetry: found.replaces.and_then(|id| self.telemetry(id)),
+            checks: super::checks::views(found, &explained.checks),
             waiting_for: explained.waiting_for,
             parameters: origin
                 .parameters

@@ -24,9 +24,11 @@ use tonic::Status;
 
 use super::status;
 
+mod checks;
 pub mod deployment;
 pub mod group;
 pub mod link;
+pub mod plan;
 
 /// A name in a field.
 ///
@@ -116,7 +118,20 @@ pub fn overrides(json: &str) -> Result<StrategySpec, Status> {
     if json.trim().is_empty() {
         return Ok(StrategySpec::default());
     }
-    serde_json::from_str(json).map_err(|error| status::wrong_field("overrides", error.to_string()))
+    let overrides: StrategySpec = serde_json::from_str(json)
+        .map_err(|error| status::wrong_field("overrides", error.to_string()))?;
+    check_conditions("overrides", &overrides)?;
+    Ok(overrides)
+}
+
+/// The conditions of a strategy's checks.
+///
+/// # Errors
+/// Every wrong one, with its place in the text.
+pub fn check_conditions(what: &str, strategy: &StrategySpec) -> Result<(), Status> {
+    tidegate_coordinator_core::verification::check_strategy(strategy)
+        .into_result()
+        .map_err(|errors| status::wrong_fields(what, errors))
 }
 
 /// What a release can be set to.

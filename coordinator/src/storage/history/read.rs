@@ -72,6 +72,7 @@ impl HistoryStore {
         &self,
         work: impl FnOnce(&ReadTransaction) -> Result<Result<T, HistoryError>, redb::Error>,
     ) -> Result<T, HistoryError> {
+        self.inner.queue.settle()?;
         self.with(|database| {
             let read = database.begin_read().map_err(|e| self.engine(e))?;
             work(&read).map_err(|e| self.engine(e))?

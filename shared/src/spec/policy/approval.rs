@@ -11,6 +11,7 @@ use crate::time::Span;
 
 /// So many different people must grant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ApprovalRule {
     /// How many, up to 100; 0 is a veto: satisfied unless somebody denies first. Left out: 1, or 0
@@ -37,6 +38,7 @@ pub struct ApprovalRule {
 /// What an approval rule does where its condition holds; elsewhere `require` asks nobody, and
 /// `approve` and `deny` ask for `required`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnTrue {
     /// People have to agree.

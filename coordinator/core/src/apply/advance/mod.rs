@@ -76,6 +76,7 @@ fn run(tx: &mut Tx<'_>, deployment: Deployment, action: &Action) -> Moved {
         Action::MarkLost { lost } => notes::mark_lost(tx, deployment, lost),
         Action::NoteErrors { causes } => notes::note_errors(tx, deployment, causes),
         Action::NoteEvidence { evidence } => notes::note_evidence(tx, deployment, evidence),
+        Action::NoteChecks { checks } => notes::note_checks(tx, deployment, checks),
         Action::LeftoversGone { agents } => ending::leftovers_gone(tx, deployment, agents),
         Action::Retry { why } => ending::retry(tx, &deployment, why),
     }

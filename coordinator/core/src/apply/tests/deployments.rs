@@ -361,6 +361,22 @@ fn workers_roll() {
 }
 
 #[test]
+fn a_worker_with_rules_on_metrics_of_its_own_says_where_they_are() {
+    let mut world = World::new();
+    let worker = super::world::SCOPE.replace("8080", "\"none\"");
+    world.must(world.object("queue", Kind::Scope, &worker));
+    world.strategy(
+        r#"{"rollback": {"rules": [{"metric": "app.rate(jobs_failed_total)", "comparison": "greater_than", "threshold": "1"}]}}"#,
+    );
+    let refused = world.deploy_to("queue", "1.0.0").unwrap_err();
+    assert_eq!(refused.reason, Reason::NotOffered);
+    assert!(refused.message.contains("metrics.port"), "{refused}");
+    let told = worker.replacen('{', "{\"metrics\": {\"port\": 9100},", 1);
+    world.must(world.object("queue", Kind::Scope, &told));
+    world.deploy_to("queue", "1.0.0").unwrap();
+}
+
+#[test]
 fn several_scopes_are_all_or_none() {
     let (mut world, id) = World::at(Status::Running, false);
     let command = |scopes: &[&str]| {

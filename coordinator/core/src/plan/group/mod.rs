@@ -272,21 +272,38 @@ impl<'a> Round<'a> {
 
     /// After a start that counts for a rule, others that rest on the rules are left to the next look.
     fn admit(&mut self, next: Next) -> Next {
-        let Some(Action::Start {
-            gates: Some(gates), ..
-        }) = &next.action
-        else {
+        let admitted = next.action.as_ref();
+        if admitted.is_none_or(|action| admits(&mut self.counted, action)) {
             return next;
-        };
-        if self.counted {
-            return Next {
-                action: None,
-                waiting_for: "another start that counts for a rule comes first".to_owned(),
-                wake: next.wake,
-            };
         }
-        self.counted = gates.counts;
-        next
+        Next {
+            action: None,
+            waiting_for: "another start that counts for a rule comes first".to_owned(),
+            wake: next.wake,
+        }
+    }
+}
+
+/// Whether a move may come after the ones before it in the same look.
+fn admits(counted: &mut bool, action: &Action) -> bool {
+    let Action::Start {
+        gates: Some(gates), ..
+    } = action
+    else {
+        return true;
+    };
+    if *counted {
+        return false;
+    }
+    *counted = gates.counts;
+    true
+}
+
+/// The same of what was planned for each scope by itself.
+pub(super) fn is_admitted(counted: &mut bool, item: &Item) -> bool {
+    match &item.command {
+        Command::Advance(advance) => admits(counted, &advance.action),
+        _ => true,
     }
 }
 

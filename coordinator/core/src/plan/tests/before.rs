@@ -34,7 +34,7 @@ fn pending_starts_when_every_gate_is_open() {
     world.scope(|scope| scope.candidate = Some(other));
     assert_eq!(world.action(), None);
     world.scope(|scope| scope.candidate = None);
-    world.state.agents.clear();
+    world.state.agents = Default::default();
     assert_eq!(world.action(), None);
     assert!(
         world.waits_for().contains("no_agents"),

@@ -100,7 +100,8 @@ fn deleting_settles_when_nothing_is_left() {
         scope.waiting.clear();
         scope.status = crate::state::ScopeStatus::Stopping;
     });
-    world.state.deployments.get_mut(&old).unwrap().status = Status::Deleting;
+    let delete = |old: &mut crate::state::Deployment| old.status = Status::Deleting;
+    world.state.deployments.change(&old, delete).unwrap();
     world.report("a1", |_| {});
     world.report("a2", |_| {});
     assert_eq!(world.action(), None);

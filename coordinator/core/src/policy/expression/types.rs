@@ -11,6 +11,12 @@ pub enum Subject {
     Environment,
     /// A release alone.
     Release,
+    /// The answer of an HTTP request: `result`.
+    HttpResult,
+    /// The end of a program: `result`.
+    CommandResult,
+    /// The result of a query: `result`.
+    QueryResult,
 }
 
 /// The type of a value.
@@ -43,6 +49,9 @@ pub(super) enum Object {
     Environment,
     User,
     Strategy,
+    HttpResult,
+    CommandResult,
+    QueryResult,
 }
 
 impl Subject {
@@ -51,6 +60,7 @@ impl Subject {
             Self::Deployment | Self::Creation => true,
             Self::Environment => environment,
             Self::Release => release,
+            Self::HttpResult | Self::CommandResult | Self::QueryResult => false,
         };
         let object = match name {
             "application" if about(false, false) => Object::Application,
@@ -59,6 +69,9 @@ impl Subject {
             "environment" if about(true, false) => Object::Environment,
             "user" if about(false, false) => Object::User,
             "strategy" if self == Self::Creation => Object::Strategy,
+            "result" if self == Self::HttpResult => Object::HttpResult,
+            "result" if self == Self::CommandResult => Object::CommandResult,
+            "result" if self == Self::QueryResult => Object::QueryResult,
             "now" if about(false, false) => return Some(Type::Timestamp),
             _ => return None,
         };
@@ -71,6 +84,7 @@ impl Subject {
             Self::Creation => "application, release, scope, environment, user, strategy and now",
             Self::Environment => "environment",
             Self::Release => "release",
+            Self::HttpResult | Self::CommandResult | Self::QueryResult => "result",
         }
     }
 }
@@ -95,6 +109,11 @@ impl Object {
             (Self::Strategy, "steps") => Some(Type::List(Box::new(Type::Double))),
             (Self::Strategy, "rollback_rules") => Some(Type::Int),
             (Self::Strategy, "bake") => Some(Type::Duration),
+            (Self::HttpResult, "status") | (Self::CommandResult, "exit_code") => Some(Type::Int),
+            (Self::HttpResult | Self::CommandResult, "body") => Some(Type::Any),
+            (Self::HttpResult, "text") | (Self::CommandResult, "output") => Some(Type::Text),
+            (Self::QueryResult, "value") => Some(Type::Double),
+            (Self::QueryResult, "values") => Some(Type::List(Box::new(Type::Double))),
             _ => None,
         }
     }
@@ -107,6 +126,7 @@ impl Object {
             Self::Environment => "environment",
             Self::User => "user",
             Self::Strategy => "strategy",
+            Self::HttpResult | Self::CommandResult | Self::QueryResult => "result",
         }
     }
 
@@ -120,6 +140,9 @@ impl Object {
             Self::Environment => "name, labels and tier",
             Self::User => "name, teams and roles",
             Self::Strategy => "name, kind, steps, rollback_rules, finalize and bake",
+            Self::HttpResult => "status, body and text",
+            Self::CommandResult => "exit_code, output and body",
+            Self::QueryResult => "value and values",
         }
     }
 }
