@@ -159,6 +159,11 @@ impl Picture<'_> {
                 .as_ref()
                 .map(|link| link_word(link.kind).to_owned())
                 .unwrap_or_default(),
+            auto_deploy_of: origin
+                .auto
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             replaces: found.replaces.map(|id| id.to_string()).unwrap_or_default(),
             replaces_version: replaced
                 .map(|old| old.origin.version.to_string())

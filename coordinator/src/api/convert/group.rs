@@ -41,7 +41,7 @@ pub fn rollout(json: &str) -> Result<Option<RolloutSpec>, Status> {
     }
 }
 
-/// What is wrong with the conditions of a rollout's waves; the log takes them as they are.
+/// What is wrong with the conditions of a rollout's waves and checks; the log takes them as they are.
 #[must_use]
 pub fn conditions(spec: &RolloutSpec) -> FieldErrors {
     let mut errors = FieldErrors::default();
@@ -51,6 +51,7 @@ pub fn conditions(spec: &RolloutSpec) -> FieldErrors {
             errors.add(format!("waves[{index}].selector"), mistake.to_string());
         }
     }
+    errors.0.extend(check_rollout(spec).0);
     errors
 }
 
