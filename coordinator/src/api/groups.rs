@@ -183,14 +183,20 @@ async fn present(context: &Context, id: GroupId) -> Result<Group, Status> {
     show(context, &view.state, id)
 }
 
+/// The group that people mean: by its name, its id, its short id, or what it is called where it has
+/// no name.
 fn called(state: &State, text: &str) -> Result<GroupId, Status> {
     if text.is_empty() {
         return Err(status::wrong_field("id", "is missing"));
     }
-    let found = state.group_called(text);
-    found
-        .map(|group| group.id)
-        .map_err(|rejection| status::from_rejection(&rejection))
+    let short = text.rsplit_once('-').map(|(_, short)| short);
+    let unnamed = short
+        .and_then(|short| state.group_called(short).ok())
+        .filter(|group| convert::group::called(group) == text);
+    match (state.group_called(text), unnamed) {
+        (Ok(group), _) | (Err(_), Some(group)) => Ok(group.id),
+        (Err(rejection), None) => Err(status::from_rejection(&rejection)),
+    }
 }
 
 /// Whether all members of a group are seen.

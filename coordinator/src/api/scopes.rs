@@ -105,6 +105,8 @@ fn scope_view(picture: &Picture<'_>, name: &Name, scope: &Scope) -> ScopeView {
             .map(|found| found.origin.version.to_string())
             .collect(),
         recent,
+        auto_deploy: tidegate_coordinator_core::auto::view(state, picture.now, name)
+            .map(convert::plan::auto_deploy),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::event::Event;
 use crate::people;
 use crate::rejection::Rejection;
 use crate::state::{Deployment, Group, Meta, Scope, State};
+use crate::verification::wishes;
 
 /// What an event says, before it has its place in the chain.
 struct Draft {
@@ -380,6 +381,7 @@ fn same_place(old: &Deployment, new: &Deployment) -> bool {
         && old.lost == new.lost
         && old.leftovers == new.leftovers
         && old.origin == new.origin
+        && wishes(old) == wishes(new)
 }
 
 /// Appends the line that says why a command was refused; the state is else unchanged.

@@ -1,6 +1,7 @@
 //! The rehearsal: planner and `apply` in turn on a copy of the state, from one instant to the next.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
@@ -157,7 +158,8 @@ impl<'a> Run<'a> {
                     status: made.status,
                     message: String::new(),
                 },
-                judged: !made.origin.strategy.rules.is_empty(),
+                judged: !(made.origin.strategy.rules.is_empty()
+                    && made.origin.strategy.verification.is_empty()),
                 last: Some(made),
                 closing: Vec::new(),
             });
@@ -298,8 +300,9 @@ impl<'a> Run<'a> {
         self.looks += 1;
         for id in judged {
             self.state.deployments.change(&id, |found| {
-                found.origin.strategy.rules.clear();
-                found.origin.strategy.verification.clear();
+                let strategy = &mut Arc::make_mut(&mut found.origin).strategy;
+                strategy.rules.clear();
+                strategy.verification.clear();
             });
         }
     }

@@ -194,6 +194,7 @@ pub fn strategy(strategy: &Strategy, name: Option<&Name>) -> StrategyFacts {
             .collect(),
         rollback_rules: i64::try_from(strategy.rules.iter().filter(|rule| !rule.dry_run).count())
             .unwrap_or(i64::MAX),
+        checks: i64::try_from(strategy.verification.len()).unwrap_or(i64::MAX),
         finalize: word(&strategy.finalize),
         bake: strategy.bake,
     }

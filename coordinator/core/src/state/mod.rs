@@ -122,14 +122,14 @@ pub struct State {
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub groups: Table<GroupId, Group>,
     /// Those of them that have a name.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
-    pub group_names: Table<Name, GroupId>,
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub group_names: Lean<Name, GroupId>,
     /// Those of them that are under way: all that the planner looks at.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
-    pub open_groups: Table<GroupId, ()>,
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub open_groups: Lean<GroupId, ()>,
     /// Those of them that have ended, by application and the revision that they ended with.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
-    pub ended_groups: Table<(Name, u64), GroupId>,
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub ended_groups: Lean<(Name, u64), GroupId>,
     /// Raised whenever what the gates of other deployments rest on changes: a policy, a skip, a
     /// freeze, or a start that counts. A start carries the one it was decided on.
     #[serde(default, skip_serializing_if = "is_zero")]

@@ -130,7 +130,8 @@ pub fn overrides(json: &str) -> Result<StrategySpec, Status> {
 /// # Errors
 /// Every wrong one, with its place in the text.
 pub fn check_conditions(what: &str, strategy: &StrategySpec) -> Result<(), Status> {
-    tidegate_coordinator_core::verification::check_strategy(strategy)
+    let checks = strategy.verification.as_deref().unwrap_or_default();
+    tidegate_coordinator_core::verification::check(checks)
         .into_result()
         .map_err(|errors| status::wrong_fields(what, errors))
 }

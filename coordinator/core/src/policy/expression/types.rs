@@ -119,7 +119,7 @@ impl Object {
             (Self::User, "teams" | "roles") => Some(Type::List(Box::new(Type::Text))),
             (Self::Strategy, "name" | "kind" | "finalize") => Some(Type::Text),
             (Self::Strategy, "steps") => Some(Type::List(Box::new(Type::Double))),
-            (Self::Strategy, "rollback_rules") => Some(Type::Int),
+            (Self::Strategy, "rollback_rules" | "checks") => Some(Type::Int),
             (Self::Strategy, "bake") => Some(Type::Duration),
             (Self::HttpResult, "status") | (Self::CommandResult, "exit_code") => Some(Type::Int),
             (Self::HttpResult | Self::CommandResult, "body") => Some(Type::Any),
@@ -151,7 +151,7 @@ impl Object {
             }
             Self::Environment => "name, labels and tier",
             Self::User => "name, teams and roles",
-            Self::Strategy => "name, kind, steps, rollback_rules, finalize and bake",
+            Self::Strategy => "name, kind, steps, rollback_rules, checks, finalize and bake",
             Self::HttpResult => "status, body and text",
             Self::CommandResult => "exit_code, output and body",
             Self::QueryResult => "value and values",
