@@ -103,7 +103,9 @@ fn meaning(spec: &ObjectSpec) -> ObjectSpec {
         ObjectSpec::Application(_)
         | ObjectSpec::Environment(_)
         | ObjectSpec::Scope(_)
-        | ObjectSpec::Parameter(_) => spec.clone(),
+        | ObjectSpec::Parameter(_)
+        | ObjectSpec::Team(_)
+        | ObjectSpec::RoleBinding(_) => spec.clone(),
     }
 }
 
