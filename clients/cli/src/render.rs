@@ -222,6 +222,7 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
             )),
         );
     }
+    field("group", printable(&deployment.group));
     if !deployment.auto_deploy_of.is_empty() {
         field(
             "by itself",

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
 use tidegate_coordinator_core::forecast::{FURTHEST, Pace, Question, forecast};
+use tidegate_coordinator_core::people::Place;
 use tidegate_proto::control::v1::planning_client::PlanningClient;
 use tidegate_proto::control::v1::planning_server::Planning;
 use tidegate_proto::control::v1::{PlanRequest, PlanResponse, plan_request::Wish};
@@ -98,6 +99,17 @@ impl Planning for PlanningApi {
             Some(Wish::Group(wish)) => (wish.application.clone(), wish.version.clone()),
             None => (String::new(), String::new()),
         };
+        let scopes = match &command {
+            Command::CreateDeployments(wish) => wish.scopes.as_slice(),
+            Command::CreateGroup(wish) => wish.deployments.scopes.as_slice(),
+            _ => &[],
+        };
+        let sight = self.0.sight(&caller, &view.state);
+        for name in scopes {
+            sight
+                .check(&view.state, &Place::Scope(name.clone()))
+                .map_err(|refused| status::from_rejection(&refused))?;
+        }
         let observed = self.0.live.observed();
         let now = self.0.now().max(view.state.at);
         let question = Question {

@@ -262,6 +262,7 @@ impl World {
             expires_at: self.now + Span::from_hours(1),
             uses: 1,
             name: None,
+            roles: Vec::new(),
         });
         self.must(admin()?, token)?;
         let join = Command::Join(Join {

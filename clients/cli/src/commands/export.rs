@@ -21,7 +21,7 @@ const WITHHELD_NOTE: &str = "# (secret) leaves the value as it is; where there i
     after_help = "Examples:\n  tidegate export > cluster.yaml        everything, in the order that apply wants\n  tidegate export scope                 all scopes\n  tidegate export strategy careful      one object\n  tidegate export -l app=shop           everything with this label\n  tidegate export -o json | jq .\n\nThe value of a secret is exported as (secret): applied again it stays as it is; in another cluster\napply refuses it and says so."
 )]
 pub struct ExportArgs {
-    /// application, environment, strategy, scope, policy or parameter; none: all
+    /// application, environment, strategy, scope, policy, parameter, team or role_binding; none: all
     kind: Option<String>,
     /// One object of the kind
     name: Option<String>,

@@ -1,5 +1,7 @@
 //! New deployments: by people, and linked ones (retry, return, start, restart).
 
+use std::sync::Arc;
+
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, GroupId, Name, Version};
 use tidegate_shared::selector::Labels;
@@ -437,7 +439,7 @@ fn record(tx: &mut Tx<'_>, id: DeploymentId, origin: Origin, wanted: &Wanted) ->
         id,
         short: id.short(),
         meta,
-        origin,
+        origin: Arc::new(origin),
         status: Status::Pending,
         status_since: tx.at,
         replaces: None,

@@ -1,6 +1,7 @@
 //! The rehearsal: planner and `apply` in turn on a copy of the state, from one instant to the next.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
@@ -301,8 +302,9 @@ impl<'a> Run<'a> {
             .collect();
         for id in judged {
             self.state.deployments.change(&id, |found| {
-                found.origin.strategy.rules.clear();
-                found.origin.strategy.verification.clear();
+                let strategy = &mut Arc::make_mut(&mut found.origin).strategy;
+                strategy.rules.clear();
+                strategy.verification.clear();
             });
         }
     }

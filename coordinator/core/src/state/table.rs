@@ -115,7 +115,6 @@ impl<K: Ord, V> Table<K, V> {
     }
 
     /// Every row, in order.
-    #[must_use]
     pub fn iter(&self) -> Iter<'_, K, V> {
         self.rows.iter().map(opened as fn(_) -> _)
     }
@@ -241,6 +240,19 @@ impl<'a, K: Ord, V> IntoIterator for &'a Table<K, V> {
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> IntoIterator for Table<K, V> {
+    type Item = (K, V);
+    type IntoIter = std::iter::Map<
+        ordmap::ConsumingIter<K, Arc<V>, DefaultSharedPtr>,
+        fn((K, Arc<V>)) -> (K, V),
+    >;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let own = |(key, value)| (key, Arc::unwrap_or_clone(value));
+        self.rows.into_iter().map(own as fn(_) -> _)
     }
 }
 

@@ -190,6 +190,10 @@ impl Picture<'_> {
             leftovers: found.leftovers.iter().map(Name::to_string).collect(),
             deadline_ms: phase::deadline(found).map_or(0, Timestamp::millis),
             next_wakeup_ms: self.next_wakeup.map_or(0, Timestamp::millis),
+            group: found.group.map_or_else(String::new, |id| {
+                let known = self.state.groups.get(&id);
+                known.map_or_else(|| id.to_string(), super::group::called)
+            }),
             ..pb::Deployment::default()
         }
     }
