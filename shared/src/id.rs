@@ -153,19 +153,14 @@ ulid_kind!(
 impl DeploymentId {
     /// The last eight characters in lower case: part of unit and folder names.
     pub fn short(self) -> ShortId {
-        let mut text = [0; ULID_LEN];
-        self.0.array_to_str(&mut text).make_ascii_lowercase();
-        let mut short = [0; ShortId::LEN];
-        short.copy_from_slice(&text[ULID_LEN - ShortId::LEN..]);
-        ShortId(short)
+        ShortId::of(self.0)
     }
 }
 
 impl GroupId {
     /// The last eight characters in lower case: what people call it by.
     pub fn short(self) -> ShortId {
-        let text = self.0.to_string().to_lowercase();
-        ShortId(text[text.len() - ShortId::LEN..].to_owned())
+        ShortId::of(self.0)
     }
 }
 
@@ -176,6 +171,14 @@ pub struct ShortId([u8; Self::LEN]);
 impl ShortId {
     /// Number of characters.
     pub const LEN: usize = 8;
+
+    fn of(id: Ulid) -> Self {
+        let mut text = [0; ULID_LEN];
+        id.array_to_str(&mut text).make_ascii_lowercase();
+        let mut short = [0; Self::LEN];
+        short.copy_from_slice(&text[ULID_LEN - Self::LEN..]);
+        Self(short)
+    }
 
     /// The text.
     pub fn as_str(&self) -> &str {

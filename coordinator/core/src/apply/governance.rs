@@ -1,6 +1,8 @@
 //! Skips and freezes: people's word over rules. Structural alone; which deployments a freeze is
 //! about is the planner's to say.
 
+use std::sync::Arc;
+
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 
@@ -190,7 +192,13 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     let line = format!("{name} has ended before its time, {}", freeze.until);
     tx.note("thawed", "freeze", name, line);
     let until = freeze.until.min(tx.at);
-    remember_freeze(tx, Freeze { until, ..freeze });
+    remember_freeze(
+        tx,
+        Freeze {
+            until,
+            ..Arc::unwrap_or_clone(freeze)
+        },
+    );
     Ok(Reply::Done)
 }
 
@@ -200,7 +208,8 @@ fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
         tx.state.past_freezes.insert(freeze.meta.revision, freeze);
     }
     while tx.state.past_freezes.len() > MOST_PAST {
-        tx.state.past_freezes = tx.state.past_freezes.without_min().1;
+        let oldest = tx.state.past_freezes.get_min().map(|(made, _)| *made);
+        tx.state.past_freezes.remove(&oldest.unwrap_or_default());
     }
 }
 
