@@ -2,6 +2,7 @@
 //! processes. The binary `tidegate-agent` is made of it, and the tests drive its parts.
 
 pub mod asset;
+pub mod checks;
 pub mod config;
 pub mod enroll;
 pub mod error;

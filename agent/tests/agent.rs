@@ -89,6 +89,7 @@ fn item(port: u16) -> Assignment {
         keep_releases: 1,
         guard: None,
         scrape: None,
+        checks: Vec::new(),
     }
 }
 

@@ -1,14 +1,14 @@
 //! The replica: the only holder of `&mut State`.
 //!
-//! One thread takes committed entries in order, applies them, writes into the history what left the
-//! state, publishes a new read view, and only then answers those who wait, so whoever was answered finds the effect in the view. A read view
-//! is an O(1) clone; readers never block applying.
+//! One thread takes committed entries in order, applies them, hands what left the state to the
+//! history, publishes a new read view, and only then answers those who wait, so whoever was
+//! answered finds the effect in the view. A read view is an O(1) clone; readers never block applying.
 
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use tidegate_coordinator_core::{Applied, Entry, Event, State};
+use tidegate_coordinator_core::{Applied, Entry, Event, Outcome, State};
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{broadcast, watch};
 
@@ -17,6 +17,7 @@ use crate::raft::snapshot::{Snapshotter, StartError, read_state};
 use crate::raft::{Committed, CommittedEntry, Fate, OnFatal, Ticket, spawn_thread};
 use crate::storage::codec;
 use crate::storage::history::HistoryStore;
+use crate::storage::history::queue::Left;
 use crate::storage::log::{EntryKind, Mark, Membership};
 use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
 
@@ -48,7 +49,7 @@ pub struct AppliedEntry {
     /// The entry's time.
     pub at: Timestamp,
     /// What happened, in order.
-    pub events: Vec<Event>,
+    pub events: Arc<Vec<Event>>,
 }
 
 /// Applied entries as they come. A receiver that lags starts again from the view.
@@ -96,6 +97,12 @@ struct Replica {
     parts: ReplicaParts,
 }
 
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.parts.history.finish();
+    }
+}
+
 impl Replica {
     fn take(&mut self, work: Committed) -> Result<(), String> {
         match work {
@@ -141,29 +148,15 @@ impl Replica {
                 )
             })?;
             let applied = (parts.apply)(&mut parts.state, entry.index, &decoded);
-            done.push((entry.index, decoded.at, applied, committed.ticket));
-        }
-        // Before the view that lacks them.
-        let rows = done.iter().flat_map(|(_, _, applied, _)| applied);
-        parts
-            .history
-            .write(rows.flat_map(Applied::rows))
-            .map_err(|e| format!("{e}; the node cannot go on without it"))?;
-        let mut published = Vec::with_capacity(done.len());
-        for (index, at, applied, ticket) in done {
-            let mut outcomes = Vec::with_capacity(applied.len());
-            let mut events = Vec::new();
-            for one in applied {
-                outcomes.push(one.outcome);
-                events.extend(one.events);
-            }
-            published.push(Arc::new(AppliedEntry { index, at, events }));
-            if let Some(ticket) = ticket {
+            let (published, outcomes) =
+                Self::tell(&parts.history, entry.index, decoded.at, applied);
+            done.push(published);
+            if let Some(ticket) = committed.ticket {
                 answers.push((ticket, Fate::Applied(outcomes)));
             }
         }
         self.publish();
-        for entry in published {
+        for entry in done {
             // Nobody listening is fine.
             self.parts.entries.send(entry).ok();
         }
@@ -175,6 +168,34 @@ impl Replica {
             .snapshotter
             .consider(false, parts.mark, &parts.membership, &parts.state);
         Ok(())
+    }
+
+    /// Hands what left the state to the history, before the view that lacks it.
+    fn tell(
+        history: &HistoryStore,
+        index: u64,
+        at: Timestamp,
+        applied: Vec<Applied>,
+    ) -> (Arc<AppliedEntry>, Vec<Outcome>) {
+        let mut outcomes = Vec::with_capacity(applied.len());
+        let (mut events, mut archived) = (Vec::new(), Vec::new());
+        let mut stayed = 0;
+        for one in applied {
+            outcomes.push(one.outcome);
+            archived.extend(one.archived);
+            events.extend(one.events);
+            // Once they leave, all later ones do.
+            if !one.events_leave {
+                stayed = events.len();
+            }
+        }
+        let events = Arc::new(events);
+        history.write_soon(Left {
+            archived,
+            events: events.clone(),
+            from: stayed,
+        });
+        (Arc::new(AppliedEntry { index, at, events }), outcomes)
     }
 
     fn publish(&self) {

@@ -24,7 +24,7 @@ use crate::raft::membership::Members;
 use crate::raft::peer_service::{Asks, ClockWatch, PeerService};
 use crate::raft::snapshot::{Snapshotter, StartError, read_state, recover};
 use crate::raft::transport::{Directory, PeerClients, Transport};
-use crate::raft::{OnFatal, RaftSettings, RaftStatus, Role, writer};
+use crate::raft::{OnFatal, RaftSettings, RaftStatus, Role, spawn_thread, writer};
 use crate::replica::{self, AppliedEntries, ApplyFn, EVENT_BACKLOG, ReplicaParts, View, Views};
 use crate::storage::data_dir::{DataDir, DataDirError};
 use crate::storage::disk::FolderDisk;
@@ -209,6 +209,14 @@ impl Replication {
             config.on_fatal.clone(),
             mark.index,
         );
+        let (written, on_fatal) = (history.clone(), config.on_fatal.clone());
+        let write = move || {
+            if let Err(error) = written.run() {
+                on_fatal(format!("{error}; the node cannot go on without it"));
+            }
+        };
+        threads
+            .push(spawn_thread("history", config.on_fatal.clone(), write).map_err(|e| system(&e))?);
         threads.push(
             replica::spawn(
                 ReplicaParts {

@@ -97,6 +97,27 @@ fn packages_bring_programs_units_users_and_scripts() {
 }
 
 #[test]
+fn the_command_line_brings_the_ready_policies_and_the_schema() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = packages(folder.path(), "1.2.3");
+    let root = folder.path().join("root").display().to_string();
+    let package = package(&out, "tidegate", "1.2.3").display().to_string();
+    let unpacked = run("dpkg-deb", &["--raw-extract", &package, &root]);
+    assert!(unpacked.status.success(), "{}", said(&unpacked));
+    let schema = std::fs::read(here("schema/manifest.schema.json")).expect("the schema");
+    let brought = Path::new(&root).join("usr/share/tidegate/manifest.schema.json");
+    assert_eq!(std::fs::read(brought).expect("it is there"), schema);
+    let policies = Path::new(&root).join("usr/share/doc/tidegate/examples/policies");
+    let mut count = 0;
+    for entry in std::fs::read_dir(here("config/policies")).expect("policies") {
+        let name = entry.expect("an entry").file_name();
+        assert!(policies.join(&name).is_file(), "{}", name.display());
+        count += 1;
+    }
+    assert!(count >= 10);
+}
+
+#[test]
 fn scripts_are_posix_shell() {
     let mut scripts = vec![here("install.sh"), here("deb/build")];
     for entry in std::fs::read_dir(here("deb/scripts")).expect("scripts") {

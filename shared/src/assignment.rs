@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::id::{DeploymentId, Name, Version};
+use crate::measurement::{CheckWish, ObservedCheck};
 use crate::spec::{AssetKind, FileSpec, HealthCheck, Port, RunSpec, ScopeTraffic};
 use crate::time::{Span, Timestamp};
 use crate::verdict::histogram::Histogram;
@@ -82,6 +83,9 @@ pub struct Assignment {
     /// of the application.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scrape: Option<Scrape>,
+    /// Checks to make now, of this version on this agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckWish>,
 }
 
 /// What to ask instances for on their `/metrics`.
@@ -242,6 +246,9 @@ pub struct ObservedPlace {
     pub permanent_error: Option<PermanentError>,
     /// The last error that trying again may cure.
     pub transient_error: Option<String>,
+    /// The latest measurements of the checks that are wished.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<ObservedCheck>,
 }
 
 /// An error that trying again will not cure.

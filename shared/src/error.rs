@@ -188,6 +188,28 @@ reasons! {
     GroupNothingToDo = "1553", "GROUP_NOTHING_TO_DO", FailedPrecondition, "see what each member does with `tidegate group get`";
     /// The group is being taken back.
     GroupTakenBack = "1554", "GROUP_TAKEN_BACK", FailedPrecondition, "make a new group";
+    /// What was said instead of scopes finds none.
+    NothingSelected = "1570", "NOTHING_SELECTED", FailedPrecondition, "see what there is with `tidegate scope list -o wide`, or name scopes with --scope";
+    /// The person lacks the role that this needs, there.
+    RoleNeeded = "1580", "ROLE_NEEDED", PermissionDenied, "ask an administrator for the role; `tidegate whoami` shows yours";
+    /// The cluster would be left without an administrator.
+    LastAdmin = "1581", "LAST_ADMIN", FailedPrecondition, "give somebody else the role admin first: `tidegate user update NAME --role admin`";
+    /// An exported audit log is not as the cluster wrote it.
+    AuditBroken = "1582", "AUDIT_BROKEN", FailedPrecondition, "compare it with a fresh `tidegate audit export`, and keep both files";
+    /// A file is no whole export of an audit log.
+    AuditFile = "1583", "AUDIT_FILE", InvalidArgument, "export it again with `tidegate audit export --to FILE`";
+    /// Several objects of a set were refused.
+    RefusedInPart = "1600", "REFUSED_IN_PART", FailedPrecondition, "correct what is named and apply again: what is done stays unchanged";
+    /// The command was interrupted before everything was done.
+    Interrupted = "1601", "INTERRUPTED", Unavailable, "run it again: what is done stays unchanged";
+    /// Something would be deleted and nobody agreed.
+    NotConfirmed = "1602", "NOT_CONFIRMED", FailedPrecondition, "look at it with --dry-run, then say --yes";
+    /// Files are in the way of those that would be written.
+    FilesInTheWay = "1603", "FILES_IN_THE_WAY", AlreadyExists, "choose another folder, or say --force to write over them";
+    /// `capacity: proportional` where instances cannot follow the traffic.
+    CapacityNotOffered = "1620", "CAPACITY_NOT_OFFERED", FailedPrecondition, "leave capacity out, or say capacity: full; with --set for one deployment";
+    /// A check that the scope's instances cannot be asked.
+    CheckNotOffered = "1621", "CHECK_NOT_OFFERED", FailedPrecondition, "measure with a command, a url or prometheus instead, or deploy with another strategy";
     /// A bug of ours.
     Internal = "1900", "INTERNAL", Internal, "please report it with the log lines around it";
 }

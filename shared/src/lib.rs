@@ -7,11 +7,13 @@
 
 pub mod archive;
 pub mod assignment;
+pub mod audit;
 pub mod decimal;
 pub mod digest;
 pub mod error;
 pub mod health;
 pub mod id;
+pub mod measurement;
 pub mod secret;
 pub mod selector;
 pub mod spec;

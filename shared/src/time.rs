@@ -30,6 +30,12 @@ impl Timestamp {
         self.0
     }
 
+    /// Reads RFC 3339, with any offset; none: it is nothing such, or lies before the epoch.
+    pub fn parse(text: &str) -> Option<Self> {
+        let time = chrono::DateTime::parse_from_rfc3339(text).ok()?;
+        u64::try_from(time.timestamp_millis()).ok().map(Self)
+    }
+
     /// The span since `earlier`; zero if that is later.
     pub const fn since(self, earlier: Self) -> Span {
         Span(self.0.saturating_sub(earlier.0))

@@ -83,6 +83,7 @@ fn observed_place(
         drained: drained(traffic, key, place, now),
         permanent_error: permanent_error(traffic, key, place),
         transient_error: transient_error(traffic, key, place),
+        checks: Vec::new(),
     }
 }
 

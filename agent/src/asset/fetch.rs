@@ -1,7 +1,7 @@
 //! Fetching an asset: its places are asked in order, and what comes is hashed and counted while it
 //! streams.
 //!
-//! A place that breaks is followed by the next one, which goes on where the last one ended; after
+//! It goes on where an earlier fetch into the same writer ended. A place that breaks is followed by the next one, which goes on where the last one ended; after
 //! the last one comes the first again, after a wait, as long as bytes come at all. Bytes of a wrong
 //! digest are never used. Which place gave them is told: if several had a part in them, each is
 //! asked once more for the whole, so that the one that is right is found.
@@ -114,11 +114,12 @@ pub async fn fetch(
             "no coordinator's HTTP address is known",
         ));
     }
+    let (hash, received) = writer.held();
     let mut fetch = Fetch {
         wish,
         patience,
-        hash: Sha256::new(),
-        received: 0,
+        hash,
+        received,
         versions: BTreeMap::new(),
         givers: BTreeSet::new(),
         wrong: BTreeMap::new(),
@@ -126,6 +127,12 @@ pub async fn fetch(
         alone: false,
         trouble: String::new(),
     };
+    if fetch.received == wish.size {
+        match fetch.fault("an earlier fetch") {
+            None => return Ok(()),
+            Some(_) => fetch.restart(writer)?,
+        }
+    }
     let mut idle = 0;
     for _ in 0..patience.rounds {
         let before = fetch.received;

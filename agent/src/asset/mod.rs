@@ -1,7 +1,8 @@
 //! Releases on disk: fetched, verified, unpacked, kept, removed.
 //!
 //! A release is there or not: everything happens in `releases/.work/`, is synced, and is renamed to
-//! `releases/<digest>/` at the end. What a crash leaves in `.work` is removed at the next start.
+//! `releases/<digest>/` at the end. What a crash leaves in `.work` is removed at the next start,
+//! but for downloads that were cut short: the next staging goes on where they end.
 //! Nothing is activated here.
 
 pub mod coordinated;
@@ -13,11 +14,12 @@ pub mod web;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sha2::{Digest as _, Sha256};
 use tidegate_shared::assignment::{AssetWish, PermanentErrorKind};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::spec::AssetKind;
@@ -65,14 +67,20 @@ pub struct ReleaseStore {
 }
 
 impl ReleaseStore {
-    /// The store in a folder; leftovers of an interrupted staging are removed.
+    /// The store in a folder; what an interrupted unpacking left is removed.
     ///
     /// # Errors
     /// The folder cannot be made or cleared.
     pub fn open(releases: PathBuf) -> io::Result<Self> {
         files::make_folder(&releases, 0o755)?;
-        files::remove(&releases.join(".work"))?;
-        files::make_folder(&releases.join(".work"), 0o700)?;
+        let work = releases.join(".work");
+        files::make_folder(&work, 0o700)?;
+        for entry in std::fs::read_dir(&work)? {
+            let path = entry?.path();
+            if !is_part(&path) {
+                files::remove(&path)?;
+            }
+        }
         Ok(Self {
             releases,
             quota: None,
@@ -104,6 +112,23 @@ impl ReleaseStore {
         free_bytes(&self.releases, self.quota)
     }
 
+    /// Every release that is there.
+    pub fn list(&self) -> Vec<Digest> {
+        let entries = std::fs::read_dir(&self.releases).into_iter().flatten();
+        let name = |entry: io::Result<std::fs::DirEntry>| {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.parse().ok()
+        };
+        entries.filter_map(name).collect()
+    }
+
+    /// Downloads that were cut short, by whatever.
+    pub fn parts(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.releases.join(".work"));
+        let paths = entries.into_iter().flatten().flatten().map(|e| e.path());
+        paths.filter(|path| is_part(path)).collect()
+    }
+
     /// Removes the release of a digest; nothing there is no error.
     ///
     /// # Errors
@@ -122,7 +147,8 @@ impl ReleaseStore {
     /// Brings a release here: fetch, verify, unpack. Nothing to do if it is there.
     ///
     /// # Errors
-    /// Why not; then nothing was changed.
+    /// Why not; then no release was changed. What was fetched stays for the next try, unless no
+    /// other try can help.
     pub async fn stage(&self, wish: &AssetWish, source: &dyn Source) -> Result<(), StageError> {
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +162,12 @@ impl ReleaseStore {
         let part = work.join(format!("{}.part", wish.sha256));
         let tree = work.join(wish.sha256.to_string());
         let result = self.stage_into(wish, source, &part, &tree).await;
-        for leftover in [&part, &tree] {
+        let is_for_later = matches!(&result, Err(error) if error.kind.is_none())
+            && std::fs::metadata(&part).is_ok_and(|found| found.len() > 0);
+        for leftover in [(!is_for_later).then_some(&part), Some(&tree)]
+            .into_iter()
+            .flatten()
+        {
             if let Err(error) = files::remove(leftover) {
                 tracing::warn!(path = %leftover.display(), %error, "a leftover cannot be removed");
             }
@@ -154,11 +185,17 @@ impl ReleaseStore {
         part: &Path,
         tree: &Path,
     ) -> Result<(), StageError> {
-        let free = self.free();
-        if free < wish.size {
-            return Err(disk_full(&self.releases, wish.size, free));
+        let (path, folder) = (part.to_path_buf(), self.releases.clone());
+        let (size, quota) = (wish.size, self.quota);
+        let opened =
+            tokio::task::spawn_blocking(move || PartWriter::open(path, folder, size, quota));
+        let mut writer = opened
+            .await
+            .unwrap_or_else(|_| Err(StageError::transient("opening was interrupted")))?;
+        let (free, needed) = (self.room(), wish.size - writer.held().1);
+        if free < needed {
+            return Err(disk_full(&self.releases, needed, free));
         }
-        let mut writer = self.writer(part, wish.size)?;
         fetch::fetch(wish, source, &mut writer, self.patience).await?;
         writer.finish()?;
         let (kind, size) = (wish.kind, wish.size);
@@ -180,33 +217,12 @@ impl ReleaseStore {
         work.await
             .unwrap_or_else(|_| Err(StageError::transient("unpacking was interrupted")))
     }
+}
 
-    fn free(&self) -> u64 {
-        free_bytes(&self.releases, self.quota)
-    }
-
-    fn writer(&self, path: &Path, size: u64) -> Result<PartWriter, StageError> {
-        let mut options = OpenOptions::new();
-        let file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path);
-        let file = file.map_err(|error| {
-            storage_error(&error, path, &|_| {
-                disk_full(&self.releases, size, self.free())
-            })
-        })?;
-        Ok(PartWriter {
-            file,
-            path: path.to_path_buf(),
-            folder: self.releases.clone(),
-            size,
-            quota: self.quota,
-            left: self.quota.unwrap_or(u64::MAX),
-        })
-    }
+/// Whether it is a download, whole or not.
+fn is_part(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|extension| extension == "part")
 }
 
 /// Makes an unpacked tree the release, durably.
@@ -253,9 +269,60 @@ pub struct PartWriter {
     size: u64,
     quota: Option<u64>,
     left: u64,
+    /// Of what was there when it was opened, with how many bytes that is.
+    held: (Sha256, u64),
 }
 
 impl PartWriter {
+    /// Opens the file of a download, to go on at its end.
+    fn open(
+        path: PathBuf,
+        folder: PathBuf,
+        size: u64,
+        quota: Option<u64>,
+    ) -> Result<Self, StageError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let full = |_: &io::Error| disk_full(&folder, size, free_bytes(&folder, quota));
+        let opened = options.mode(0o600).open(&path).and_then(|mut file| {
+            let mut length = file.metadata()?.len();
+            // One that is too long is of no use.
+            if length > size {
+                file.set_len(0)?;
+                length = 0;
+            }
+            let mut hash = Sha256::new();
+            let mut held = 0;
+            let mut piece = vec![0; 64 * 1024];
+            let mut whole = (&mut file).take(length);
+            loop {
+                match whole.read(&mut piece)? {
+                    0 => break,
+                    count => {
+                        hash.update(&piece[..count]);
+                        held += count as u64;
+                    }
+                }
+            }
+            Ok((file, (hash, held)))
+        });
+        let (file, held) = opened.map_err(|error| storage_error(&error, &path, &full))?;
+        Ok(Self {
+            file,
+            left: quota.unwrap_or(u64::MAX).saturating_sub(held.1),
+            path,
+            folder,
+            size,
+            quota,
+            held,
+        })
+    }
+
+    /// The hash over what was there when it was opened, and how many bytes that is.
+    pub fn held(&self) -> (Sha256, u64) {
+        self.held.clone()
+    }
+
     /// Writes a piece.
     ///
     /// # Errors

@@ -201,6 +201,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn readiness_that_nobody_hears_is_refused() {
+        let mut bench = bench(GRACE);
+        let notify = RunSpec {
+            notify: true,
+            ..shell("exec sleep 600")
+        };
+        let launch = launch(0, &bench.release, notify);
+        bench.executor.perform(Task::Start(Box::new(launch)));
+        match next(&mut bench.events).await {
+            Event::StartFailed {
+                permanent, message, ..
+            } => assert!(permanent && message.contains("run.notify"), "{message}"),
+            other => panic!("want a refusal, got {other:?}"),
+        }
+        assert_eq!(bench.executor.observe(), []);
+    }
+
+    #[tokio::test]
     async fn an_end_is_told_with_its_status_and_last_words() {
         let mut bench = bench(GRACE);
         let script = shell("echo \"$PORT $TIDEGATE_SCOPE $GREETING\" >&2; exit 3");

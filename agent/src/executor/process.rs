@@ -127,6 +127,12 @@ impl ProcessExecutor {
             permanent: false,
             message: format!("{}: {error}", dir.display()),
         };
+        if launch.run.notify {
+            return Err(Refusal {
+                permanent: true,
+                message: "the release tells by sd_notify when it is ready (run.notify), which only the executor systemd hears: set `executor: systemd` in the agent's configuration, or use a health check".to_owned(),
+            });
+        }
         files::make_folder(&dir, 0o700).map_err(local)?;
         let stdout = output::open(&output::Stream::Stdout.path(&dir)).map_err(local)?;
         let stderr = output::open(&output::Stream::Stderr.path(&dir)).map_err(local)?;

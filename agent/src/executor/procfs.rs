@@ -113,6 +113,18 @@ fn leaders(instance: &str, instance_dir: &Path, hooks: bool) -> Vec<ProcessId> {
     found
 }
 
+/// Whether some process has its instance's folder in this one.
+pub fn is_home(folder: &Path) -> bool {
+    let mark = format!("TIDEGATE_INSTANCE_DIR={}/", folder.display());
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut environments =
+        entries.filter_map(|entry| std::fs::read(entry.path().join("environ")).ok());
+    environments.any(|all| {
+        all.split(|byte| *byte == 0)
+            .any(|e| e.starts_with(mark.as_bytes()))
+    })
+}
+
 /// The port that a process was given as `PORT`; 0: none, or not to be read.
 pub fn port_of(pid: u32) -> u16 {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();

@@ -5,12 +5,14 @@
 //! a turn never waits for a download or a stop. `kill -9` at any point is safe: what was under way
 //! is found again on disk, among the processes and in the data plane.
 
+mod checks;
 mod launch;
 mod plane;
 pub mod ports;
 pub mod recover;
 pub mod route;
 mod scrape;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +34,7 @@ use tracing::{error, info, warn};
 
 use crate::asset::ReleaseStore;
 use crate::asset::fetch::Source;
+use crate::checks::Checker;
 use crate::config::Settings;
 use crate::executor::{Events, Executor, Task, instance_dir, output, procfs};
 use crate::ledger::{InstanceRecord, Ledger};
@@ -100,12 +103,14 @@ pub struct Reconciler {
     routed: Option<(Instant, Routes)>,
     looked: Option<Instant>,
     rotated: Instant,
+    swept: Option<Instant>,
     sequence: u64,
     reported: Option<(Timestamp, Vec<String>)>,
     host: HostMeter,
     usage: UsageMeter,
     pulses: Option<mpsc::Receiver<oneshot::Sender<()>>>,
     scraper: Scraper,
+    checker: Checker,
 }
 
 /// Time that never goes backwards: the wall clock of the start, and what passed since.
@@ -147,12 +152,14 @@ impl Reconciler {
             routed: None,
             looked: None,
             rotated: Instant::now(),
+            swept: None,
             sequence: 0,
             reported: None,
             host: HostMeter::new(&settings.layout.dir),
             usage: UsageMeter::default(),
             pulses: None,
             scraper: Scraper::default(),
+            checker: Checker::default(),
             outlets,
             ledger,
             parts,
@@ -214,6 +221,7 @@ impl Reconciler {
     ) {
         let mut stop = std::pin::pin!(stop);
         let mut pulses = self.pulses.take();
+        let measured = self.checker.news();
         loop {
             let wake = self.turn().await;
             tokio::select! {
@@ -236,6 +244,7 @@ impl Reconciler {
                     // Whoever asked may have given up.
                     beat.send(()).ok();
                 }
+                () = measured.notified() => {}
                 () = tokio::time::sleep(wake) => {}
             }
         }
@@ -456,6 +465,7 @@ impl Reconciler {
             }
         }
         self.rotate();
+        self.sweep();
         self.report();
         self.until(wake_at)
     }
@@ -583,6 +593,7 @@ impl Reconciler {
         wake.since(now)
             .to_std()
             .min(look)
+            .min(self.checker.rest().unwrap_or(look))
             .max(Duration::from_millis(1))
     }
 
@@ -590,7 +601,9 @@ impl Reconciler {
     fn report(&mut self) {
         let now = self.clock.now();
         let mut places = report::places(&self.observed, now);
+        let checked = self.check(&mut places);
         let mut marks = report::landmarks(self.desired.generation, &places);
+        marks.extend(checked);
         let troubles = self.parts.executor.troubles();
         marks.extend(self.complaints.values().chain(&troubles).cloned());
         marks.extend(self.proxy.iter().map(|proxy| {

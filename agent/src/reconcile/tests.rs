@@ -78,6 +78,7 @@ fn item(n: u8, state: WishedState, weight: u64) -> Assignment {
         keep_releases: 1,
         guard: None,
         scrape: None,
+        checks: Vec::new(),
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Malformed {
     pub message: String,
 }
 
-fn wrong(field: impl Into<String>, message: impl ToString) -> Malformed {
+pub(super) fn wrong(field: impl Into<String>, message: impl ToString) -> Malformed {
     Malformed {
         field: field.into(),
         message: message.to_string(),
@@ -182,6 +182,7 @@ fn assignment(from: wire::Assignment) -> Result<Assignment, Malformed> {
             rule: guard.rule,
         }),
         scrape: from.scrape.map(scrape).transpose()?,
+        checks: super::checks::wishes(from.checks)?,
     })
 }
 
@@ -293,6 +294,7 @@ fn run_spec(from: wire::Run) -> Result<RunSpec, Malformed> {
             after_stop: hooks(from.after_stop),
         },
         limits: from.limits.map(limits).unwrap_or_default(),
+        notify: from.notify,
     };
     match run
         .validate()
@@ -471,6 +473,7 @@ fn place(from: &ObservedPlace) -> wire::ObservedPlace {
                 message: error.message.clone(),
             }),
         transient_error: from.transient_error.clone().unwrap_or_default(),
+        checks: from.checks.iter().map(super::checks::observed).collect(),
     }
 }
 

@@ -7,6 +7,7 @@
 //! step, and tried seldom if trying cannot cure it; applications go on. Certificates renew over the connection of the session. What an
 //! assignment means is the reconcile loop's business.
 
+mod checks;
 pub mod convert;
 mod host;
 pub mod logs;

@@ -121,6 +121,39 @@ impl Failure {
         self
     }
 
+    /// A refusal of one among several objects that were sent together.
+    pub fn refused(refusal: tidegate_proto::control::v1::apply_result::Refusal) -> Self {
+        let mut failure = Self::new(Reason::Internal, refusal.message);
+        failure.0.reason = refusal.reason;
+        failure.0.code = refusal.code;
+        failure.0.hint = refusal.hint;
+        let fields = refusal.fields.into_iter();
+        failure.0.places = fields
+            .map(|wrong| format!("{}: {}", wrong.field, wrong.message))
+            .collect();
+        failure
+    }
+
+    /// Takes the place of an object in a request, such as `objects[3]`, out of what is told.
+    #[must_use]
+    pub fn outside(mut self, place: &str) -> Self {
+        let report = &mut self.0;
+        if let Some(rest) = report.message.strip_prefix(&format!("{place}: ")) {
+            report.message = rest.to_owned();
+        }
+        for told in &mut report.places {
+            if let Some(rest) = told.strip_prefix(&format!("{place}.")) {
+                *told = rest.strip_prefix("spec.").unwrap_or(rest).to_owned();
+            }
+        }
+        self
+    }
+
+    /// Where it is, one place in each line.
+    pub fn places(&self) -> &[String] {
+        &self.0.places
+    }
+
     /// Replaces the next step.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = hint.into();
@@ -159,7 +192,6 @@ impl Failure {
     }
 
     /// `TG-####`.
-    #[cfg(test)]
     pub fn code(&self) -> &str {
         &self.0.code
     }

@@ -155,7 +155,7 @@ mod tests {
         let text = failure(&["deploy", "web", "1"]);
         assert!(
             text.starts_with(
-                "error: the following required arguments were not provided: --scope <NAME>\n"
+                "error: the following required arguments were not provided: <--scope <NAME>|--selector <CEL>|--environment <NAME>>\n"
             ),
             "{text}"
         );

@@ -1,6 +1,9 @@
 //! Deployments as people read them: words, colours, bars, and the page of one deployment.
 
+pub mod checks;
+pub mod group;
 mod listing;
+pub mod plan;
 
 use std::fmt::Write as _;
 
@@ -150,6 +153,7 @@ pub fn page(output: Output, deployment: &api::Deployment) -> String {
     text.push_str(&gates(output, deployment));
     text.push_str(&steps(output, deployment));
     text.push_str(&participants(output, deployment, usize::MAX));
+    text.push_str(&checks::checks(output, deployment));
     text.push_str(&evidence(output, deployment));
     text.push_str(&causes(output, deployment));
     text
@@ -215,6 +219,16 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
             printable(&format!(
                 "{} ({})",
                 deployment.linked_to, deployment.link_kind
+            )),
+        );
+    }
+    field("group", printable(&deployment.group));
+    if !deployment.auto_deploy_of.is_empty() {
+        field(
+            "by itself",
+            printable(&format!(
+                "auto_deploy of the scope, for the release of {}",
+                deployment.auto_deploy_of
             )),
         );
     }

@@ -19,6 +19,7 @@ use tidegate_shared::weight::Weight;
 
 use crate::state::{Agent, Deployment, ResolvedParameter, Scope, State, Status};
 use crate::strategy::{self, rolling};
+use crate::verification::wishes;
 
 /// Reports come at least this often while a deployment concerns an agent.
 const SLOWEST_REPORT: Span = Span::from_secs(1);
@@ -330,6 +331,11 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
         keep_releases: origin.strategy.keep_releases,
         guard: None,
         scrape: scrape(deployment),
+        checks: if wish.role == Role::Candidate && wish.state == WishedState::Running {
+            wishes(deployment)
+        } else {
+            Vec::new()
+        },
     }
 }
 

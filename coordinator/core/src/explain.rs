@@ -16,6 +16,7 @@ use crate::plan::{self, sooner};
 pub use crate::plan::{Gate, GateAnswer};
 use crate::state::{Deployment, Scope, State, Status};
 use crate::strategy::{self, PlannedStep};
+use crate::verification::{CheckView, look};
 
 /// What a deployment waits for, and how far it is.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -34,6 +35,8 @@ pub struct Explanation {
     pub participants: Vec<ParticipantView>,
     /// What the rules say now; empty before `RUNNING` and after `FINALIZING`.
     pub verdicts: Vec<Evidence>,
+    /// The checks of the present moment.
+    pub checks: Vec<CheckView>,
     /// When the planner looks again without news.
     pub next_wakeup: Option<Timestamp>,
 }
@@ -140,6 +143,7 @@ pub fn explain(
         actual: view.actual(),
         participants: view.participants.iter().map(participant).collect(),
         verdicts: judged,
+        checks: look(&view),
         next_wakeup: sooner(
             sooner(next.wake, deadline.filter(|at| *at > now)),
             again.map(|due| due.at).filter(|at| *at > now),

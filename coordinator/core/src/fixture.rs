@@ -68,6 +68,7 @@ fn scope_spec(instances: u32) -> ScopeSpec {
         max_restarts: 5,
         parameters: BTreeMap::new(),
         limits: Default::default(),
+        auto_deploy: None,
     }
 }
 
@@ -104,6 +105,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
             fast: false,
             forced: false,
             link: None,
+            auto: None,
         }),
         status: Status::Finalized,
         status_since: START,
@@ -130,6 +132,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        checks: Vec::new(),
         group: None,
         tries: 0,
     }
@@ -255,6 +258,8 @@ impl World {
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &name(agent), self.sequence);
         change(&mut report);
+        let checks = &mut self.observed.verification;
+        checks.absorb(&self.state, &name(agent), &report, self.now);
         self.observed
             .absorb(&name(agent), &name("c1"), report, self.now);
     }

@@ -9,6 +9,7 @@
 
 pub mod apply;
 pub mod archive;
+pub mod auto;
 pub mod collection;
 pub mod command;
 pub mod deployment;
@@ -17,8 +18,10 @@ pub mod event;
 pub mod explain;
 #[cfg(test)]
 mod fixture;
+pub mod forecast;
 pub mod group;
 pub mod observed;
+pub mod people;
 pub mod plan;
 pub mod policy;
 pub mod preflight;
@@ -28,6 +31,7 @@ pub mod strategy;
 pub mod telemetry;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod verification;
 
 pub use apply::apply;
 pub use archive::{Archived, ArchivedRow, Extent, Past};
@@ -35,6 +39,7 @@ pub use command::{Actor, Applied, Command, Entry, Item, Outcome, Reply, RequestK
 pub use desired::desired;
 pub use event::Event;
 pub use explain::explain;
+pub use forecast::forecast;
 pub use observed::Observed;
 pub use plan::plan;
 pub use rejection::Rejection;

@@ -12,6 +12,7 @@ use tidegate_shared::time::{Span, Timestamp};
 
 use crate::state::State;
 use crate::telemetry::Telemetry;
+use crate::verification::Lanes;
 
 /// Silence after which an agent counts as lost, unless set otherwise.
 pub const LOST_AFTER: Span = Span::from_secs(30);
@@ -27,6 +28,8 @@ pub struct Observed {
     pub agents: BTreeMap<Name, ObservedAgent>,
     /// What the counters of the reports came to over time.
     pub telemetry: Telemetry,
+    /// What measurements of checks came to; fed by the shell with the state beside it.
+    pub verification: Lanes,
 }
 
 impl Default for Observed {
@@ -54,6 +57,7 @@ impl Observed {
             lost_after: LOST_AFTER,
             agents: BTreeMap::new(),
             telemetry: Telemetry::default(),
+            verification: Lanes::default(),
         }
     }
 
@@ -108,6 +112,7 @@ impl Observed {
             watched.extend(scope.candidate);
         }
         self.telemetry.tidy(&kept, &watched, now);
+        self.verification.tidy(&watched);
     }
 
     /// Whether nothing was heard of an agent for so long that its instances count as unknown.

@@ -40,6 +40,7 @@ fn place(item: &Assignment) -> Option<ObservedPlace> {
         drained: item.weight == Weight::ZERO,
         permanent_error: None,
         transient_error: None,
+        checks: Vec::new(),
     })
 }
 

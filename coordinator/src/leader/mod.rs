@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tidegate_coordinator_core::desired::concerns;
+use tidegate_coordinator_core::verification::LeaderCheck;
 use tidegate_coordinator_core::{Observed, State};
 use tidegate_shared::assignment::Report;
 use tidegate_shared::id::Name;
+use tidegate_shared::measurement::Sample;
 use tidegate_shared::time::Timestamp;
 use tokio::sync::Notify;
 
@@ -22,6 +24,7 @@ use crate::raft::peer_service::AskFuture;
 use crate::storage::codec;
 use crate::storage::data_dir::Peer;
 
+mod measure;
 pub mod planner;
 
 #[derive(Default)]
@@ -65,6 +68,8 @@ impl Live {
         let view = context.query.stale();
         for (agent, mut report) in batch.reports {
             keep_own(&view.state, &agent, &mut report);
+            let checks = &mut observed.verification;
+            checks.absorb(&view.state, &agent, &report, now);
             heard.insert(agent.clone());
             observed.absorb(&agent, coordinator, report, now);
         }
@@ -116,6 +121,12 @@ impl Live {
         })
     }
 
+    /// A copy of what is seen; none where this node does not lead.
+    #[must_use]
+    pub fn observed(&self) -> Option<Observed> {
+        self.lock().observed.clone()
+    }
+
     /// How many agents are connected to any coordinator; 0 where this node does not lead.
     #[must_use]
     pub fn connected(&self) -> usize {
@@ -126,6 +137,34 @@ impl Live {
                 .filter(|known| known.coordinator.is_some())
                 .count()
         })
+    }
+
+    /// Takes in what this leader measured itself; whether the check still wants any.
+    fn measured(
+        &self,
+        context: &Context,
+        check: &LeaderCheck,
+        sequence: u64,
+        sample: &Sample,
+    ) -> bool {
+        let Some(now) = context.proposer.leader_now() else {
+            return false;
+        };
+        let view = context.query.stale();
+        let mut seen = self.lock();
+        let Some(observed) = &mut seen.observed else {
+            return false;
+        };
+        let lanes = &mut observed.verification;
+        let (id, name) = (check.deployment, &check.name);
+        let wanted = lanes.measured(&view.state, id, name, check.run, sequence, sample, now);
+        // What is learnt of a deployment counts as if its agents had told it.
+        let measured = view.state.deployments.get(&id);
+        let agents = measured.into_iter().flat_map(|d| &d.participants);
+        seen.heard.extend(agents.cloned());
+        drop(seen);
+        self.news.notify_one();
+        wanted
     }
 
     fn begin(&self, observed: Observed) {

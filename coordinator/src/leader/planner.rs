@@ -14,6 +14,7 @@ use tidegate_coordinator_core::{Actor, Item, Observed, Outcome, RequestKey, Stat
 use tidegate_shared::error::Reason;
 use tokio::sync::mpsc;
 
+use super::measure::Measuring;
 use crate::api::Context;
 use crate::propose::ProposeError;
 use crate::raft::Role;
@@ -94,8 +95,10 @@ async fn lead(context: &Arc<Context>) {
     let mut tidy = tokio::time::interval(TIDY_EVERY);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let mut looked = context.clock.instant();
+    let mut measuring = Measuring::default();
     loop {
         let sleep = look(context, &mut flight, &mut agenda);
+        measuring.sync(context);
         let waited = context.clock.instant().saturating_duration_since(looked);
         if let Some(rest) = GATHER.checked_sub(waited) {
             tokio::time::sleep(rest).await;

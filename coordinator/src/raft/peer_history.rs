@@ -91,7 +91,9 @@ pub(super) async fn fetch(
     extent: Extent,
     through: u64,
 ) -> Result<(), Status> {
-    let tail = history.tail();
+    let asked = history.clone();
+    let tail = tokio::task::spawn_blocking(move || asked.tail()).await;
+    let tail = tail.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
     let (after_index, after_ordinal) = tail.event.unwrap_or_default();
     let request = HistoryRequest {
         envelope: Some(clients.envelope(from)),

@@ -9,6 +9,7 @@ use super::FieldErrors;
 
 /// A parameter as a file in the folder of each instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FileSpec {
     /// Where, relative to the instance's folder: no `..`, no leading slash, at most 8 parts.
@@ -93,6 +94,7 @@ impl From<FileMode> for String {
 
 /// What happens if something that Tidegate did not write lies where a file should.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnCollision {
     /// The instance is not started.

@@ -7,6 +7,7 @@ use crate::time::Span;
 
 /// How an instance is found healthy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheck {
     /// GET a path; exclusive with `tcp` and `exec`.
@@ -32,6 +33,7 @@ pub struct HealthCheck {
 
 /// GET on the instance's own port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HttpProbe {
     /// Path and query, starting with a slash.
@@ -46,6 +48,7 @@ pub struct HttpProbe {
 
 /// A program run in the instance's environment and folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExecProbe {
     /// The program; relative: inside the release.

@@ -4,30 +4,39 @@
 //! `validate` is internally sound; whether the objects it names exist is checked where it is
 //! applied.
 
+mod auto_deploy;
 mod file;
 mod health;
+mod moment;
 mod object;
 mod parameter;
+mod people;
 mod policy;
 mod release;
 mod rollout;
 mod run;
+#[cfg(feature = "schema")]
+pub mod schema;
 mod scope;
 mod scope_traffic;
 mod source;
 mod strategy;
+mod verification;
 
+pub use auto_deploy::AutoDeploy;
 pub use file::{FileMode, FileModeError, FileSpec, OnCollision};
 pub use health::{ExecProbe, HealthCheck, HttpProbe, Probe};
+pub use moment::When;
 pub use object::{ApplicationSpec, EnvironmentSpec, Kind, Manifest, ObjectSpec, validate_labels};
 pub use parameter::{
     MAX_VALUE_BYTES, OnRollback, ParameterKind, ParameterSpec, ParameterTarget, ValueFrom,
     check_value, check_variable,
 };
+pub use people::{Role, RoleBindingSpec, TeamSpec};
 pub use policy::{
     ApprovalRule, Approver, Approvers, Backoff, ConcurrencyRule, CooldownRule, DependencyRule,
     DependencyWhere, FirstDeployment, GradualRolloutRule, GradualType, GuardrailRule, Matching,
-    OnEmpty, OnTrue, PolicySpec, ProgressionRule, ReleaseSelectorRule, RetryOn, RetryRule, Role,
+    OnEmpty, OnTrue, PolicySpec, ProgressionRule, ReleaseSelectorRule, RetryOn, RetryRule,
     WindowKind, WindowOutcome, WindowRule,
 };
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};
@@ -40,9 +49,14 @@ pub use scope::{MetricsSpec, Port, ScopeSpec, ScopeType};
 pub use scope_traffic::{HeaderRoute, Protocol, ScopeTraffic, StickySpec, TlsSpec};
 pub use source::{AssetSource, Place, PlaceKind};
 pub use strategy::{
-    AppMetric, Batch, BatchSize, BatchSpec, Comparison, Deadlines, DeadlinesSpec, FinalizeMode,
-    Hold, Judge, MaxLost, Metric, NoDataAction, OnNoData, OnStall, Reading, RollbackSpec, Rule,
-    RuleAction, Selector, Step, Strategy, StrategyKind, StrategySpec, TrafficSpec,
+    AppMetric, Batch, BatchSize, BatchSpec, Capacity, Comparison, Deadlines, DeadlinesSpec,
+    FinalizeMode, Hold, Judge, MaxLost, Metric, NoDataAction, OnNoData, OnStall, Reading,
+    RollbackSpec, Rule, RuleAction, Selector, Step, Strategy, StrategyKind, StrategySpec,
+    TrafficSpec,
+};
+pub use verification::{
+    CommandMeasurement, CommandPlace, HttpMeasurement, HttpMethod, MOST_CHECKS, Measurement,
+    PLACEHOLDERS, PrometheusMeasurement, VerificationSpec, validate_checks,
 };
 
 use serde::{Deserialize, Serialize};

@@ -15,6 +15,7 @@ pub const MAX_VALUE_BYTES: usize = 32 * 1024;
 ///
 /// Precedence: scope > dimension > environment > application > release default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ParameterSpec {
     /// Name of the environment variable: `[A-Za-z_][A-Za-z0-9_]*`, not `PORT` or `TIDEGATE_*`. Of
@@ -32,6 +33,7 @@ pub struct ParameterSpec {
     pub value_from: Option<ValueFrom>,
     /// A secret's value, encrypted under the cluster key; set by the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(skip))]
     pub sealed: Option<Sealed>,
     /// The value is a file; none: an environment variable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,6 +47,7 @@ pub struct ParameterSpec {
 
 /// Whether a parameter's value may be seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ParameterKind {
     /// By everybody who may read.
@@ -62,6 +65,7 @@ impl ParameterKind {
 
 /// Which value a return to an earlier release takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnRollback {
     /// The one that the release ran with.
@@ -79,6 +83,7 @@ impl OnRollback {
 
 /// Where the command line reads a value from; exactly one.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ValueFrom {
     /// An environment variable of who applies the manifest.
@@ -91,6 +96,7 @@ pub struct ValueFrom {
 
 /// What a parameter belongs to; exactly one kind of target.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ParameterTarget {
     /// Every scope of this application; may stand beside `environment` and `dimensions`.

@@ -11,7 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::strategy::{count_or_share, optional_percent};
-use super::{FieldErrors, percent};
+use super::{FieldErrors, VerificationSpec, When, percent, validate_checks};
 use crate::id::Name;
 use crate::time::Span;
 use crate::weight::Weight;
@@ -27,6 +27,7 @@ const LONGEST: Span = Span::from_days(366);
 
 /// How a group rolls out, as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RolloutSpec {
     /// At what pace members start.
@@ -40,6 +41,10 @@ pub struct RolloutSpec {
     pub waves: Vec<WaveSpec>,
     /// What has to hold between members and between waves.
     pub gate: RolloutGate,
+    /// Checks that each member has to pass at its last step, besides those of its strategy, with
+    /// other names; only with the gate `verified`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verification: Vec<VerificationSpec>,
     /// None: no failure at all for `linear`, `linear_normalized` and `waves`, any number for
     /// `all_at_once`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,6 +58,7 @@ pub struct RolloutSpec {
 
 /// At what pace the members of a group start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutKind {
     /// As soon as their own gates are open.
@@ -89,6 +95,7 @@ impl RolloutKind {
 /// One wave: exactly one of `selector`, `count` and `percent` says what it takes of the members
 /// that no earlier wave took.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WaveSpec {
     /// Unique in the rollout.
@@ -105,6 +112,7 @@ pub struct WaveSpec {
         skip_serializing_if = "Option::is_none",
         with = "optional_percent"
     )]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<super::schema::Percent>"))]
     pub percent: Option<Weight>,
     /// How long to wait after its last member has ended; up to 366 d.
     #[serde(default, skip_serializing_if = "Span::is_zero")]
@@ -113,6 +121,7 @@ pub struct WaveSpec {
 
 /// What has to hold between members, and between waves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutGate {
     /// Nothing but what the kind says.
@@ -137,6 +146,7 @@ impl RolloutGate {
 
 /// How many failures a group bears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct BudgetSpec {
     /// More than these exceed it; a share is one of all members, rounded up.
@@ -149,6 +159,7 @@ pub struct BudgetSpec {
 
 /// What an exceeded failure budget does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnBreach {
     /// Stops the group and asks people.
@@ -192,6 +203,7 @@ count_or_share!(
 
 /// In what order members start.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RolloutOrder {
     /// Pseudo-random, the same for the same group.
@@ -218,6 +230,7 @@ impl fmt::Display for RolloutOrder {
 
 /// Scopes that start before, or after, all others. Those that are no members are passed over.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Pinned {
     /// Before all others, in this order.
@@ -289,6 +302,7 @@ impl RolloutSpec {
                 "{kind} starts all members together, so there is nothing between them: want none"
             ),
         );
+        self.check_verification(&mut errors);
         if let RolloutOrder::Label(label) = &self.order {
             errors.require(
                 (1..=128).contains(&label.len()),
@@ -298,6 +312,31 @@ impl RolloutSpec {
         }
         self.check_pinned(&mut errors);
         errors
+    }
+
+    fn check_verification(&self, errors: &mut FieldErrors) {
+        errors.require(
+            self.verification.is_empty() || self.gate == RolloutGate::Verified,
+            "verification",
+            "nothing waits for it: want gate: verified",
+        );
+        errors.0.extend(validate_checks(&self.verification).0);
+        for (position, check) in self.verification.iter().enumerate() {
+            errors.require(
+                check.when.iter().all(|when| *when == When::Last),
+                format!("verification[{position}].when"),
+                "between members a check is made at the last step of each: leave it out",
+            );
+        }
+    }
+
+    /// The checks of a member: its strategy's and those of the rollout.
+    pub fn checks_of_member(&self, own: &[VerificationSpec]) -> Vec<VerificationSpec> {
+        let added = self.verification.iter().map(|check| VerificationSpec {
+            when: vec![When::Last],
+            ..check.clone()
+        });
+        own.iter().cloned().chain(added).collect()
     }
 
     fn check_pinned(&self, errors: &mut FieldErrors) {
@@ -403,6 +442,15 @@ mod tests {
             (r#"{"kind": "linear", "interval": "367d"}"#, "interval"),
             (r#"{"interval": "1s"}"#, "interval"),
             (r#"{"kind": "waves"}"#, "waves"),
+            (
+                r#"{"verification": [{"name": "a", "http": {"path": "/"}}]}"#,
+                "verification",
+            ),
+            (
+                r#"{"kind": "linear", "interval": "1s", "gate": "verified",
+                    "verification": [{"name": "a", "http": {"path": "/"}, "when": [1]}]}"#,
+                "verification[0].when",
+            ),
             (r#"{"waves": [{"name": "a", "count": 1}]}"#, "waves"),
             (
                 r#"{"kind": "waves", "waves": [{"name": "a"}]}"#,

@@ -31,6 +31,10 @@ pub struct RunSpec {
     /// What an instance may use; a scope's own go before these.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    /// It tells by `sd_notify` when it is ready, and a start lasts until then: systemd's
+    /// `Type=notify`. Only the executor `systemd` can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub notify: bool,
 }
 
 /// Programs that run around the starts and stops of an instance, in the order of their list, each
@@ -165,6 +169,7 @@ impl Hooks {
 /// What an instance may use. A limit that a host cannot enforce keeps the instance from starting
 /// there, with that reason.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Bytes of memory, as `512MiB`, `2GiB` or a plain number; 4 MiB to 1 PiB.

@@ -6,14 +6,15 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec, TlsSpec,
-    check_variable,
+    AutoDeploy, FieldErrors, HeaderRoute, HealthCheck, Limits, Protocol, ScopeTraffic, StickySpec,
+    TlsSpec, check_variable,
 };
 use crate::id::Name;
 use crate::selector::{LabelSelector, check_label};
 
 /// A place where one application runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ScopeSpec {
     /// The application that runs here; cannot be changed.
@@ -67,10 +68,14 @@ pub struct ScopeSpec {
     /// What an instance may use, above what the asset says.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    /// New releases that it takes by itself; none: people deploy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_deploy: Option<AutoDeploy>,
 }
 
 /// Where an application exposes metrics of its own, in Prometheus' text format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MetricsSpec {
     /// The path; default `/metrics`.
@@ -119,6 +124,7 @@ const fn five() -> u32 {
 
 /// What kind of place a scope is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ScopeType {
     /// Processes on hosts, behind the agent's proxy.
@@ -237,6 +243,11 @@ impl ScopeSpec {
         errors
             .0
             .extend(self.traffic().validate(self.port == Port::None).0);
+        if let Some(auto) = &self.auto_deploy {
+            for error in auto.validate().0 {
+                errors.add("auto_deploy", error.message);
+            }
+        }
         if let Some(metrics) = &self.metrics {
             errors.nest("metrics", metrics.validate());
         }

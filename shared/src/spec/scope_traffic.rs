@@ -13,6 +13,7 @@ const LONGEST_TTL: Span = Span::from_secs(400 * 24 * 3_600);
 
 /// What the proxy of a scope speaks with clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// HTTP/1.0, HTTP/1.1 and HTTP/2: weights are shares of requests.
@@ -32,6 +33,7 @@ impl Protocol {
 
 /// The proxy ends TLS; the values are parameters of the scope, both PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TlsSpec {
     /// Variable of the parameter that holds the certificate and its chain.
@@ -42,6 +44,7 @@ pub struct TlsSpec {
 
 /// A client stays with the version that served it first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct StickySpec {
     /// Name of the cookie.
@@ -57,6 +60,7 @@ const fn one_hour() -> Span {
 
 /// Requests with this header go to the candidate, whatever its weight.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HeaderRoute {
     /// Name of the header; case does not matter.

@@ -9,6 +9,8 @@
 //! `UPDATE=1 cargo test -p tidegate-scenarios` rewrites the traces; the change is reviewed as a
 //! diff against what the design asks for.
 
+pub mod checks;
+pub mod conduct;
 pub mod governance;
 pub mod invariants;
 pub mod script;

@@ -250,6 +250,9 @@ fn end_changed(old: &Deployment, new: &Deployment, names: &Names, parts: &mut Ve
     {
         parts.push(format!("returns when finalized ({cause:?})").to_lowercase());
     }
+    for check in new.checks.iter().filter(|c| !old.checks.contains(c)) {
+        parts.push(names.in_text(&check.message));
+    }
     if old.unverified != new.unverified {
         parts.push("unverified".to_owned());
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_agent_core::place::PlaceKey;
-use tidegate_agent_core::testing::{AgentModel, Behaviour as Conduct, Staged};
+use tidegate_agent_core::testing::AgentModel;
 use tidegate_coordinator_core::apply::apply;
 use tidegate_coordinator_core::command::{
     ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, InitCluster, Join,
@@ -17,7 +17,7 @@ use tidegate_coordinator_core::desired::desired;
 use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
 use tidegate_coordinator_core::{Actor, Command, Entry, Item, Observed, Outcome, RequestKey};
-use tidegate_shared::assignment::{Facts, PermanentErrorKind};
+use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
@@ -28,6 +28,8 @@ use tidegate_shared::spec::{
 };
 use tidegate_shared::time::{Span, Timestamp};
 
+use crate::checks::Checks;
+use crate::conduct::conduct;
 use crate::invariants;
 use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
 use crate::trace::{self, Names, Trace};
@@ -65,6 +67,7 @@ pub struct World {
     trace: Trace,
     guard: invariants::Guard,
     planner_wakes: Option<Timestamp>,
+    checks: Checks,
     /// What a leader remembers between its looks, with the agents that it heard since.
     agenda: Agenda,
     heard: BTreeSet<Name>,
@@ -88,6 +91,7 @@ impl World {
             trace: Trace::new(BEGIN),
             guard: invariants::Guard::default(),
             planner_wakes: None,
+            checks: Checks::default(),
             agenda: Agenda::default(),
             heard: BTreeSet::new(),
         };
@@ -137,7 +141,13 @@ impl World {
                 self.say(&format!("> {}", line.text));
                 self.fault(fault)
             }
+            Statement::Measure(measure) => {
+                self.say(&format!("> {}", line.text));
+                self.checks.told(measure);
+                Ok(())
+            }
             Statement::Deploy { .. }
+            | Statement::Publish { .. }
             | Statement::Verb { .. }
             | Statement::Decide { .. }
             | Statement::Scope { .. }
@@ -156,6 +166,7 @@ impl World {
             "strategy" => self.state.strategies.contains_key(name),
             "policy" => self.state.policies.contains_key(name),
             "environment" => self.state.environments.contains_key(name),
+            "application" => self.state.applications.contains_key(name),
             "parameter" => self.state.parameters.contains_key(name),
             _ => false,
         }
@@ -251,6 +262,7 @@ impl World {
             expires_at: self.now + Span::from_hours(1),
             uses: 1,
             name: None,
+            roles: Vec::new(),
         });
         self.must(admin()?, token)?;
         let join = Command::Join(Join {
@@ -356,14 +368,27 @@ impl World {
 
     fn command(&self, statement: &Statement) -> Result<(Actor, Command), String> {
         let command = match statement {
+            Statement::Publish {
+                application,
+                version,
+                building,
+                labels,
+            } => Command::CreateRelease(CreateRelease {
+                application: application.clone(),
+                version: version.clone(),
+                labels: labels.clone(),
+                spec: release_spec(version)?,
+                stored: !building,
+            }),
             Statement::Deploy {
+                application,
                 version,
                 scope,
                 strategy,
                 on_conflict,
                 overrides,
             } => Command::CreateDeployments(CreateDeployments {
-                application: name("shop")?,
+                application: application.clone(),
                 version: version.clone(),
                 scopes: vec![scope.clone()],
                 strategy: strategy.clone(),
@@ -423,6 +448,7 @@ impl World {
             | Statement::Object { .. }
             | Statement::Release { .. }
             | Statement::Fault(_)
+            | Statement::Measure(_)
             | Statement::Wait(_)
             | Statement::Show => return Err("is no command".to_owned()),
         };
@@ -493,6 +519,7 @@ impl World {
             Fault::Free(agent) => self.host(agent)?.model.host.data_plane_down(false),
             Fault::Leader => {
                 self.observed = Observed::new(now);
+                self.checks.new_leader();
                 self.planner_wakes = None;
                 self.agenda = Agenda::default();
             }
@@ -611,7 +638,10 @@ impl World {
             .hosts
             .values()
             .filter_map(|host| host.model.next_event());
-        hosts.chain(self.planner_wakes).min()
+        hosts
+            .chain(self.planner_wakes)
+            .chain(self.checks.next(self.now))
+            .min()
     }
 
     fn pass(&mut self, to: Timestamp) -> Result<(), String> {
@@ -648,8 +678,12 @@ impl World {
             }
             host.model.advance(self.now);
             if host.connected
-                && let Some(report) = host.model.report()
+                && let Some(mut report) = host.model.report()
             {
+                let wished = desired(&self.state, name);
+                self.checks.measure(name, &wished, &mut report, self.now);
+                let lanes = &mut self.observed.verification;
+                lanes.absorb(&self.state, name, &report, self.now);
                 self.heard.insert(name.clone());
                 self.observed.absorb(name, &coordinator, report, self.now);
             }
@@ -680,6 +714,8 @@ impl World {
 
     /// Proposes what the planner finds due; whether it proposed anything.
     fn plan(&mut self) -> Result<bool, String> {
+        let measured = self.checks.lead(&self.state, &mut self.observed, self.now);
+        self.heard.extend(measured);
         let planned = plan(&self.state, &self.observed, self.now);
         self.planner_wakes = planned.next_wakeup;
         self.look(&planned)?;
@@ -799,27 +835,4 @@ fn release_spec(version: &Version) -> Result<ReleaseSpec, String> {
         assets: vec![asset],
         ..ReleaseSpec::default()
     })
-}
-
-/// What a host is told about a release.
-fn conduct(behaviours: &[Behaviour]) -> Result<Conduct, String> {
-    let mut conduct = Conduct::default();
-    for behaviour in behaviours {
-        match behaviour {
-            Behaviour::Good => {}
-            Behaviour::Crashes => conduct.exits_after = Some(Span::ZERO),
-            Behaviour::NeverHealthy => conduct.healthy_after = None,
-            Behaviour::HealthyAfter(span) => conduct.healthy_after = Some(*span),
-            Behaviour::StagesIn(span) => conduct.stage_takes = *span,
-            Behaviour::Unreachable => conduct.staged = Staged::Fails,
-            Behaviour::Refused(word) => {
-                let kind = PermanentErrorKind::ALL
-                    .into_iter()
-                    .find(|kind| kind.as_str() == word)
-                    .ok_or_else(|| format!("\"{word}\" is no permanent error"))?;
-                conduct.staged = Staged::Refused(kind);
-            }
-        }
-    }
-    Ok(conduct)
 }

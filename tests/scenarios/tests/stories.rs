@@ -41,6 +41,11 @@ fn outcomes() {
 }
 
 #[test]
+fn checks() {
+    tell("f-checks", 5);
+}
+
+#[test]
 fn policies() {
     tell("h-policies", 9);
 }

@@ -3,6 +3,8 @@
 //! The tests under `tests/` hold the rules of ARCHITECTURE.md that a compiler does not. Each rule
 //! says why it is there when it fails. Nothing outside this package uses this.
 
+pub mod json_schema;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

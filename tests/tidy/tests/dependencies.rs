@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "ciborium",
     "hex",
     "imbl",
+    "schemars",
     "semver",
     "serde",
     "serde_json",

@@ -85,6 +85,7 @@ pub(super) fn item(scope: &str, n: u8, state: WishedState, weight: u64) -> Assig
         keep_releases: 3,
         guard: None,
         scrape: None,
+        checks: Vec::new(),
     }
 }
 

@@ -102,6 +102,37 @@ async fn a_broken_source_is_followed_by_the_next_from_there_on() {
 }
 
 #[tokio::test]
+async fn a_fetch_goes_on_where_the_last_agent_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let releases = dir.path().join("releases");
+    let content = b"#!/bin/sh\nexit 0\n".to_vec();
+    let wish = wish(&content, AssetKind::Binary);
+    let part = releases.join(".work").join(format!("{}.part", wish.sha256));
+    let longer = [&content[..], b"more"].concat();
+    // (what lies there, what is asked for)
+    let cases: [(&[u8], &[(usize, u64)]); 5] = [
+        (&content[..7], &[(0, 7)]),
+        (&content, &[]),
+        (b"", &[(0, 0)]),
+        (&longer, &[(0, 0)]),
+        // Torn by a power cut: noticed at the end, and fetched as a whole.
+        (b"torn...", &[(0, 7), (0, 0)]),
+    ];
+    for (held, asked) in cases {
+        drop(ReleaseStore::open(releases.clone()).unwrap());
+        std::fs::write(&part, held).unwrap();
+        std::fs::create_dir(releases.join(".work/half-a-tree")).unwrap();
+        let store = ReleaseStore::open(releases.clone()).unwrap();
+        assert_eq!(store.parts(), [part.clone()]);
+        let source = scripted(vec![(Some(content.clone()), None)]);
+        store.stage(&wish, &source).await.unwrap();
+        assert_eq!(*source.asked.lock().unwrap(), asked, "{held:?}");
+        assert_eq!(leftovers(&releases), 0);
+        store.remove(&wish.sha256).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn refusals_name_the_cause_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let releases = dir.path().join("releases");
@@ -221,9 +252,8 @@ fn a_slow_place_is_noticed_once_per_window() {
 #[test]
 fn a_writer_on_a_full_disk_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let store = ReleaseStore::open(dir.path().join("releases")).unwrap();
     // The kernel's own full disk.
-    let mut writer = store.writer(std::path::Path::new("/dev/full"), 5).unwrap();
+    let mut writer = PartWriter::open("/dev/full".into(), dir.path().into(), 5, None).unwrap();
     let error = writer.write(b"bytes").unwrap_err();
     assert_eq!(error.kind, Some(PermanentErrorKind::DiskFull));
 }

@@ -12,7 +12,7 @@ use tidegate_shared::spec::RunSpec;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::super::systemd::{SystemdExecutor, journal, unit_name};
-use super::super::{Executor as _, Launch, Parameter, Running, Task, procfs};
+use super::super::{Executor as _, Launch, Parameter, Running, Task, instance_dir, procfs};
 use super::{LIMIT, launch, next, suite};
 use crate::systemd::{Active, Manager};
 
@@ -23,7 +23,7 @@ type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 type Case = fn(&Path) -> Answer<'_>;
 
 /// Every case, by name.
-pub const CASES: [(&str, Case); 13] = [
+pub const CASES: [(&str, Case); 14] = [
     ("the_suite", |root| Box::pin(the_suite(root))),
     ("an_end_is_told_with_its_status_and_last_words", |root| {
         Box::pin(an_end_is_told(root))
@@ -47,6 +47,9 @@ pub const CASES: [(&str, Case); 13] = [
     }),
     ("a_watchdog_that_is_not_fed_ends_it", |root| {
         Box::pin(watchdog(root))
+    }),
+    ("one_that_tells_when_it_is_ready_is_up_then", |root| {
+        Box::pin(ready(root))
     }),
     ("a_left_over_unit_gives_way_to_a_new_start", |root| {
         Box::pin(left_over(root))
@@ -327,6 +330,34 @@ async fn watchdog(root: &Path) {
     bench.start(launch).await;
     let how = bench.exited().await;
     assert!(how.contains("watchdog"), "{how}");
+}
+
+#[allow(clippy::expect_used, reason = "a helper of tests")]
+async fn ready(root: &Path) {
+    let mut bench = bench(root, GRACE);
+    let script = "until test -e ${INSTANCE_DIR}/go; do sleep 0.1; done; systemd-notify --ready; exec sleep 600";
+    let run = RunSpec {
+        notify: true,
+        ..shell(script)
+    };
+    let launch = bench.launch(run);
+    bench
+        .executor
+        .perform(Task::Start(Box::new(launch.clone())));
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    while active(&launch).await != Some(Active::Activating) {
+        assert!(tokio::time::Instant::now() < deadline, "it is never begun");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(bench.events.try_recv().is_err(), "told before it is ready");
+    let dir = instance_dir(&root.join("instances"), &launch.instance);
+    std::fs::write(dir.join("go"), "").expect("the instance's folder");
+    match next(&mut bench.events).await {
+        Event::Started { .. } => {}
+        other => panic!("want started, got {other:?}"),
+    }
+    assert_eq!(active(&launch).await, Some(Active::Active));
+    bench.stop(&launch).await;
 }
 
 /// The agent ended between a start and its note of it, and the wish has moved on since.

@@ -113,8 +113,12 @@ pub fn properties(
     let mut all = vec![
         ("Description", text(&description(launch))),
         ("Slice", text(SLICE)),
-        // Up once the program runs, so that one that cannot be run is told from one that ends.
-        ("Type", text("exec")),
+        // Up once the program runs, so that one that cannot be run is told from one that ends; or
+        // once it says that it is ready.
+        (
+            "Type",
+            text(if launch.run.notify { "notify" } else { "exec" }),
+        ),
         // A program that speaks to systemd is heard: status text, its main process, its watchdog.
         ("NotifyAccess", text("all")),
         ("ExecStart", Variant::from(vec![start])),

@@ -7,7 +7,7 @@ use tidegate_proto::control::v1 as api;
 use tidegate_proto::control::v1::act_request::Verb;
 use tidegate_shared::spec::{Kind, parse_percent};
 
-use super::{WaitArgs, audit};
+use super::{WaitArgs, audit, page_size};
 use crate::errors::{Failure, Result};
 use crate::follow::{Following, follow};
 use crate::output::{Output, Tone, printable, weight};
@@ -277,13 +277,6 @@ async fn list(session: &Session, args: ListArgs) -> Result<()> {
         let active = render::active_among(&answer.deployments);
         render::list(session.output, &answer.deployments, &active, wide, empty)
     })
-}
-
-fn page_size(limit: usize) -> u32 {
-    match u32::try_from(limit) {
-        Ok(limit @ 1..=1_000) => limit,
-        Ok(_) | Err(_) => 1_000,
-    }
 }
 
 async fn watch(session: &Session, args: &WatchArgs) -> Result<u8> {

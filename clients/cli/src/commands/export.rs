@@ -12,13 +12,16 @@ use crate::names;
 use crate::output::{Format, to_json};
 use crate::session::Session;
 
+/// Stands before a secret, whose value is not told.
+const WITHHELD_NOTE: &str = "# (secret) leaves the value as it is; where there is none yet, say value_from with env or file instead.\n";
+
 /// What to export.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tidegate export > cluster.yaml        everything, in the order that apply wants\n  tidegate export scope                 all scopes\n  tidegate export strategy careful      one object\n  tidegate export -o json | jq ."
+    after_help = "Examples:\n  tidegate export > cluster.yaml        everything, in the order that apply wants\n  tidegate export scope                 all scopes\n  tidegate export strategy careful      one object\n  tidegate export -l app=shop           everything with this label\n  tidegate export -o json | jq .\n\nThe value of a secret is exported as (secret): applied again it stays as it is; in another cluster\napply refuses it and says so."
 )]
 pub struct ExportArgs {
-    /// application, environment, strategy, scope, policy or parameter; none: all
+    /// application, environment, strategy, scope, policy, parameter, team or role_binding; none: all
     kind: Option<String>,
     /// One object of the kind
     name: Option<String>,
@@ -98,6 +101,9 @@ pub fn manifest_of(object: &api::Object) -> Result<String> {
         return Ok(String::new());
     };
     let mut text = String::new();
+    if fields["kind"] == "parameter" && fields["spec"]["kind"] == "secret" {
+        text.push_str(WITHHELD_NOTE);
+    }
     for name in ["kind", "name", "labels", "spec"] {
         if let Some(value) = fields.remove(name) {
             let one = Map::from_iter([(name.to_owned(), value)]);
@@ -131,14 +137,36 @@ mod tests {
             text.starts_with("kind: strategy\nname: careful\nlabels:\n  team: shop\nspec:\n"),
             "{text}"
         );
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.yaml");
-        std::fs::write(&path, &text).unwrap();
-        let wanted = crate::manifest::load(&[path]).unwrap();
+        let wanted = read_back(&text);
         let tidegate_shared::spec::ObjectSpec::Strategy(spec) = &wanted[0].spec else {
             panic!("a strategy was written");
         };
         assert_eq!(spec.resolve().steps[0].weight.basis_points(), 1_250);
+    }
+
+    fn read_back(text: &str) -> Vec<crate::manifest::Wanted> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.yaml");
+        std::fs::write(&path, text).unwrap();
+        crate::manifest::load(&[path]).unwrap()
+    }
+
+    #[test]
+    fn a_secret_is_marked() {
+        let object = api::Object {
+            kind: "parameter".to_owned(),
+            metadata: Some(api::Metadata {
+                name: "db".to_owned(),
+                ..api::Metadata::default()
+            }),
+            spec: r#"{"variable":"DB","kind":"secret","value":"(secret)","target":{"scope":"s"}}"#
+                .to_owned(),
+            status: String::new(),
+        };
+        let text = manifest_of(&object).unwrap();
+        assert!(text.starts_with("# (secret) leaves the value"), "{text}");
+        assert!(text.contains("value: (secret)"), "{text}");
+        assert_eq!(read_back(&text)[0].secret, None);
     }
 
     #[test]

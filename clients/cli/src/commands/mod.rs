@@ -10,28 +10,38 @@ pub mod cluster;
 pub mod context;
 pub mod deploy;
 pub mod deployment;
+pub mod diff;
 pub mod environment;
 pub mod export;
 pub mod generate;
 pub mod governance;
+pub mod group;
+pub mod init;
 pub mod login;
 pub mod logs;
 pub mod objects;
 pub mod parameter;
+pub mod plan;
 pub mod policy;
 pub mod release;
+pub mod role;
 pub mod rollback;
+pub mod rollout;
+pub mod schema;
 pub mod scope;
 pub mod strategy;
+pub mod team;
 pub mod token;
+pub mod user;
 pub mod whoami;
+pub mod wish;
 
 use clap::{Args, Subcommand};
 use tidegate_proto::control::v1 as api;
 
 use crate::dev;
 use crate::errors::Result;
-use crate::follow::{Following, follow, parse_timeout};
+use crate::follow::{Following, follow, follow_group, parse_timeout};
 use crate::render;
 use crate::session::Session;
 use objects::ObjectCommand;
@@ -41,9 +51,14 @@ use objects::ObjectCommand;
 pub enum Command {
     /// Publish a release to scopes
     Deploy(deploy::DeployArgs),
+    /// Print the whole schedule of a deployment before anything is made
+    Plan(plan::PlanArgs),
     /// What is in motion, why, and the verbs that steer it
     #[command(subcommand)]
     Deployment(deployment::DeploymentCommand),
+    /// One release on its way to many scopes: one view, one handle
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Why is a deployment where it is? Every rule's answer, the one in the way first
     Explain(deployment::ReferenceArgs),
     /// Return a scope to a release that it had before
@@ -79,10 +94,25 @@ pub enum Command {
     /// Configuration values of applications
     #[command(subcommand)]
     Parameter(Box<ObjectCommand<parameter::ParameterFlags>>),
+    /// People, and the roles that they have everywhere
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Groups of people, for approvals and roles
+    #[command(subcommand)]
+    Team(ObjectCommand<team::TeamFlags>),
+    /// Who has which role where
+    #[command(subcommand)]
+    Role(ObjectCommand<role::RoleFlags>),
     /// Make the cluster's objects as manifests describe them
     Apply(apply::ApplyArgs),
+    /// In what the cluster's objects differ from manifests
+    Diff(diff::DiffArgs),
     /// Print objects as manifests
     Export(export::ExportArgs),
+    /// Write a commented set of manifests to begin with
+    Init(init::InitArgs),
+    /// Print the JSON Schema of manifests
+    Schema,
     /// What instances print
     Logs(logs::LogsArgs),
     /// Hosts that run releases
@@ -129,6 +159,14 @@ pub struct WaitArgs {
     pub timeout: Option<String>,
 }
 
+/// Rows of a page for a list of at most so many; 0: all.
+fn page_size(limit: usize) -> u32 {
+    match u32::try_from(limit) {
+        Ok(limit @ 1..=1_000) => limit,
+        Ok(_) | Err(_) => 1_000,
+    }
+}
+
 impl WaitArgs {
     /// Refuses a wrong time limit before anything is done.
     ///
@@ -138,6 +176,41 @@ impl WaitArgs {
         self.timeout
             .as_deref()
             .map_or(Ok(()), |text| parse_timeout(text).map(|_| ()))
+    }
+
+    /// Tells that a group was started; waits for its end if that is wanted.
+    ///
+    /// # Errors
+    /// No coordinator answers any more.
+    pub async fn after_group(&self, session: &Session, group: &api::Group) -> Result<u8> {
+        let output = session.output;
+        if output.is_for_people() || self.wait {
+            let next = if self.wait {
+                String::new()
+            } else {
+                format!("\nnext: tidegate group watch {}", group.short_id)
+            };
+            let members = group.counts.unwrap_or_default().members;
+            output.note(&format!(
+                "group {} of {} {} to {members} scope{} is {}{next}",
+                render::group::name(group),
+                group.application,
+                group.version,
+                if members == 1 { "" } else { "s" },
+                group.status().as_str_name(),
+            ))?;
+        }
+        if !self.wait {
+            if !output.is_for_people() {
+                output.emit(group, |_| String::new())?;
+            }
+            return Ok(0);
+        }
+        let following = Following {
+            timeout: parse_timeout(self.timeout.as_deref().unwrap_or("0s"))?,
+            picture: false,
+        };
+        follow_group(session, &group.id, following).await
     }
 
     /// Tells what was started; waits for its end if that is wanted. With several deployments the
@@ -198,13 +271,16 @@ impl Command {
     pub async fn run(self, session: &Session) -> Result<u8> {
         match self {
             Self::Deploy(args) => return args.run(session).await,
+            Self::Plan(args) => return args.run(session).await,
             Self::Deployment(command) => return command.run(session).await,
+            Self::Group(command) => return command.run(session).await,
             Self::Explain(args) => {
                 let command = deployment::DeploymentCommand::Explain(args);
                 return command.run(session).await;
             }
             Self::Rollback(args) => return args.run(session).await,
             Self::Scope(command) => return command.run(session).await,
+            Self::Diff(args) => return args.run(session).await,
             Self::Dev(args) => return dev::run(args, session).await,
             Self::Release(command) => command.run(session).await?,
             Self::Approval(command) => command.run(session).await?,
@@ -216,8 +292,13 @@ impl Command {
             Self::Strategy(command) => command.run(session).await?,
             Self::Policy(command) => command.run(session).await?,
             Self::Parameter(command) => (*command).run(session).await?,
+            Self::User(command) => command.run(session).await?,
+            Self::Team(command) => command.run(session).await?,
+            Self::Role(command) => command.run(session).await?,
             Self::Apply(args) => args.run(session).await?,
             Self::Export(args) => args.run(session).await?,
+            Self::Init(args) => args.run(session)?,
+            Self::Schema => schema::run(session)?,
             Self::Logs(args) => args.run(session).await?,
             Self::Agent(command) => command.run(session).await?,
             Self::Token(command) => command.run(session).await?,

@@ -1,11 +1,12 @@
-//! The documents of a YAML stream, each with its line numbers kept.
+//! The documents of a YAML stream, each with the place where it stands.
 
-/// One document; `text` has an empty line for each line before it, so that positions in it are
-/// positions in the file.
+/// One document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// The document, padded.
+    /// The document.
     pub text: String,
+    /// Lines of the file before it.
+    pub before: usize,
     /// Its first line with content, counted from 1.
     pub first_line: usize,
 }
@@ -49,7 +50,8 @@ pub fn split(text: &str) -> Vec<Document> {
 fn document(text: &str, before: usize) -> Document {
     let offset = text.lines().position(is_content).unwrap_or(0);
     Document {
-        text: "\n".repeat(before) + text,
+        text: text.to_owned(),
+        before,
         first_line: before + offset + 1,
     }
 }
@@ -63,8 +65,10 @@ mod tests {
         let found = split("a: 1\n---\n# x\nb: 2\n--- {c: 3}\n");
         let lines: Vec<_> = found.iter().map(|d| d.first_line).collect();
         assert_eq!(lines, [1, 4, 5]);
-        assert_eq!(found[1].text, "\n   \n# x\nb: 2\n");
-        assert_eq!(found[2].text, "\n\n\n\n    {c: 3}\n");
+        assert_eq!(found[1].text, "   \n# x\nb: 2\n");
+        assert_eq!(found[2].text, "    {c: 3}\n");
+        let before: Vec<_> = found.iter().map(|d| d.before).collect();
+        assert_eq!(before, [0, 1, 4]);
         assert!(split("---\n# nothing\n").iter().all(Document::is_empty));
     }
 }

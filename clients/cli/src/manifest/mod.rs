@@ -5,9 +5,14 @@
 
 mod documents;
 mod locate;
+pub mod meaning;
+pub mod part;
+pub mod rollout;
 pub mod run;
 pub mod value;
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -44,16 +49,33 @@ pub struct Wanted {
     pub place: String,
     /// The file.
     path: PathBuf,
-    /// The document, its lines numbered as in the file.
+    /// The document, and how many lines of the file are before it.
     text: String,
+    before: usize,
 }
 
 impl Wanted {
+    /// An object as the cluster has it.
+    pub fn of_cluster(kind: Kind, name: String, labels: Labels, spec: ObjectSpec) -> Self {
+        Self {
+            kind,
+            name,
+            labels,
+            spec,
+            secret: None,
+            place: "the cluster".to_owned(),
+            path: PathBuf::new(),
+            text: String::new(),
+            before: 0,
+        }
+    }
+
     /// Where a field of its spec stands, as `file:line:column: spec.field`; where the field is
     /// absent, its nearest parent's place.
     pub fn locate(&self, field: &str) -> Option<String> {
         let field = format!("spec.{field}");
         let (line, column) = locate::tree(&self.text)?.position_of(&field)?;
+        let line = line + self.before as u64;
         Some(format!("{}:{line}:{column}: {field}", self.path.display()))
     }
 }
@@ -114,16 +136,20 @@ fn told(mut mistakes: Vec<String>) -> Failure {
 
 /// Two documents that describe the same object.
 fn twins(wanted: &[Wanted]) -> Vec<String> {
+    let mut first: BTreeMap<(Kind, &str), &Wanted> = BTreeMap::new();
     let mut found = Vec::new();
-    for (position, object) in wanted.iter().enumerate() {
-        let first = wanted[..position]
-            .iter()
-            .find(|other| other.kind == object.kind && other.name == object.name);
-        if let Some(first) = first {
-            found.push(format!(
+    for object in wanted {
+        match first.entry((object.kind, object.name.as_str())) {
+            Entry::Vacant(free) => {
+                free.insert(object);
+            }
+            Entry::Occupied(taken) => found.push(format!(
                 "{}:1: name: {} \"{}\" is described already at {}",
-                object.place, object.kind, object.name, first.place
-            ));
+                object.place,
+                object.kind,
+                object.name,
+                taken.get().place
+            )),
         }
     }
     found
@@ -232,7 +258,7 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
     let Some(kind) = head.kind else {
         return Err(vec![place.at(
             "kind",
-            "is missing; want one of application, environment, strategy, scope, policy, parameter",
+            "is missing; want one of application, environment, strategy, scope, policy, parameter, team, role_binding",
         )]);
     };
     let kind: Kind = kind.value.parse().map_err(|message| {
@@ -249,6 +275,8 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         Kind::Scope => typed(&place, ObjectSpec::Scope),
         Kind::Policy => typed(&place, ObjectSpec::Policy),
         Kind::Parameter => typed(&place, ObjectSpec::Parameter),
+        Kind::Team => typed(&place, ObjectSpec::Team),
+        Kind::RoleBinding => typed(&place, ObjectSpec::RoleBinding),
     }?;
     let mut errors = validate_labels(&labels);
     errors.nest("spec", spec.validate());
@@ -266,7 +294,9 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         | ObjectSpec::Environment(_)
         | ObjectSpec::Strategy(_)
         | ObjectSpec::Scope(_)
-        | ObjectSpec::Policy(_) => None,
+        | ObjectSpec::Policy(_)
+        | ObjectSpec::Team(_)
+        | ObjectSpec::RoleBinding(_) => None,
     };
     Ok(Some(Wanted {
         kind,
@@ -277,6 +307,7 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         place: format!("{}:{}", path.display(), document.first_line),
         path: path.to_owned(),
         text: document.text.clone(),
+        before: document.before,
     }))
 }
 
@@ -307,11 +338,9 @@ impl Place<'_> {
         let position = error
             .location()
             .map(|location| (location.line(), location.column()));
-        let (line, column) = position.unwrap_or((self.document.first_line as u64, 1));
-        let field = self
-            .tree
-            .as_ref()
-            .and_then(|tree| tree.field_at(line, column));
+        let field = self.tree.as_ref().zip(position);
+        let field = field.and_then(|(tree, (line, column))| tree.field_at(line, column));
+        let (line, column) = self.in_file(position);
         match field.filter(|field| !field.is_empty()) {
             Some(field) => format!(
                 "{}:{line}:{column}: {field}: {message}",
@@ -321,13 +350,19 @@ impl Place<'_> {
         }
     }
 
+    /// Line and column in the file; of the document's first line where none is known.
+    fn in_file(&self, position: Option<(u64, u64)>) -> (u64, u64) {
+        match position {
+            Some((line, column)) => (line + self.document.before as u64, column),
+            None => (self.document.first_line as u64, 1),
+        }
+    }
+
     /// A mistake in a field; where the field is absent, its nearest parent is named.
     fn at(&self, field: &str, message: &str) -> String {
-        let (line, column) = self
-            .tree
-            .as_ref()
-            .and_then(|tree| tree.position_of(field))
-            .unwrap_or((self.document.first_line as u64, 1));
+        let position = self.tree.as_ref();
+        let position = position.and_then(|tree| tree.position_of(field));
+        let (line, column) = self.in_file(position);
         format!(
             "{}:{line}:{column}: {field}: {message}",
             self.path.display()

@@ -2,49 +2,22 @@
 
 use std::path::Path;
 
-use tidegate_shared::error::Reason;
 use tidegate_shared::spec::RunSpec;
 
-use super::locate;
-use crate::errors::{Failure, Result};
+use super::part::Part;
+use crate::errors::Result;
 
 /// Reads and checks a file of `command`, `args`, `env`, `health_check`, `hooks`, `limits`.
 ///
 /// # Errors
 /// It cannot be read, or every mistake in it, with line and field.
 pub fn load(path: &Path) -> Result<RunSpec> {
-    let text = super::read(path)?;
-    let name = path.display();
-    let run: RunSpec = serde_saphyr::from_str(&text).map_err(|error| {
-        let place = error.location().map_or_else(String::new, |location| {
-            format!(":{}:{}", location.line(), location.column())
-        });
-        Failure::new(
-            Reason::MalformedFile,
-            format!("{name} does not say how a release is run; nothing was changed"),
-        )
-        .at(format!("{name}{place}: {}", locate::message(&error)))
-        .hint("it has command, and may have args, env, health_check, hooks and limits")
-    })?;
-    let errors = run.validate().0;
-    if errors.is_empty() {
-        return Ok(run);
-    }
-    let tree = locate::tree(&text);
-    let failure = Failure::new(
-        Reason::MalformedFile,
-        format!("{name} has mistakes; nothing was changed"),
-    );
-    Err(errors.iter().fold(failure, |failure, error| {
-        let position = tree
-            .as_ref()
-            .and_then(|tree| tree.position_of(&error.field));
-        let (line, column) = position.unwrap_or((1, 1));
-        failure.at(format!(
-            "{name}:{line}:{column}: {}: {}",
-            error.field, error.message
-        ))
-    }))
+    let part = Part::load(
+        path,
+        "does not say how a release is run",
+        "it has command, and may have args, env, health_check, hooks and limits",
+    )?;
+    part.checked(RunSpec::validate)
 }
 
 #[cfg(test)]

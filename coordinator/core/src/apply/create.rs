@@ -6,10 +6,11 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, GroupId, Name, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
-    AssetSpec, Port, Protocol, ReleaseStatus, ScopeSpec, Strategy, StrategyKind, StrategySpec,
-    validate_labels,
+    AssetSpec, Capacity, Port, Protocol, ReleaseStatus, ScopeSpec, ScopeType, Strategy,
+    StrategyKind, StrategySpec, validate_labels,
 };
 
+use super::auto;
 use super::lifecycle::{self, title};
 use super::parameters;
 use super::tx::Tx;
@@ -34,6 +35,8 @@ pub(super) struct Wanted {
     pub(super) forced: bool,
     pub(super) link: Option<Link>,
     pub(super) required: Option<Required>,
+    /// It makes itself: who made the release.
+    pub(super) auto: Option<Actor>,
     /// The group that it is a member of.
     pub(super) group: Option<GroupId>,
     /// Tries by a rule before this one.
@@ -58,6 +61,7 @@ impl Wanted {
             forced: false,
             link: Some(Link { kind, of: of.id }),
             required: None,
+            auto: None,
             group: None,
             tries: 0,
             by: None,
@@ -106,6 +110,7 @@ pub(super) fn create_all(
             forced: false,
             link: None,
             required: None,
+            auto: None,
             group,
             tries: 0,
             by: None,
@@ -178,7 +183,7 @@ pub(super) fn check_conflicts(tx: &Tx<'_>, scopes: &[Name]) -> Result<(), Reject
     Err(Rejection::new(Reason::Conflict, conflicts.join("; ")))
 }
 
-fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {
+pub(super) fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {
     let Some(name) = name else {
         return Ok(StrategySpec::default());
     };
@@ -189,7 +194,7 @@ fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Reje
 
 /// The strategy with its overrides, checked and resolved. A worker (`port: none`) has no traffic
 /// to move: it takes `rolling`, by itself if no kind was said.
-fn strategy_for(
+pub(super) fn strategy_for(
     base: &StrategySpec,
     overrides: &StrategySpec,
     name: &Name,
@@ -214,12 +219,59 @@ fn strategy_for(
         .into_result()
         .map_err(|errors| Rejection::fields("strategy", errors))?;
     check_rules(&spec, name, scope)?;
+    check_checks(&spec, name, scope)?;
+    check_capacity(&spec, name, scope)?;
     Ok(spec.resolve())
 }
 
-/// Raw connections have no statuses and no times of answers that a rule could be judged by.
+/// A worker has no port that its instances could be asked on.
+fn check_checks(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
+    let mut asking = spec.verification.iter().flatten().filter(|check| {
+        let http = check.http.as_ref();
+        http.is_some_and(|http| http.path.is_some())
+    });
+    match (scope.port, asking.next()) {
+        (Port::Number(_), _) | (Port::None, None) => Ok(()),
+        (Port::None, Some(check)) => Err(Rejection::new(
+            Reason::CheckNotOffered,
+            format!(
+                "scope \"{name}\" is a worker (port: none): check \"{}\" has no port to ask its instances on",
+                check.name
+            ),
+        )),
+    }
+}
+
+/// On hosts every agent runs `instances_per_agent` of a version, whatever its share.
+fn check_capacity(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
+    match (spec.capacity.unwrap_or_default(), scope.kind) {
+        (Capacity::Full, ScopeType::Hosts) => Ok(()),
+        (Capacity::Proportional, ScopeType::Hosts) => Err(Rejection::new(
+            Reason::CapacityNotOffered,
+            format!(
+                "scope \"{name}\" is of type hosts: capacity: proportional is for kubernetes scopes alone"
+            ),
+        )),
+    }
+}
+
+/// Raw connections have no statuses and no times of answers that a rule could be judged by; a worker
+/// has no port to ask for metrics unless its scope names one.
 fn check_rules(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
     let rules = spec.rollback.iter().flat_map(|rollback| &rollback.rules);
+    let is_silent = scope.port == Port::None && scope.metrics.iter().all(|m| m.port.is_none());
+    if let Some(rule) = rules
+        .clone()
+        .find(|r| is_silent && r.metric.app().is_some())
+    {
+        return Err(Rejection::new(
+            Reason::NotOffered,
+            format!(
+                "scope \"{name}\" is a worker (port: none), so nobody knows where to read {}: set metrics.port of the scope, or leave the rule out",
+                rule.metric
+            ),
+        ));
+    }
     let mut blind = rules.filter(|rule| rule.metric.is_of_requests());
     match (scope.protocol, blind.next()) {
         (Protocol::Http, _) | (Protocol::Tcp, None) => Ok(()),
@@ -292,9 +344,10 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
     }
     let id = tx.new_deployment_id(&wanted.scope);
     let deployment = record(tx, id, origin, &wanted);
-    let by = match &wanted.link {
-        Some(link) => format!(" ({} {})", link_word(link.kind), link.of),
-        None => String::new(),
+    let by = match (&wanted.link, &wanted.auto) {
+        (Some(link), _) => format!(" ({} {})", link_word(link.kind), link.of),
+        (None, Some(author)) => format!(" (auto_deploy of the release of {author})"),
+        (None, None) => String::new(),
     };
     let line = format!("{} was made by {}{by}", title(&deployment), tx.actor);
     tx.note_deployment("created", &deployment, line);
@@ -304,6 +357,7 @@ pub(super) fn make(tx: &mut Tx<'_>, wanted: Wanted) -> Result<DeploymentId, Reje
     let made = tx.state.last_revision;
     tx.state.history.insert((wanted.scope.clone(), made), id);
     tx.put_scope(&wanted.scope, scope);
+    auto::made(tx, &wanted.scope, &wanted.version);
     Ok(id)
 }
 
@@ -350,6 +404,7 @@ fn origin(
         fast: wanted.fast,
         forced: wanted.forced,
         link: wanted.link.clone(),
+        auto: wanted.auto.clone(),
     })
 }
 
@@ -410,6 +465,7 @@ fn record(tx: &mut Tx<'_>, id: DeploymentId, origin: Origin, wanted: &Wanted) ->
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        checks: Vec::new(),
         group: wanted.group,
         tries: wanted.tries,
     }

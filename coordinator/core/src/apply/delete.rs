@@ -2,10 +2,10 @@
 
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::Kind;
+use tidegate_shared::spec::{Kind, ScopeSpec};
 
-use super::governance;
 use super::tx::{Tx, expect_revision};
+use super::{auto, governance, people};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
 use crate::state::{Place, ScopeTerm, State, TargetTerm};
@@ -27,6 +27,7 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
             format!("{what} is in use: {referrer}"),
         ));
     }
+    let before = tx.state.clone();
     match kind {
         Kind::Application => {
             tx.state.applications.remove(name);
@@ -50,11 +51,20 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
         Kind::Policy => {
             tx.state.policies.remove(name);
             governance::gates_changed(tx);
+            auto::rules_changed(tx);
         }
         Kind::Parameter => {
             tx.state.parameters.remove(name);
         }
         Kind::Scope => tx.remove_scope(name),
+        Kind::Team => {
+            tx.state.teams.remove(name);
+            people::changed(tx, &before)?;
+        }
+        Kind::RoleBinding => {
+            tx.state.role_bindings.remove(name);
+            people::changed(tx, &before)?;
+        }
     }
     tx.note(
         format!("{kind}_deleted"),
@@ -73,6 +83,8 @@ fn revision(state: &State, kind: Kind, name: &Name) -> Option<u64> {
         Kind::Policy => state.policies.get(name).map(|o| &o.meta),
         Kind::Parameter => state.parameters.get(name).map(|o| &o.meta),
         Kind::Scope => state.scopes.get(name).map(|o| &o.meta),
+        Kind::Team => state.teams.get(name).map(|o| &o.meta),
+        Kind::RoleBinding => state.role_bindings.get(name).map(|o| &o.meta),
     };
     meta.map(|meta| meta.revision)
 }
@@ -87,8 +99,18 @@ fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
         Kind::Scope => {
             busy(state, name).or_else(|| parameter_of(state, Place::Scope(name.clone())))
         }
+        Kind::Strategy => {
+            let names = |spec: &ScopeSpec| {
+                let auto = spec.auto_deploy.as_ref();
+                auto.and_then(|auto| auto.strategy.as_ref()) == Some(name)
+            };
+            let mut scopes = state.scopes.iter();
+            let found = scopes.find(|(_, scope)| names(&scope.spec));
+            found.map(|(scope, _)| format!("auto_deploy of scope \"{scope}\" names it"))
+        }
         // Deployments hold a snapshot of their strategy and parameters; a policy is looked up anew.
-        Kind::Strategy | Kind::Policy | Kind::Parameter => None,
+        Kind::Policy | Kind::Parameter | Kind::RoleBinding => None,
+        Kind::Team => people::referrer(state, name),
     }
 }
 

@@ -3,6 +3,7 @@
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::weight::Weight;
 
+use super::auto;
 use super::create;
 use super::group;
 use super::lifecycle::{self, enter, known_agents, title};
@@ -47,6 +48,7 @@ pub(super) fn end(
         .return_at_finalized
         .filter(|_| to == Status::Finalized);
     let id = deployment.id;
+    auto::ended(tx, &deployment);
     group::ended(tx, &deployment);
     tx.put_deployment(deployment);
     tx.put_scope(&name, scope);

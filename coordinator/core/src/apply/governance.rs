@@ -1,8 +1,6 @@
 //! Skips and freezes: people's word over rules. Structural alone; which deployments a freeze is
 //! about is the planner's to say.
 
-use std::sync::Arc;
-
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 
@@ -110,6 +108,7 @@ pub(super) fn skip(tx: &mut Tx<'_>, command: &CreateSkip) -> Outcome {
     };
     tx.state.skips.insert(name.clone(), skip);
     gates_changed(tx);
+    super::auto::rules_changed(tx);
     tx.note("rule_skipped", "skip", &name, line);
     Ok(Reply::Named(name))
 }
@@ -148,12 +147,15 @@ pub(super) fn freeze(tx: &mut Tx<'_>, command: &CreateFreeze) -> Outcome {
         return Err(invalid("for", "want a time from now to 366d"));
     }
     let at = tx.at;
-    let freezes = tx.state.freezes.clone().into_iter();
-    let (holding, over): (Vec<_>, Vec<_>) = freezes.partition(|(_, freeze)| at < freeze.until);
-    tx.state.freezes = holding.into_iter().collect();
-    for (_, freeze) in over {
+    let over = tx
+        .state
+        .freezes
+        .values()
+        .filter(|freeze| freeze.until <= at);
+    for freeze in over.cloned().collect::<Vec<_>>() {
         remember_freeze(tx, freeze);
     }
+    tx.state.freezes.retain(|_, freeze| at < freeze.until);
     if tx.state.freezes.len() >= MOST {
         return Err(invalid(
             "selector",
@@ -192,13 +194,11 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     let line = format!("{name} has ended before its time, {}", freeze.until);
     tx.note("thawed", "freeze", name, line);
     let until = freeze.until.min(tx.at);
-    remember_freeze(
-        tx,
-        Freeze {
-            until,
-            ..Arc::unwrap_or_clone(freeze)
-        },
-    );
+    let freeze = Freeze {
+        until,
+        ..(*freeze).clone()
+    };
+    remember_freeze(tx, freeze);
     Ok(Reply::Done)
 }
 
@@ -208,8 +208,11 @@ fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
         tx.state.past_freezes.insert(freeze.meta.revision, freeze);
     }
     while tx.state.past_freezes.len() > MOST_PAST {
-        let oldest = tx.state.past_freezes.get_min().map(|(made, _)| *made);
-        tx.state.past_freezes.remove(&oldest.unwrap_or_default());
+        let Some((oldest, _)) = tx.state.past_freezes.get_min() else {
+            break;
+        };
+        let oldest = *oldest;
+        tx.state.past_freezes.remove(&oldest);
     }
 }
 

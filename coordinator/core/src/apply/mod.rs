@@ -9,6 +9,7 @@ mod advance;
 mod agent;
 mod approval;
 mod archive;
+mod auto;
 mod binding;
 mod cluster;
 mod create;
@@ -19,6 +20,7 @@ mod group;
 mod lifecycle;
 mod object;
 mod parameters;
+mod people;
 mod release;
 mod requests;
 mod scope;
@@ -147,7 +149,10 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::DeleteSkip(command) => governance::delete_skip(tx, &command.name),
         Command::Freeze(command) => governance::freeze(tx, command),
         Command::Thaw(command) => governance::thaw(tx, &command.name),
+        Command::UpdatePerson(command) => people::update(tx, command),
+        Command::RemovePerson(command) => people::remove(tx, command),
         Command::Advance(command) => advance::advance(tx, command),
+        Command::AutoDeploy(command) => auto::deploy(tx, command),
         Command::CreateGroup(command) => group::create(tx, command),
         Command::ActOnGroup(command) => group::act(tx, command),
         Command::AddToGroup(command) => group::add(tx, command),

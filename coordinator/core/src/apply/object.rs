@@ -6,7 +6,7 @@ use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate_labels};
 
 use super::tx::{Tx, expect_revision};
-use super::{governance, lifecycle, parameters};
+use super::{auto, governance, lifecycle, parameters, people};
 use crate::command::{Outcome, PutObject, Reply};
 use crate::rejection::Rejection;
 use crate::state::{Indexed, Listed, Meta, Object, Scope, ScopeStatus, State, Table};
@@ -23,13 +23,18 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
             put_plain(tx, command, spec.clone(), |state| &mut state.environments)
         }
         ObjectSpec::Strategy(spec) => {
-            put_plain(tx, command, spec.clone(), |state| &mut state.strategies)
+            let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.strategies);
+            if let Ok(Reply::Object { changed: true, .. }) = outcome {
+                auto::rules_changed(tx);
+            }
+            outcome
         }
         ObjectSpec::Policy(spec) => {
             // What a policy's texts mean is checked by the front: see `policy::check`.
             let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.policies);
             if let Ok(Reply::Object { changed: true, .. }) = outcome {
                 governance::gates_changed(tx);
+                auto::rules_changed(tx);
             }
             outcome
         }
@@ -39,6 +44,20 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
             put_plain(tx, command, spec, |state| &mut state.parameters)
         }
         ObjectSpec::Scope(spec) => put_scope(tx, command, spec),
+        ObjectSpec::Team(spec) => {
+            people::check_team(tx, &what, spec)?;
+            let before = tx.state.clone();
+            let reply = put_plain(tx, command, spec.clone(), |state| &mut state.teams)?;
+            people::changed(tx, &before)?;
+            Ok(reply)
+        }
+        ObjectSpec::RoleBinding(spec) => {
+            people::check_binding(tx, &what, spec)?;
+            let before = tx.state.clone();
+            let reply = put_plain(tx, command, spec.clone(), |state| &mut state.role_bindings)?;
+            people::changed(tx, &before)?;
+            Ok(reply)
+        }
     }
 }
 
@@ -212,6 +231,13 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
             &spec.environment,
         ));
     }
+    let strategy = spec
+        .auto_deploy
+        .as_ref()
+        .and_then(|auto| auto.strategy.as_ref());
+    if let Some(name) = strategy.filter(|name| !tx.state.strategies.contains_key(*name)) {
+        return Err(missing(&what, "auto_deploy.strategy", Kind::Strategy, name));
+    }
     let present = tx.state.scopes.get(&command.name).cloned();
     expect(command, present.as_ref().map(|scope| scope.meta.revision))?;
     let Some(mut scope) = present else {
@@ -227,17 +253,20 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
             last_active: None,
         };
         tx.put_scope(&command.name, scope);
-        return Ok(written(tx, command, tx.state.last_revision, true));
+        let revision = tx.state.last_revision;
+        auto::scope_written(tx, &command.name, None);
+        return Ok(written(tx, command, revision, true));
     };
     check_immutable(&what, &scope.spec, spec)?;
     if scope.spec == *spec && scope.meta.labels == command.labels {
         return Ok(unchanged(&scope.meta));
     }
-    scope.spec = spec.clone();
+    let before = std::mem::replace(&mut scope.spec, spec.clone());
     scope.meta.labels.clone_from(&command.labels);
     let under_way = scope.candidate;
     tx.put_scope(&command.name, scope);
     let revision = tx.state.last_revision;
+    auto::scope_written(tx, &command.name, Some(&before));
     if let Some(id) = under_way {
         let mut candidate = tx.state.deployment(id)?.clone();
         let before = candidate.traffic;

@@ -3,8 +3,8 @@
 use tidegate_shared::error::Reason;
 use tidegate_shared::spec::{ReleaseStatus, validate_labels};
 
-use super::lifecycle;
 use super::tx::{Tx, expect_revision};
+use super::{auto, lifecycle};
 use crate::collection;
 use crate::command::{CreateRelease, Outcome, Reply, ReviewReleases, SetReleaseStatus};
 use crate::rejection::Rejection;
@@ -60,6 +60,7 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateRelease) -> Outcome {
     };
     let revision = release.meta.revision;
     tx.state.releases.insert(key, release);
+    auto::release_changed(tx, &command.application);
     tx.note_with(
         "release_created",
         "release",
@@ -92,6 +93,7 @@ fn bring_back(tx: &mut Tx<'_>, command: &CreateRelease) -> Outcome {
     let object = format!("{} {}", command.application, command.version);
     let key = (command.application.clone(), command.version.clone());
     tx.state.releases.insert(key, release);
+    auto::release_changed(tx, &command.application);
     let message = format!("release {object} has its assets again and is {status}");
     tx.note("release_status_changed", "release", object, message);
     Ok(Reply::Object {
@@ -196,6 +198,7 @@ pub(super) fn set_status(tx: &mut Tx<'_>, command: &SetReleaseStatus) -> Outcome
     let revision = release.meta.revision;
     let key = (command.application.clone(), command.version.clone());
     tx.state.releases.insert(key, release);
+    auto::release_changed(tx, &command.application);
     let why = lifecycle::because(&command.reason);
     tx.note(
         "release_status_changed",

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
-use crate::state::{InstanceCause, Verdicts};
+use crate::state::{CheckRecord, InstanceCause, Verdicts};
 
 /// See [`super::Command::Advance`]. Carries the answers that it rests on; `apply` checks only the revision,
 /// the status and what is structural.
@@ -29,6 +29,9 @@ pub enum Action {
         policies: Vec<(Name, u32)>,
         /// When decisions stop to count.
         expires_at: Timestamp,
+        /// Those who granted and are not asked any more: their grants are withdrawn.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        withdrawn: Vec<Name>,
     },
     /// `CREATING_APPROVAL` → `PENDING`.
     ApprovalSatisfied,
@@ -124,6 +127,11 @@ pub enum Action {
         /// The verdicts.
         evidence: Verdicts,
     },
+    /// What checks came to.
+    NoteChecks {
+        /// One record of each.
+        checks: Vec<CheckRecord>,
+    },
     /// After the end: the place of this deployment, one of its scope's `retired`, is observed gone
     /// on these agents.
     LeftoversGone {
@@ -169,7 +177,7 @@ pub struct GroupTurn {
 #[serde(deny_unknown_fields)]
 pub struct Cause {
     /// Stable word: `rule`, `progress_deadline`, `staging_deadline`, `stall`, `halt_max`,
-    /// `pause_max`, `no_data`, `lost_agents`, `permanent_errors`.
+    /// `pause_max`, `no_data`, `lost_agents`, `permanent_errors`, `verification`.
     pub kind: String,
     /// One line with the figures.
     pub message: String,
@@ -200,6 +208,7 @@ impl Action {
             Self::MarkLost { .. } => "mark_lost",
             Self::NoteErrors { .. } => "note_errors",
             Self::NoteEvidence { .. } => "note_evidence",
+            Self::NoteChecks { .. } => "note_checks",
             Self::LeftoversGone { .. } => "leftovers_gone",
             Self::Retry { .. } => "retry",
         }

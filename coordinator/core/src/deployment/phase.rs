@@ -7,7 +7,7 @@
 use tidegate_shared::spec::{FinalizeMode, Hold, OnStall};
 use tidegate_shared::time::{Span, Timestamp};
 
-use super::steps;
+use super::{checks, steps};
 use crate::command::{Action, Verb};
 use crate::state::{Deployment, Status};
 
@@ -175,6 +175,7 @@ pub const fn action(status: Status, action: &Action) -> bool {
         Action::MarkLost { .. } | Action::NoteErrors { .. } => {
             is_under_way(status) || matches!(status, Status::Deleting)
         }
+        Action::NoteChecks { .. } => matches!(status, Status::Running),
         Action::NoteEvidence { .. } => matches!(status, Status::Running | Status::Finalizing),
         Action::Retry { .. } => matches!(status, Status::Failed),
         Action::LeftoversGone { .. } => matches!(
@@ -311,10 +312,10 @@ fn running(deployment: &Deployment) -> Deadline {
 }
 
 /// `RUNNING`: when it would be over if every step from the present one on went as planned. Holds
-/// that wait for a person count nothing; the wait for evidence at the present step counts.
+/// that wait for a person count nothing; the wait for evidence and checks at the present step counts.
 pub fn planned_end(deployment: &Deployment) -> Timestamp {
     deployment.clock_since
-        + steps::evidence_wait(deployment)
+        + steps::evidence_wait(deployment).max(checks::extra(deployment))
         + steps::remaining(deployment)
         + steps::bake(deployment)
 }

@@ -20,6 +20,7 @@ use tidegate_shared::spec::RolloutGate;
 use tidegate_shared::time::Timestamp;
 
 use super::{Plan, asked, plan_over, plan_scope, retry, sooner};
+use crate::auto;
 use crate::command::Item;
 use crate::observed::Observed;
 use crate::state::{Scope, State, Status};
@@ -39,6 +40,8 @@ pub struct Agenda {
     together: BTreeSet<Name>,
     /// What is due in these and in groups.
     shared: Plan,
+    /// Scopes that have releases to look at.
+    auto: Vec<Item>,
     /// To be asked with the next look for no reason.
     swept: BTreeSet<Name>,
     /// The last one that was swept.
@@ -81,6 +84,7 @@ impl Agenda {
                 false => plan_over(state, observed, now, &self.together),
             };
         }
+        self.auto = auto::due(state, now);
         self.seen = Some(state.clone());
         scopes.len()
     }
@@ -91,6 +95,7 @@ impl Agenda {
             .commands
             .iter()
             .chain(self.due.values().flatten())
+            .chain(&self.auto)
     }
 
     /// The earliest instant at which the answer could differ without new input.
@@ -258,6 +263,9 @@ fn is_ground_shaken(seen: &State, state: &State) -> bool {
         // looked for.
         tracks: _,
         gates_revision: _,
+        // Asked at each look.
+        auto: _,
+        // Of groups, as above.
         past_freezes: _,
         groups: _,
         group_names: _,
@@ -268,6 +276,8 @@ fn is_ground_shaken(seen: &State, state: &State) -> bool {
         policies,
         releases,
         people,
+        teams,
+        role_bindings,
         skips,
         freezes,
     } = state;
@@ -275,6 +285,8 @@ fn is_ground_shaken(seen: &State, state: &State) -> bool {
         && environments.ptr_eq(&seen.environments)
         && policies.ptr_eq(&seen.policies)
         && releases.ptr_eq(&seen.releases)
+        && teams.ptr_eq(&seen.teams)
+        && role_bindings.ptr_eq(&seen.role_bindings)
         && people.ptr_eq(&seen.people)
         && skips.ptr_eq(&seen.skips)
         && freezes.ptr_eq(&seen.freezes))

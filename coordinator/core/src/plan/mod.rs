@@ -15,6 +15,7 @@
 //! fast rollback, which skips analysis.
 
 mod agenda;
+mod checks;
 mod ending;
 mod evidence;
 pub(crate) mod group;
@@ -22,7 +23,7 @@ mod retry;
 mod rollout;
 mod running;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod view;
 mod waiting;
 
@@ -31,18 +32,18 @@ pub(crate) use retry::{due as retry_due, line as retry_line};
 pub use waiting::{Gate, GateAnswer};
 pub(crate) use waiting::{deadline as waiting_deadline, gates, next as waiting_next};
 
-use group::Round;
-
 use std::collections::BTreeSet;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::Timestamp;
 
+use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
 use crate::state::{Deployment, Scope, State, Status};
+use group::Round;
 use view::View;
 
 /// What should be proposed, and when to ask again.
@@ -91,7 +92,9 @@ impl<A> Next<A> {
 
 /// Everything that is due, over all groups and scopes. Those where nothing goes on cost nothing.
 pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
-    plan_over(state, observed, now, &asked(state))
+    let mut plan = plan_over(state, observed, now, &asked(state));
+    plan.commands.extend(auto::due(state, now));
+    plan
 }
 
 /// The scopes that have an answer: what goes on, waits or is left over, and what failed where another
@@ -297,7 +300,7 @@ fn expiry(view: &View<'_>, expiry: Expiry) -> Option<Action> {
             evidence: Vec::new(),
         },
         Expiry::Finalize => Action::Finalize {
-            unverified: evidence::is_missing(view),
+            unverified: evidence::is_missing(view) || !checks::open(view).is_empty(),
         },
         Expiry::Halt(kind) => {
             if view.deployment.halted.is_some() {
@@ -375,6 +378,10 @@ fn fingerprint(deployment: &Deployment, action: &Action) -> Digest {
                 .iter()
                 .map(|e| format!("{}{}{}", e.metric, e.comparison.as_str(), e.threshold));
             format!("note_evidence {}", rules.collect::<Vec<_>>().join(","))
+        }
+        Action::NoteChecks { checks } => {
+            let checks = checks.iter().map(|c| format!("{} {}", c.name, c.outcome));
+            format!("note_checks {}", checks.collect::<Vec<_>>().join(","))
         }
         Action::LeftoversGone { agents } => format!("leftovers_gone {}", names(agents)),
         Action::Retry { .. } => "retry".to_owned(),

@@ -1,4 +1,4 @@
-//! `RUNNING`: rules, lost agents, steps and batches, the bake, and the end of it.
+//! `RUNNING`: rules, checks, lost agents, steps and batches, the bake, and the end of it.
 
 use tidegate_shared::spec::{FinalizeMode, Hold, NoDataAction};
 use tidegate_shared::time::{Span, Timestamp};
@@ -6,7 +6,7 @@ use tidegate_shared::verdict::threshold::Evidence;
 
 use super::rollout::{paused, permanent, with_troubles};
 use super::view::View;
-use super::{Next, evidence};
+use super::{Next, checks, evidence};
 use crate::command::{Action, Cause};
 use crate::deployment::{phase, steps};
 use crate::policy::rules;
@@ -30,6 +30,7 @@ pub(super) fn next(view: &View<'_>) -> Next {
 
 fn decide(view: &View<'_>, verdicts: &[Evidence]) -> Next {
     let first = evidence::met(view, verdicts)
+        .or_else(|| checks::settled(view))
         .or_else(|| permanent(view))
         .or_else(|| lost_agents(view));
     if let Some(first) = first {
@@ -50,10 +51,12 @@ fn decide(view: &View<'_>, verdicts: &[Evidence]) -> Next {
         return stopped;
     }
     match deployment.traffic.step {
-        None => Next::act(
-            Action::StepDone { unverified: false },
-            "the first step of traffic",
-        ),
+        None => checks::before_traffic(view).unwrap_or_else(|| {
+            Next::act(
+                Action::StepDone { unverified: false },
+                "the first step of traffic",
+            )
+        }),
         Some(_) => step(view, verdicts),
     }
 }
@@ -200,18 +203,19 @@ fn step(view: &View<'_>, verdicts: &[Evidence]) -> Next {
         return Next::wait("a person: `finalize` ends the bake", None);
     }
     let open = evidence::undecided(verdicts);
-    if open.is_empty() {
-        return go_on(last, false);
-    }
     let cap = whole + steps::evidence_wait(deployment);
-    if held < cap {
-        let line = format!("evidence for step {step} ({})", open[0].message());
+    if let Some(first) = open.first().filter(|_| held < cap) {
+        let line = format!("evidence for step {step} ({})", first.message());
         return until(&line, at(cap));
     }
-    without_evidence(view, last, open)
+    match checks::hold_up(view, last) {
+        Some(held_up) => held_up,
+        None if open.is_empty() => go_on(last, false),
+        None => without_evidence(view, last, open),
+    }
 }
 
-fn until(what: &str, at: Option<Timestamp>) -> Next {
+pub(super) fn until(what: &str, at: Option<Timestamp>) -> Next {
     let line = match at {
         Some(at) => format!("{what}, until {at}"),
         None => what.to_owned(),
@@ -219,7 +223,7 @@ fn until(what: &str, at: Option<Timestamp>) -> Next {
     Next::wait(line, at)
 }
 
-fn go_on(last: bool, unverified: bool) -> Next {
+pub(super) fn go_on(last: bool, unverified: bool) -> Next {
     if last {
         Next::act(Action::Finalize { unverified }, "the bake is over")
     } else {

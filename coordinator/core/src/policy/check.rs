@@ -1,7 +1,7 @@
 //! Checks a policy when it is written: what cannot be understood is refused with its place. Asked by
 //! the API front, never by `apply`: other versions of the libraries must not make replicas differ.
 
-use tidegate_shared::spec::{FieldErrors, PolicySpec};
+use tidegate_shared::spec::{FieldErrors, PolicySpec, ScopeSpec};
 
 use super::expression::{Expression, Subject};
 use super::window::Window;
@@ -12,6 +12,21 @@ pub fn check(spec: &PolicySpec) -> FieldErrors {
     let mut errors = spec.validate();
     for mistake in mistakes(spec) {
         errors.add(mistake.field.clone(), mistake.to_string());
+    }
+    errors
+}
+
+/// What is wrong with the conditions of a scope.
+pub fn check_scope(spec: &ScopeSpec) -> FieldErrors {
+    let mut errors = FieldErrors::default();
+    let rule = spec.auto_deploy.as_ref();
+    let found = rule.map(|rule| (rule, Expression::compile(&rule.when, Subject::Release)));
+    if let Some((rule, Err(mistake))) = found {
+        let field = match rule.strategy {
+            Some(_) => "auto_deploy.when",
+            None => "auto_deploy",
+        };
+        errors.add(field, mistake.to_string());
     }
     errors
 }

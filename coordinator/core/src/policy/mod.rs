@@ -20,6 +20,7 @@ pub mod recurrence;
 pub mod release_selector;
 pub mod retry;
 pub mod rules;
+pub mod selection;
 pub mod skip;
 pub mod subject;
 pub mod window;

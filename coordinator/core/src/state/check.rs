@@ -15,6 +15,7 @@ use super::{Deployment, Scope, State, Status};
 use crate::archive::NEWEST_ENDED;
 use crate::deployment::phase;
 use crate::event::{BrokenChain, verify_chain};
+use crate::people;
 
 /// What is wrong, gathered.
 type Findings = Vec<String>;
@@ -41,12 +42,14 @@ impl State {
             revisions_were_given(self, deployment, &mut findings);
         }
         secrets_are_sealed(self, &mut findings);
+        looks_are_kept(self, &mut findings);
         indexes_agree(self, &mut findings);
         rows_are_found(self, &mut findings);
         chain_ends_in_last_hash(self, &mut findings);
         ended_ones_have_left(self, &mut findings);
         members_are_numbered(self, &mut findings);
         tokens_are_not_overused(self, &mut findings);
+        roles_are_peoples(self, &mut findings);
         groups::check(self, &mut findings);
         findings
     }
@@ -62,6 +65,22 @@ impl State {
 
 fn named(deployment: &Deployment) -> String {
     format!("deployment {} ({})", deployment.id, deployment.status)
+}
+
+/// Exactly the scopes that take releases by themselves remember which they had.
+fn looks_are_kept(state: &State, findings: &mut Findings) {
+    for (name, scope) in &state.scopes {
+        if scope.spec.auto_deploy.is_some() != state.auto.contains_key(name) {
+            findings.push(format!(
+                "scope {name}: auto_deploy and what it remembers differ"
+            ));
+        }
+    }
+    for (name, auto) in &state.auto {
+        if !state.scopes.contains_key(name) || auto.revision > state.last_revision {
+            findings.push(format!("auto_deploy of {name} leads nowhere"));
+        }
+    }
 }
 
 /// A secret parameter has a sealed value and no plain one, there and in every deployment.
@@ -322,6 +341,7 @@ fn rows_are_found(state: &State, findings: &mut Findings) {
         ("agents", state.agents.is_sound()),
         ("deployments", state.deployments.is_sound()),
         ("parameters", state.parameters.is_sound()),
+        ("auto", state.auto.is_sound()),
     ];
     let broken = tables.iter().filter(|(_, sound)| !sound);
     findings.extend(broken.map(|(table, _)| format!("the index of {table} is not of its rows")));
@@ -385,6 +405,29 @@ fn members_are_numbered(state: &State, findings: &mut Findings) {
         if *node >= cluster.next_node || member.level < cluster.level {
             findings.push(format!("coordinator {} is out of bounds", member.name));
         }
+    }
+}
+
+/// Teams and bindings name people and teams that are there, and somebody is administrator.
+fn roles_are_peoples(state: &State, findings: &mut Findings) {
+    for (team, object) in &state.teams {
+        let mut members = object.spec.members.iter();
+        if let Some(name) = members.find(|name| !state.people.contains_key(*name)) {
+            findings.push(format!("team {team}: {name} is nobody"));
+        }
+    }
+    for (binding, object) in &state.role_bindings {
+        let mut users = object.spec.users.iter();
+        if let Some(name) = users.find(|name| !state.people.contains_key(*name)) {
+            findings.push(format!("role binding {binding}: {name} is nobody"));
+        }
+        let mut teams = object.spec.teams.iter();
+        if let Some(name) = teams.find(|name| !state.teams.contains_key(*name)) {
+            findings.push(format!("role binding {binding}: {name} is no team"));
+        }
+    }
+    if people::in_force(state) && people::administrators(state).is_empty() {
+        findings.push("nobody is administrator".to_owned());
     }
 }
 

@@ -12,7 +12,7 @@ use tidegate_shared::spec::{
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
 
-use super::{Meta, Table};
+use super::{CheckRecord, Meta, Table};
 use crate::command::{Actor, OnConflict};
 
 /// Statuses (product.md §2).
@@ -184,6 +184,9 @@ pub struct Deployment {
     pub leftovers: Vec<Name>,
     /// A person promoted through all steps at once: the label becomes `fast_promoted`.
     pub promoted_full: bool,
+    /// What the checks of its strategy came to; at most 64, newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckRecord>,
     /// The group that it is, or was, a member of, or for which it returns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupId>,
@@ -232,6 +235,9 @@ pub struct Origin {
     pub forced: bool,
     /// The deployment that it comes from.
     pub link: Option<Link>,
+    /// It made itself (`auto_deploy`): who made the release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto: Option<Actor>,
 }
 
 /// A value with where it comes from.
@@ -357,7 +363,7 @@ pub struct Traffic {
 }
 
 /// Progress in the steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepProgress {
     /// Index of the step, from 0.

@@ -1,7 +1,9 @@
 //! The replicated state: ordered persistent tables, cheap to clone.
 
 mod access;
+mod auto;
 mod check;
+mod checks;
 mod cluster;
 mod deployment;
 mod governance;
@@ -11,6 +13,8 @@ mod scope;
 mod table;
 mod terms;
 
+pub use auto::Auto;
+pub use checks::CheckRecord;
 pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
 };
@@ -27,7 +31,7 @@ pub use group::{
 pub use indexed::{Indexed, Listed};
 pub use scope::{Scope, ScopeStatus};
 pub use table::{Lean, Table};
-pub use terms::{Label, Place, PlaceTerm, ScopeTerm, TargetTerm};
+pub use terms::{AutoTerm, Label, Place, PlaceTerm, ScopeTerm, TargetTerm};
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
@@ -35,7 +39,7 @@ use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, TokenId, Version
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
     ApplicationSpec, EnvironmentSpec, ParameterSpec, PolicySpec, ReleaseSpec, ReleaseStatus,
-    StrategySpec,
+    RoleBindingSpec, StrategySpec, TeamSpec,
 };
 use tidegate_shared::time::Timestamp;
 
@@ -74,6 +78,12 @@ pub struct State {
     pub removed_agents: Lean<Name, Timestamp>,
     /// By name.
     pub people: Table<Name, Person>,
+    /// By name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub teams: Table<Name, Object<TeamSpec>>,
+    /// Who has which role where, by name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub role_bindings: Table<Name, Object<RoleBindingSpec>>,
     /// By id.
     pub tokens: Table<TokenId, Token>,
     /// Every deployment that has not left for the history ([`crate::archive`]): all that have not
@@ -95,6 +105,9 @@ pub struct State {
     /// How releases fared, by scope.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub tracks: Table<Name, Track>,
+    /// Scopes that take releases by themselves, by name: exactly those with `auto_deploy`.
+    #[serde(default, skip_serializing_if = "no_rows")]
+    pub auto: Indexed<Name, Auto>,
     /// Rules that people let be passed over, by name.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub skips: Table<Name, Skip>,
@@ -132,6 +145,10 @@ pub struct State {
 )]
 const fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+fn no_rows<K: Ord + Clone, V: Listed>(table: &Indexed<K, V>) -> bool {
+    table.is_empty()
 }
 
 /// How much has left the state for the history of every node.

@@ -7,7 +7,7 @@ use tidegate_shared::selector::{LabelSelector, Labels};
 use tidegate_shared::spec::{ParameterSpec, ParameterTarget, ScopeSpec};
 
 use super::indexed::Listed;
-use super::{Agent, Deployment, Object, Scope, ScopeStatus, State, Status};
+use super::{Agent, Auto, Deployment, Object, Scope, ScopeStatus, State, Status};
 
 /// What a scope is found by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +65,29 @@ impl Listed for Scope {
             && self.candidate.is_some() == other.candidate.is_some()
             && self.spec.application == other.spec.application
             && self.spec.environment == other.spec.environment
+    }
+}
+
+/// What a scope that takes releases by itself is found by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AutoTerm {
+    /// It has something to look at.
+    Due,
+    /// It left out a release that rules refused.
+    Refused,
+}
+
+impl Listed for Auto {
+    type Term = AutoTerm;
+
+    fn terms(&self) -> Vec<AutoTerm> {
+        let due = self.due.then_some(AutoTerm::Due);
+        let refused = self.refused.then_some(AutoTerm::Refused);
+        due.into_iter().chain(refused).collect()
+    }
+
+    fn has_terms_of(&self, other: &Self) -> bool {
+        self.due == other.due && self.refused == other.refused
     }
 }
 

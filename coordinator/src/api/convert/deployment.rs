@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use tidegate_coordinator_core::State;
 use tidegate_coordinator_core::command::Actor;
 use tidegate_coordinator_core::deployment::phase;
-use tidegate_coordinator_core::explain::{
-    Explanation, ParticipantView, StepState, StepView, explain,
-};
+use tidegate_coordinator_core::explain::{Gate, ParticipantView, StepState, StepView, explain};
 use tidegate_coordinator_core::observed::{Observed, healthy, place_in};
 use tidegate_coordinator_core::state::{
     Decision, Deployment, InstanceCause, LinkKind, Source, Status,
@@ -91,7 +89,7 @@ impl Picture<'_> {
                 .chain(&explained.verdicts)
                 .map(evidence)
                 .collect(),
-            gates: gates(&explained),
+            gates: explained.gates.iter().map(gate).collect(),
             deadline_ms: explained.deadline.map_or(0, Timestamp::millis),
             next_wakeup_ms: explained.next_wakeup.map_or(0, Timestamp::millis),
             decisions: found.required.as_ref().map_or_else(Vec::new, |required| {
@@ -104,6 +102,7 @@ impl Picture<'_> {
             causes: found.causes.iter().map(cause).collect(),
             candidate_telemetry: self.telemetry(found.id),
             active_telemetry: found.replaces.and_then(|id| self.telemetry(id)),
+            checks: super::checks::views(found, &explained.checks),
             waiting_for: explained.waiting_for,
             parameters: origin
                 .parameters
@@ -160,6 +159,11 @@ impl Picture<'_> {
                 .as_ref()
                 .map(|link| link_word(link.kind).to_owned())
                 .unwrap_or_default(),
+            auto_deploy_of: origin
+                .auto
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             replaces: found.replaces.map(|id| id.to_string()).unwrap_or_default(),
             replaces_version: replaced
                 .map(|old| old.origin.version.to_string())
@@ -186,6 +190,10 @@ impl Picture<'_> {
             leftovers: found.leftovers.iter().map(Name::to_string).collect(),
             deadline_ms: phase::deadline(found).map_or(0, Timestamp::millis),
             next_wakeup_ms: self.next_wakeup.map_or(0, Timestamp::millis),
+            group: found.group.map_or_else(String::new, |id| {
+                let known = self.state.groups.get(&id);
+                known.map_or_else(|| id.to_string(), super::group::called)
+            }),
             ..pb::Deployment::default()
         }
     }
@@ -291,21 +299,19 @@ fn step(found: &StepView) -> pb::Step {
     }
 }
 
-fn gates(explained: &Explanation) -> Vec<pb::Gate> {
-    explained
-        .gates
-        .iter()
-        .map(|gate| pb::Gate {
-            kind: gate.kind.to_owned(),
-            answer: gate.answer.as_str().to_owned(),
-            why: gate.why.clone(),
-            until_ms: gate.until.map_or(0, Timestamp::millis),
-            rule: gate.rule.clone(),
-            needs: gate.needs.clone(),
-            satisfied_at_ms: gate.satisfied_at.map_or(0, Timestamp::millis),
-            next_evaluation_ms: gate.next_evaluation.map_or(0, Timestamp::millis),
-        })
-        .collect()
+/// A gate with its answer.
+#[must_use]
+pub fn gate(gate: &Gate) -> pb::Gate {
+    pb::Gate {
+        kind: gate.kind.to_owned(),
+        answer: gate.answer.as_str().to_owned(),
+        why: gate.why.clone(),
+        until_ms: gate.until.map_or(0, Timestamp::millis),
+        rule: gate.rule.clone(),
+        needs: gate.needs.clone(),
+        satisfied_at_ms: gate.satisfied_at.map_or(0, Timestamp::millis),
+        next_evaluation_ms: gate.next_evaluation.map_or(0, Timestamp::millis),
+    }
 }
 
 /// What is seen of one place.

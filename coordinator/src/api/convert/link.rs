@@ -181,6 +181,8 @@ fn observed_place(found: pb::ObservedPlace) -> Result<ObservedPlace, Malformed> 
         drained: found.drained,
         permanent_error,
         transient_error: optional(found.transient_error),
+        checks: super::checks::observed(found.checks)
+            .map_err(|message| malformed("checks", message))?,
     })
 }
 
@@ -353,6 +355,7 @@ fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
             before_stop: hooks(&item.run.hooks.before_stop),
             after_stop: hooks(&item.run.hooks.after_stop),
             limits: limits(&item.run.limits),
+            notify: item.run.notify,
         }),
         port: match item.port {
             Port::None => 0,
@@ -380,6 +383,7 @@ fn assignment(item: &Assignment, open: &Opener<'_>) -> pb::Assignment {
             port: scrape.port.unwrap_or(0).into(),
             series: scrape.series.clone(),
         }),
+        checks: item.checks.iter().map(super::checks::wish).collect(),
     }
 }
 

@@ -1,8 +1,8 @@
 //! What has left the replicated state, on each node's disk: ended deployments and the audit log, in
 //! one file of an embedded store.
 //!
-//! The replica writes rows here before it shows a state that lacks them; commits are not synced
-//! one by one. [`HistoryStore::sync`] makes everything so far durable, which the snapshot writer
+//! The replica hands rows over before it shows a state that lacks them ([`queue`]); commits are not
+//! synced one by one. [`HistoryStore::sync`] makes everything so far durable, which the snapshot writer
 //! waits for before its snapshot counts: what is lost in a crash comes again from the log behind
 //! that snapshot. Rows come in an order without gaps (the audit chain, the numbers of deployments),
 //! so writing one again changes nothing and a gap is noticed. The folder's files alone name the
@@ -21,6 +21,7 @@ use tidegate_shared::id::DeploymentId;
 
 use super::codec::{self, CodecError};
 
+pub mod queue;
 pub mod read;
 #[cfg(test)]
 mod tests;
@@ -122,6 +123,7 @@ struct Inner {
     path: PathBuf,
     database: RwLock<Option<Database>>,
     tail: Mutex<Tail>,
+    queue: queue::Queue,
 }
 
 /// The history of one node. Cheap to clone; every call blocks, so none is made on an async thread.
@@ -164,6 +166,7 @@ impl HistoryStore {
                 path: path.to_owned(),
                 database: RwLock::new(Some(database)),
                 tail: Mutex::default(),
+                queue: queue::Queue::default(),
             }),
         };
         let tail = store.with(|database| read_about(path, database, cluster_id))?;
@@ -188,9 +191,12 @@ impl HistoryStore {
     }
 
     /// How far it reaches, synced or not.
-    #[must_use]
-    pub fn tail(&self) -> Tail {
-        *lock(&self.inner.tail)
+    ///
+    /// # Errors
+    /// [`HistoryError::Closed`] when rows that were handed over could not be written.
+    pub fn tail(&self) -> Result<Tail, HistoryError> {
+        self.inner.queue.settle()?;
+        Ok(*lock(&self.inner.tail))
     }
 
     /// Writes rows that this node's own state machine gave out; those that are there already are
@@ -260,6 +266,7 @@ impl HistoryStore {
     /// # Errors
     /// The disk's refusal.
     pub fn sync(&self) -> Result<(), HistoryError> {
+        self.inner.queue.settle()?;
         let tail = lock(&self.inner.tail);
         self.with(|database| {
             let mut write = database.begin_write().map_err(|e| self.engine(e))?;
@@ -285,7 +292,7 @@ impl HistoryStore {
             path: self.inner.path.clone(),
             reason,
         };
-        let tail = self.tail();
+        let tail = self.tail()?;
         if tail.deployments < extent.deployments {
             return Err(incomplete(format!(
                 "it holds {} of {} ended deployments",
@@ -342,6 +349,7 @@ fn create(path: &Path, cluster_id: &str) -> Result<(), HistoryError> {
     write.set_quick_repair(true);
     {
         drop(Tables::open(&write).map_err(&engine)?);
+        drop(DeploymentTables::open(&write).map_err(&engine)?);
         let mut about = write.open_table(ABOUT).map_err(|e| engine(e.into()))?;
         about
             .insert("format", FORMAT.to_be_bytes().as_slice())
@@ -437,10 +445,16 @@ fn key_of(id: DeploymentId) -> u128 {
     u128::from(id.ulid())
 }
 
-/// The tables of one write.
+/// The tables of one write. Those of deployments are opened when one comes: most writes are events
+/// alone.
 struct Tables<'a> {
+    write: &'a WriteTransaction,
     events: Table<'a, (u64, u32), &'static [u8]>,
     events_of: Table<'a, (u128, u64, u32), ()>,
+    deployments: Option<DeploymentTables<'a>>,
+}
+
+struct DeploymentTables<'a> {
     deployments: Table<'a, u128, &'static [u8]>,
     numbers: Table<'a, u64, u128>,
     of_scope: Table<'a, (&'static str, u128), ()>,
@@ -452,14 +466,10 @@ struct Tables<'a> {
 impl<'a> Tables<'a> {
     fn open(write: &'a WriteTransaction) -> Result<Tables<'a>, redb::Error> {
         Ok(Tables {
+            write,
             events: write.open_table(EVENTS)?,
             events_of: write.open_table(EVENTS_OF)?,
-            deployments: write.open_table(DEPLOYMENTS)?,
-            numbers: write.open_table(NUMBERS)?,
-            of_scope: write.open_table(OF_SCOPE)?,
-            made: write.open_table(MADE)?,
-            of_application: write.open_table(OF_APPLICATION)?,
-            short: write.open_table(SHORT)?,
+            deployments: None,
         })
     }
 
@@ -489,6 +499,28 @@ impl<'a> Tables<'a> {
     }
 
     fn put_deployment(&mut self, past: &Past, bytes: &[u8]) -> Result<(), redb::Error> {
+        match &mut self.deployments {
+            Some(tables) => tables.put(past, bytes),
+            none => none
+                .insert(DeploymentTables::open(self.write)?)
+                .put(past, bytes),
+        }
+    }
+}
+
+impl<'a> DeploymentTables<'a> {
+    fn open(write: &'a WriteTransaction) -> Result<DeploymentTables<'a>, redb::Error> {
+        Ok(DeploymentTables {
+            deployments: write.open_table(DEPLOYMENTS)?,
+            numbers: write.open_table(NUMBERS)?,
+            of_scope: write.open_table(OF_SCOPE)?,
+            made: write.open_table(MADE)?,
+            of_application: write.open_table(OF_APPLICATION)?,
+            short: write.open_table(SHORT)?,
+        })
+    }
+
+    fn put(&mut self, past: &Past, bytes: &[u8]) -> Result<(), redb::Error> {
         let deployment = &past.deployment;
         let id = key_of(deployment.id);
         let scope = deployment.origin.scope.as_str();

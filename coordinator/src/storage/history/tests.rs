@@ -14,6 +14,7 @@ use tidegate_shared::spec::{
 };
 use tidegate_shared::time::Timestamp;
 
+use super::queue::Left;
 use super::read::Filter;
 use super::{HistoryError, HistoryStore};
 
@@ -65,6 +66,7 @@ fn past(number: u64) -> Past {
             fast: false,
             forced: false,
             link: None,
+            auto: None,
         }),
         status: Status::Cancelled,
         status_since: at,
@@ -91,6 +93,7 @@ fn past(number: u64) -> Past {
         evidence: Vec::new(),
         leftovers: Vec::new(),
         promoted_full: false,
+        checks: Vec::new(),
         group: None,
         tries: 0,
     };
@@ -179,10 +182,10 @@ fn rows_written_again_change_nothing_and_a_gap_is_refused() {
     let store = world.open().unwrap();
     let all = rows(6);
     store.write(borrowed(&all[..9])).unwrap();
-    let before = store.tail();
+    let before = store.tail().unwrap();
     // The log behind the last snapshot comes again after a crash.
     store.write(borrowed(&all[..9])).unwrap();
-    assert_eq!(store.tail(), before);
+    assert_eq!(store.tail().unwrap(), before);
     store.write(borrowed(&all[3..])).unwrap();
     assert_eq!(store.events(None, ALL, 100).unwrap().len(), 12);
     let found = store
@@ -199,7 +202,7 @@ fn rows_written_again_change_nothing_and_a_gap_is_refused() {
     let skipped = store.write(without_deployment.map(Archived::row));
     assert!(matches!(skipped, Err(HistoryError::Gap(_))), "{skipped:?}");
     // Nothing of a refused batch stays.
-    assert_eq!(store.tail().deployments, 6);
+    assert_eq!(store.tail().unwrap().deployments, 6);
     assert_eq!(store.events(None, ALL, 100).unwrap().len(), 12);
 }
 
@@ -261,7 +264,7 @@ fn what_was_synced_is_there_after_a_crash_and_the_rest_comes_again() {
     let from = world.folder.path().join("history.redb");
     std::fs::copy(from, crashed.folder.path().join("history.redb")).unwrap();
     let again = crashed.open_needing(Some((extent(4), 40))).unwrap();
-    assert!(again.tail().deployments >= 4);
+    assert!(again.tail().unwrap().deployments >= 4);
     again.write(borrowed(&all[12..])).unwrap();
     again.check(extent(8), 80).unwrap();
     // It may be ahead of the state that a node starts from.
@@ -323,7 +326,7 @@ fn a_member_gets_just_what_it_lacks_and_refuses_what_was_changed() {
     taker.write(borrowed(&all[..14])).unwrap();
     let mut parts = 0;
     loop {
-        let part = giver.behind(taker.tail(), 150, 1_000).unwrap();
+        let part = giver.behind(taker.tail().unwrap(), 150, 1_000).unwrap();
         if part.is_empty() {
             break;
         }
@@ -352,4 +355,56 @@ fn a_member_gets_just_what_it_lacks_and_refuses_what_was_changed() {
         taker.events(None, ALL, 100).unwrap(),
         giver.events(None, 150, 100).unwrap()
     );
+}
+
+#[test]
+fn who_asks_sees_what_was_handed_over_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = HistoryStore::open(&dir.path().join("h.redb"), CLUSTER, None).unwrap();
+    let writer = store.clone();
+    let thread = std::thread::spawn(move || writer.run());
+    let all = rows(300);
+    for (number, three) in all.chunks(3).enumerate() {
+        // Half of them as rows that left, half as the events of an entry.
+        let mut archived = three.to_vec();
+        let mut events = Vec::new();
+        if number % 2 == 0 {
+            archived.retain(|row| match row {
+                Archived::Event(event) => {
+                    events.push((**event).clone());
+                    false
+                }
+                Archived::Deployment(_) => true,
+            });
+        }
+        let (events, from) = (Arc::new(events), 0);
+        store.write_soon(Left {
+            archived,
+            events,
+            from,
+        });
+        assert_eq!(store.tail().unwrap().deployments, number as u64 + 1);
+    }
+    store.sync().unwrap();
+    store.finish();
+    thread.join().unwrap().unwrap();
+    assert_eq!(store.events(None, ALL, usize::MAX).unwrap().len(), 600);
+}
+
+#[test]
+fn nothing_is_told_of_a_history_that_could_not_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = HistoryStore::open(&dir.path().join("h.redb"), CLUSTER, None).unwrap();
+    let mut archived = rows(2);
+    archived.remove(0);
+    store.write_soon(Left {
+        archived,
+        events: Arc::default(),
+        from: 0,
+    });
+    let error = store.run().unwrap_err();
+    assert!(matches!(error, HistoryError::Gap(_)), "{error}");
+    for answer in [store.sync(), store.tail().map(|_| ())] {
+        assert!(matches!(answer.unwrap_err(), HistoryError::Closed));
+    }
 }

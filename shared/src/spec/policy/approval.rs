@@ -6,18 +6,19 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::Name;
-use crate::spec::FieldErrors;
+use crate::spec::{FieldErrors, Role};
 use crate::time::Span;
 
 /// So many different people must grant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ApprovalRule {
     /// How many, up to 100; 0 is a veto: satisfied unless somebody denies first. Left out: 1, or 0
     /// with `on_true: deny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub required: Option<u32>,
-    /// Whose decisions count; left out: everybody's.
+    /// Whose decisions count; left out: everybody's with the role approver where it goes.
     #[serde(default, skip_serializing_if = "Approvers::is_everybody")]
     pub from: Approvers,
     /// Whether the person who asked for the deployment has no say.
@@ -37,6 +38,7 @@ pub struct ApprovalRule {
 /// What an approval rule does where its condition holds; elsewhere `require` asks nobody, and
 /// `approve` and `deny` ask for `required`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnTrue {
     /// People have to agree.
@@ -55,38 +57,6 @@ impl OnTrue {
     )]
     const fn is_require(&self) -> bool {
         matches!(self, Self::Require)
-    }
-}
-
-/// Roles of people (security.md §6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Sees.
-    Viewer,
-    /// Deploys.
-    Deployer,
-    /// Approves.
-    Approver,
-    /// Operates.
-    Operator,
-    /// Everything.
-    Admin,
-}
-
-impl Role {
-    const ALL: [(Self, &'static str); 5] = [
-        (Self::Viewer, "viewer"),
-        (Self::Deployer, "deployer"),
-        (Self::Approver, "approver"),
-        (Self::Operator, "operator"),
-        (Self::Admin, "admin"),
-    ];
-
-    /// The word in manifests.
-    pub fn as_str(self) -> &'static str {
-        let mut all = Self::ALL.into_iter();
-        all.find(|(role, _)| *role == self).map_or("", |(_, w)| w)
     }
 }
 
@@ -120,15 +90,7 @@ impl FromStr for Approver {
             || format!("\"{text}\" names nobody: want role:approver, team:NAME or user:NAME");
         let (kind, name) = text.split_once(':').ok_or_else(wrong)?;
         match kind {
-            "role" => {
-                let mut roles = Role::ALL.into_iter();
-                let role = roles.find(|(_, word)| *word == name);
-                role.map(|(role, _)| Self::Role(role)).ok_or_else(|| {
-                    format!(
-                        "\"{name}\" is no role: want viewer, deployer, approver, operator or admin"
-                    )
-                })
-            }
+            "role" => name.parse().map(Self::Role),
             "team" => Name::new(name).map(Self::Team).map_err(|_| wrong()),
             "user" => Name::new(name).map(Self::User).map_err(|_| wrong()),
             _ => Err(wrong()),
@@ -151,7 +113,7 @@ impl From<Approver> for String {
 }
 
 /// People whose decisions count, written as one or as a list; anyone who is one of them may decide.
-/// Empty: everybody.
+/// Empty: every approver.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(transparent)]
 pub struct Approvers(pub Vec<Approver>);

@@ -8,7 +8,7 @@ mod rollout;
 mod rules;
 mod window;
 
-pub use approval::{ApprovalRule, Approver, Approvers, OnTrue, Role};
+pub use approval::{ApprovalRule, Approver, Approvers, OnTrue};
 pub use rollout::Backoff;
 pub use rollout::{ConcurrencyRule, GradualRolloutRule, GradualType, RetryOn, RetryRule};
 pub use rules::{
@@ -24,6 +24,7 @@ use crate::time::Span;
 
 /// A selector and rules; all rules of all matching policies must allow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicySpec {
     /// Which deployments it is about: CEL over `application`, `release`, `scope`, `environment`,

@@ -8,6 +8,7 @@ use crate::time::Span;
 
 /// In what rhythm the members of a group start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GradualRolloutRule {
     /// How `interval` is meant.
@@ -20,6 +21,7 @@ pub struct GradualRolloutRule {
 
 /// How the interval of a gradual rollout is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum GradualType {
     /// So long from one member to the next.
@@ -30,6 +32,7 @@ pub enum GradualType {
 
 /// At most so many deployments at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ConcurrencyRule {
     /// Between `CREATING` and their end, among the scopes that the policy is about; 1 to 10,000.
@@ -38,6 +41,7 @@ pub struct ConcurrencyRule {
 
 /// Another try for deployments that failed before any traffic moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RetryRule {
     /// How many tries more, 1 to 100.
@@ -58,6 +62,7 @@ pub struct RetryRule {
 
 /// An end that another try may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RetryOn {
     /// `FAILED`.
@@ -66,6 +71,7 @@ pub enum RetryOn {
 
 /// How pauses grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Backoff {
     /// n times the first one.

@@ -10,6 +10,7 @@ use crate::time::Span;
 
 /// A newer release starts only so long after the one before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CooldownRule {
     /// From one entry into `CREATING` to the next; 0 s to 366 d.
@@ -18,6 +19,7 @@ pub struct CooldownRule {
 
 /// A release has to succeed in other environments first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ProgressionRule {
     /// CEL over `environment`: which environments come first.
@@ -48,6 +50,7 @@ const fn everything() -> u32 {
 
 /// All or any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Matching {
     /// Every one.
@@ -59,6 +62,7 @@ pub enum Matching {
 
 /// What nothing to succeed in means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnEmpty {
     /// It blocks.
@@ -70,6 +74,7 @@ pub enum OnEmpty {
 
 /// Another application has to be there in a certain version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DependencyRule {
     /// Which application.
@@ -83,6 +88,7 @@ pub struct DependencyRule {
 
 /// Where the other application has to be active.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DependencyWhere {
     /// In scopes of the same environment with the same dimensions.
@@ -96,6 +102,7 @@ pub enum DependencyWhere {
 
 /// Which releases may go there at all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseSelectorRule {
     /// CEL over `release`, and the rest.
@@ -104,6 +111,7 @@ pub struct ReleaseSelectorRule {
 
 /// What a deployment must look like to be created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct GuardrailRule {
     /// CEL over `strategy`, and the rest; false: it is refused.

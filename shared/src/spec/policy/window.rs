@@ -8,6 +8,7 @@ use crate::time::Span;
 
 /// When deployments may start: [start, start + duration) of each start of the recurrence rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct WindowRule {
     /// Whether they may inside, or may not.
@@ -34,6 +35,7 @@ pub struct WindowRule {
 
 /// What is inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WindowKind {
     /// The time in which deployments may start.
@@ -45,6 +47,7 @@ pub enum WindowKind {
 
 /// What a closed window means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WindowOutcome {
     /// Deployments wait.
@@ -56,6 +59,7 @@ pub enum WindowOutcome {
 
 /// Whether the first deployment to a scope obeys a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FirstDeployment {
     /// Like every other.

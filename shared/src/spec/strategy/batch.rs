@@ -11,6 +11,7 @@ use crate::weight::Weight;
 
 /// [`Batch`] as written: what is not said takes the default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchSpec {
     /// Default 1.

@@ -16,6 +16,7 @@ macro_rules! deadlines {
 
         /// [`Deadlines`] as written: what is not said takes the default.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(deny_unknown_fields, default)]
         pub struct DeadlinesSpec {
             $($(#[$doc])* #[serde(skip_serializing_if = "Option::is_none")] pub $field: Option<Span>,)*

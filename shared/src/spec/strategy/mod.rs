@@ -5,6 +5,7 @@
 
 mod app_metric;
 mod batch;
+mod checks;
 mod deadlines;
 mod rule;
 mod traffic;
@@ -12,18 +13,20 @@ mod traffic;
 pub use app_metric::{AppMetric, Reading, Selector};
 pub(crate) use batch::count_or_share;
 pub use batch::{Batch, BatchSize, BatchSpec, MaxLost};
+pub use checks::Capacity;
 pub use deadlines::{Deadlines, DeadlinesSpec};
 pub use rule::{Comparison, Judge, Metric, RollbackSpec, Rule, RuleAction};
 pub use traffic::{Hold, Step, TrafficSpec};
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, RolloutSpec, percent};
+use super::{FieldErrors, RolloutSpec, VerificationSpec, percent};
 use crate::time::Span;
 use crate::weight::Weight;
 
 /// How versions are exchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StrategyKind {
     /// Both versions up, traffic moves by steps.
@@ -48,6 +51,7 @@ impl StrategyKind {
 
 /// A strategy as written: what is not said takes the default.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct StrategySpec {
     /// Default `blue_green`.
@@ -70,6 +74,10 @@ pub struct StrategySpec {
     pub bake: Option<Span>,
     /// Share left on the old version while baking; default 0.
     #[serde(skip_serializing_if = "Option::is_none", with = "optional_percent")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::spec::schema::Percent>")
+    )]
     pub bake_share: Option<Weight>,
     /// Default `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,6 +97,12 @@ pub struct StrategySpec {
     /// Finalized releases that stay on the hosts; 1 to 100, default 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_releases: Option<u32>,
+    /// Checks between steps, at most 16; the list of an override replaces the whole list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verification: Option<Vec<VerificationSpec>>,
+    /// Default `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Capacity>,
     /// How groups that are made with it roll out, unless they say it themselves.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutSpec>,
@@ -123,6 +137,7 @@ pub(crate) mod optional_percent {
 
 /// What the end of a step without evidence does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct OnNoData {
     /// How long to wait for evidence; none: twice the step's hold.
@@ -143,6 +158,7 @@ impl Default for OnNoData {
 
 /// See [`OnNoData`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NoDataAction {
     /// Go on, marked `unverified`.
@@ -155,6 +171,7 @@ pub enum NoDataAction {
 
 /// Whether the bake ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FinalizeMode {
     /// When the bake is over.
@@ -166,6 +183,7 @@ pub enum FinalizeMode {
 
 /// What a stalled deployment does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum OnStall {
     /// Back to the active version.
@@ -208,6 +226,12 @@ pub struct Strategy {
     pub max_lost: MaxLost,
     /// Finalized releases that stay on the hosts.
     pub keep_releases: u32,
+    /// Checks between steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verification: Vec<VerificationSpec>,
+    /// Instances of the new version.
+    #[serde(default, skip_serializing_if = "Capacity::is_default")]
+    pub capacity: Capacity,
 }
 
 impl StrategySpec {
@@ -237,6 +261,8 @@ impl StrategySpec {
             on_stall,
             max_lost,
             keep_releases,
+            verification,
+            capacity,
             rollout
         )
     }
@@ -261,6 +287,8 @@ impl StrategySpec {
             on_stall: self.on_stall.unwrap_or_default(),
             max_lost: self.max_lost.unwrap_or_default(),
             keep_releases: self.keep_releases.unwrap_or(3),
+            verification: self.verification.clone().unwrap_or_default(),
+            capacity: self.capacity.unwrap_or_default(),
         }
     }
 
@@ -327,6 +355,10 @@ impl StrategySpec {
         if let Some(deadlines) = &self.deadlines {
             errors.nest("deadlines", deadlines.validate());
         }
+        let checks = self.verification.as_deref().unwrap_or_default();
+        let share = self.bake_share.unwrap_or(Weight::ZERO);
+        let steps = self.resolve_steps(kind, share.complement()).len();
+        errors.0.extend(checks::validate(checks, kind, steps).0);
         if let Some(rollout) = &self.rollout {
             errors.nest("rollout", rollout.validate());
         }
@@ -343,146 +375,4 @@ fn both<T>(base: Option<T>, over: Option<T>, merge: impl Fn(T, T) -> T) -> Optio
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(json: &str) -> StrategySpec {
-        serde_json::from_str(json).unwrap()
-    }
-
-    fn weights(strategy: &Strategy) -> Vec<u16> {
-        strategy
-            .steps
-            .iter()
-            .map(|step| step.weight.basis_points())
-            .collect()
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_design() {
-        let strategy = StrategySpec::default().resolve();
-        assert_eq!(weights(&strategy), [500, 2_500, 5_000, 10_000]);
-        assert!(
-            strategy
-                .steps
-                .iter()
-                .all(|step| step.hold == Hold::For(Span::from_secs(60)))
-        );
-        assert_eq!(strategy.bake, Span::from_mins(5));
-        assert_eq!(strategy.deadlines.progress, Span::from_mins(10));
-        assert_eq!(strategy.keep_releases, 3);
-    }
-
-    #[test]
-    fn the_last_step_leaves_the_bake_share() {
-        let strategy = spec(
-            r#"{"traffic": {"steps": [{"percent": 10}, {"percent": 100, "hold": "5s"}]}, "bake_share": 2}"#,
-        )
-        .resolve();
-        assert_eq!(weights(&strategy), [1_000, 9_800]);
-        assert_eq!(strategy.steps[1].hold, Hold::For(Span::from_secs(5)));
-    }
-
-    #[test]
-    fn increments_become_steps() {
-        let json = r#"{"traffic": {"increment": 40, "interval": "30s"}}"#;
-        assert_eq!(spec(json).validate(), FieldErrors::default());
-        assert_eq!(weights(&spec(json).resolve()), [4_000, 8_000, 10_000]);
-    }
-
-    #[test]
-    fn all_in_is_one_step_and_rolling_none() {
-        assert_eq!(weights(&spec(r#"{"kind": "all_in"}"#).resolve()), [10_000]);
-        assert!(spec(r#"{"kind": "rolling"}"#).resolve().steps.is_empty());
-    }
-
-    #[test]
-    fn overrides_leave_what_they_do_not_name() {
-        let base = spec(r#"{"bake": "1s", "deadlines": {"stall": "3s", "progress": "4s"}}"#);
-        let over = spec(r#"{"drain": "2s", "deadlines": {"progress": "9s"}}"#);
-        let strategy = base.overridden_by(&over).resolve();
-        assert_eq!(strategy.bake, Span::from_secs(1));
-        assert_eq!(strategy.drain, Span::from_secs(2));
-        assert_eq!(strategy.deadlines.stall, Span::from_secs(3));
-        assert_eq!(strategy.deadlines.progress, Span::from_secs(9));
-    }
-
-    #[test]
-    fn wrong_fields_are_named() {
-        let rule =
-            r#"{"metric": "http.error_rate", "comparison": "greater_than", "threshold": 0.1"#;
-        for (json, field) in [
-            (
-                r#"{"traffic": {"steps": [{"percent": 50}, {"percent": 50}]}}"#.to_owned(),
-                "traffic.steps[1].percent",
-            ),
-            (
-                r#"{"traffic": {"steps": [{"percent": 0}]}}"#.to_owned(),
-                "traffic.steps[0].percent",
-            ),
-            (r#"{"traffic": {}}"#.to_owned(), "traffic.steps"),
-            (
-                r#"{"kind": "rolling", "traffic": {"steps": [{"percent": 50}]}}"#.to_owned(),
-                "traffic",
-            ),
-            (r#"{"batch": {"overlap": false}}"#.to_owned(), "batch"),
-            (r#"{"bake_share": 51}"#.to_owned(), "bake_share"),
-            (
-                r#"{"deadlines": {"stall": "1ms"}}"#.to_owned(),
-                "deadlines.stall",
-            ),
-            (
-                format!(r#"{{"rollback": {{"rules": [{rule}}}]}}}}"#),
-                "rollback.rules[0].judge",
-            ),
-            (
-                format!(r#"{{"rollback": {{"rules": [{rule}, "judge": "evidence"}}]}}}}"#),
-                "rollback.rules[0].judge",
-            ),
-            (
-                format!(
-                    r#"{{"rollback": {{"rules": [{rule}, "judge": "raw", "worse_than_baseline": {{}}}}]}}}}"#
-                ),
-                "rollback.rules[0].worse_than_baseline",
-            ),
-        ] {
-            let errors = spec(&json).validate();
-            assert!(
-                errors.0.iter().any(|error| error.field == field),
-                "{json}: {errors:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn percentages_over_100_and_unknown_fields_are_refused() {
-        for json in [
-            r#"{"traffic": {"steps": [{"percent": 101}]}}"#,
-            r#"{"traffic": {"steps": [{"percent": -1}]}}"#,
-            r#"{"traffic": {"steps": [{"percent": 1.001}]}}"#,
-            r#"{"trafic": {}}"#,
-        ] {
-            assert!(
-                serde_json::from_str::<StrategySpec>(json).is_err(),
-                "{json}"
-            );
-        }
-    }
-
-    #[test]
-    fn shares_round_up_for_batches_and_down_for_losses() {
-        assert_eq!(BatchSize::Share(Weight::share(1, 4)).of(10), 3);
-        assert_eq!(BatchSize::Count(5).of(3), 3);
-        assert_eq!(MaxLost::Default.of(2), 0);
-        assert_eq!(MaxLost::Default.of(3), 1);
-        assert_eq!(MaxLost::Default.of(40), 4);
-        assert_eq!(MaxLost::Share(Weight::share(1, 4)).of(7), 1);
-    }
-
-    #[test]
-    fn a_resolved_strategy_reads_back() {
-        let strategy = spec(r#"{"bake_share": 12.5, "max_lost": "20%", "batch": null}"#).resolve();
-        let json = serde_json::to_string(&strategy).unwrap();
-        assert_eq!(serde_json::from_str::<Strategy>(&json).unwrap(), strategy);
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ use crate::time::Span;
 
 /// When a new version is taken back.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RollbackSpec {
     /// Any rule met acts; at most 32.
@@ -19,6 +20,7 @@ pub struct RollbackSpec {
 
 /// A metric compared with a threshold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// What is measured.
@@ -206,6 +208,7 @@ impl<'de> Deserialize<'de> for Metric {
 
 /// How a metric is compared with a threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Comparison {
     /// Strictly greater.
@@ -229,6 +232,7 @@ impl Comparison {
 
 /// How the comparison is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Judge {
     /// The literal comparison.
@@ -239,6 +243,7 @@ pub enum Judge {
 
 /// What a rule that is met does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RuleAction {
     /// Back to the active version.

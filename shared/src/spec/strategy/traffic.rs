@@ -11,6 +11,7 @@ use crate::weight::Weight;
 
 /// How traffic moves: either `steps`, or `increment` with `interval`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct TrafficSpec {
     /// Rising percentages, 1 to 100 of them; the last is raised to 100 − `bake_share`.
@@ -18,6 +19,10 @@ pub struct TrafficSpec {
     pub steps: Vec<Step>,
     /// "10 % every 30 s": the 10 %.
     #[serde(skip_serializing_if = "Option::is_none", with = "optional_percent")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "Option<crate::spec::schema::Percent>")
+    )]
     pub increment: Option<Weight>,
     /// "10 % every 30 s": the 30 s.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,10 +31,12 @@ pub struct TrafficSpec {
 
 /// One step of traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Step {
     /// Share of the new version.
     #[serde(rename = "percent", with = "percent")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::spec::schema::Percent"))]
     pub weight: Weight,
     /// How long it stays; default 60 s.
     #[serde(default)]

@@ -63,7 +63,7 @@ pub(super) fn settled(tx: &mut Tx<'_>, mut deployment: Deployment, leftovers: &[
 
 fn end_cause(cause: &Cause) -> Option<EndCause> {
     match cause.kind.as_str() {
-        "rule" | "no_data" => Some(EndCause::Rule),
+        "rule" | "no_data" | "verification" => Some(EndCause::Rule),
         "permanent_errors" => Some(EndCause::Errors),
         "progress_deadline" | "staging_deadline" | "stall" | "halt_max" | "pause_max"
         | "lost_agents" => Some(EndCause::Deadline),

@@ -52,7 +52,8 @@ fn run(tx: &mut Tx<'_>, deployment: Deployment, action: &Action) -> Moved {
         Action::RequireApproval {
             policies,
             expires_at,
-        } => waiting::require_approval(tx, deployment, policies, *expires_at),
+            withdrawn,
+        } => waiting::require_approval(tx, deployment, policies, *expires_at, withdrawn),
         Action::ApprovalSatisfied => waiting::approval_satisfied(tx, deployment),
         Action::ApprovalDenied { expired } => waiting::deny(tx, deployment, *expired),
         Action::Start {
@@ -76,6 +77,7 @@ fn run(tx: &mut Tx<'_>, deployment: Deployment, action: &Action) -> Moved {
         Action::MarkLost { lost } => notes::mark_lost(tx, deployment, lost),
         Action::NoteErrors { causes } => notes::note_errors(tx, deployment, causes),
         Action::NoteEvidence { evidence } => notes::note_evidence(tx, deployment, evidence),
+        Action::NoteChecks { checks } => notes::note_checks(tx, deployment, checks),
         Action::LeftoversGone { agents } => ending::leftovers_gone(tx, deployment, agents),
         Action::Retry { why } => ending::retry(tx, &deployment, why),
     }

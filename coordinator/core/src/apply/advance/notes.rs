@@ -6,7 +6,7 @@ use super::{Moved, moved, refuse};
 use crate::apply::tx::Tx;
 use crate::command::Cause;
 use crate::deployment::phase;
-use crate::state::{Deployment, Halted, InstanceCause, Verdicts};
+use crate::state::{CheckRecord, Deployment, Halted, InstanceCause, Verdicts};
 
 /// Verdicts and first causes that a record keeps.
 const KEPT: usize = 64;
@@ -114,4 +114,32 @@ pub(super) fn note_evidence(
         .collect();
     let line = format!("was judged: {}", lines.join("; "));
     moved(tx, deployment, "evidence", &line)
+}
+
+pub(super) fn note_checks(
+    tx: &mut Tx<'_>,
+    mut deployment: Deployment,
+    checks: &[CheckRecord],
+) -> Moved {
+    if checks.is_empty() {
+        return refuse(&deployment, "there is nothing to note");
+    }
+    for check in checks {
+        let same = |known: &CheckRecord| known.name == check.name && known.run == check.run;
+        if deployment
+            .checks
+            .iter()
+            .any(|known| same(known) && known.is_final())
+        {
+            let line = format_args!("what check {} came to is known already", check.name);
+            return refuse(&deployment, line);
+        }
+        deployment.checks.retain(|known| !same(known));
+        deployment.checks.push(check.clone());
+    }
+    let surplus = deployment.checks.len().saturating_sub(KEPT);
+    deployment.checks.drain(..surplus);
+    let lines: Vec<&str> = checks.iter().map(|check| check.message.as_str()).collect();
+    let line = format!("was checked: {}", lines.join("; "));
+    moved(tx, deployment, "checked", &line)
 }

@@ -152,8 +152,10 @@ fn open_wave(tx: &mut Tx<'_>, mut group: Group, wave: u32, why: &str) -> Moved {
     }
     let earlier = |of: Option<u32>| of.is_some_and(|of| of < wave);
     let mut members = group.members.values();
-    if let Some(member) = members.find(|m| earlier(m.wave) && !m.is_over()) {
-        let scope = &member.scope;
+    let open = members.find(|m| earlier(m.wave) && !m.is_over());
+    let open = open.map(|member| member.scope.clone());
+    drop(members);
+    if let Some(scope) = open {
         return refuse(
             &group,
             format_args!("scope {scope} of an earlier wave is not at an end"),
@@ -337,9 +339,9 @@ fn forget_freezes(tx: &mut Tx<'_>) {
     let open = tx.state.open_groups.keys();
     let made = open.filter_map(|id| tx.state.groups.get(id));
     let first = made.map(|group| group.meta.created_at).min();
-    let past = std::mem::take(&mut tx.state.past_freezes);
-    tx.state.past_freezes = past
-        .into_iter()
-        .filter(|(_, freeze)| first.is_some_and(|first| first < freeze.until))
-        .collect();
+    let past = tx.state.past_freezes.iter();
+    let over = past.filter(|(_, freeze)| first.is_none_or(|first| first >= freeze.until));
+    for key in over.map(|(key, _)| *key).collect::<Vec<_>>() {
+        tx.state.past_freezes.remove(&key);
+    }
 }

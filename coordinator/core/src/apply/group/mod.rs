@@ -49,7 +49,8 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateGroup) -> Outcome {
         .into_result()
         .map_err(|errors| Rejection::fields("rollout", errors))?;
     let id = tx.new_group_id();
-    let made = create::create_all(tx, wanted, MOST_MEMBERS, Some(id))?;
+    let checked = with_checks(tx, wanted, &rollout);
+    let made = create::create_all(tx, &checked, MOST_MEMBERS, Some(id))?;
     let mut group = Group {
         id,
         short: id.short(),
@@ -104,6 +105,26 @@ fn rollout(tx: &Tx<'_>, command: &CreateGroup) -> RolloutSpec {
         .or_else(|| wanted.overrides.rollout.clone())
         .or_else(|| named.and_then(|strategy| strategy.spec.rollout.clone()))
         .unwrap_or_default()
+}
+
+/// The deployments with the rollout's checks added to those of their strategy: each member proves
+/// itself before the gate `verified` lets the next ones start.
+fn with_checks(
+    tx: &Tx<'_>,
+    wanted: &CreateDeployments,
+    rollout: &RolloutSpec,
+) -> CreateDeployments {
+    let mut wanted = wanted.clone();
+    if rollout.verification.is_empty() {
+        return wanted;
+    }
+    let named = wanted.strategy.as_ref();
+    let named = named.and_then(|name| tx.state.strategies.get(name));
+    let own = wanted.overrides.verification.clone();
+    let own = own.or_else(|| named.and_then(|strategy| strategy.spec.verification.clone()));
+    let all = rollout.checks_of_member(&own.unwrap_or_default());
+    wanted.overrides.verification = Some(all);
+    wanted
 }
 
 /// Appends members: at the end of the order and of the last wave, if these are fixed.
@@ -174,7 +195,8 @@ pub(super) fn add(tx: &mut Tx<'_>, command: &AddToGroup) -> Outcome {
         labels: group.template.labels.clone(),
         on_conflict: group.template.on_conflict,
     };
-    let made = create::create_all(tx, &wanted, MOST_MEMBERS, Some(group.id))?;
+    let checked = with_checks(tx, &wanted, &group.rollout);
+    let made = create::create_all(tx, &checked, MOST_MEMBERS, Some(group.id))?;
     join(&mut group, &command.scopes, &made);
     let line = format!(
         "{} got {} more, by {}: {}",

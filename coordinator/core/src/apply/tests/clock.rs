@@ -22,13 +22,14 @@ fn ends(mut world: World, id: tidegate_shared::id::DeploymentId, what: &str) -> 
     panic!("{what} does not end");
 }
 
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 7] = [
     "{}",
     r#"{"kind": "all_in", "on_stall": "halt"}"#,
     r#"{"kind": "rolling", "on_stall": "finalize"}"#,
     r#"{"kind": "rolling", "batch": {"max_unavailable": 1, "overlap": false}}"#,
     r#"{"traffic": {"steps": [{"percent": 10, "hold": "manual"}]}, "bake_share": 10}"#,
     r#"{"finalize": "manual"}"#,
+    r#"{"verification": [{"name": "smoke", "http": {"path": "/"}, "when": ["before_traffic", "last"]}], "on_stall": "halt"}"#,
 ];
 
 #[test]

@@ -216,6 +216,7 @@ fn approvals_are_counted_and_denials_final() {
         Action::RequireApproval {
             policies,
             expires_at,
+            withdrawn: Vec::new(),
         },
     );
     let decide = |granted| {
@@ -358,6 +359,22 @@ fn workers_roll() {
     world.strategy(r#"{"kind": "all_in"}"#);
     let refused = world.deploy_to("queue", "1.0.0").unwrap_err();
     assert_eq!(refused.reason, Reason::NotOffered);
+}
+
+#[test]
+fn a_worker_with_rules_on_metrics_of_its_own_says_where_they_are() {
+    let mut world = World::new();
+    let worker = super::world::SCOPE.replace("8080", "\"none\"");
+    world.must(world.object("queue", Kind::Scope, &worker));
+    world.strategy(
+        r#"{"rollback": {"rules": [{"metric": "app.rate(jobs_failed_total)", "comparison": "greater_than", "threshold": "1"}]}}"#,
+    );
+    let refused = world.deploy_to("queue", "1.0.0").unwrap_err();
+    assert_eq!(refused.reason, Reason::NotOffered);
+    assert!(refused.message.contains("metrics.port"), "{refused}");
+    let told = worker.replacen('{', "{\"metrics\": {\"port\": 9100},", 1);
+    world.must(world.object("queue", Kind::Scope, &told));
+    world.deploy_to("queue", "1.0.0").unwrap();
 }
 
 #[test]

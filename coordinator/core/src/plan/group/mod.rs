@@ -29,6 +29,7 @@ use crate::policy::expression::{Expression, Subject};
 use crate::policy::rules::{self, Told};
 use crate::policy::{gradual_rollout, subject};
 use crate::state::{Deployment, Fate, Group, GroupMember, Scope, State, Status};
+use crate::verification::{Verified, verified};
 
 /// The turn of one member.
 #[derive(Debug, Clone, Copy)]
@@ -128,8 +129,11 @@ pub(crate) fn passed(standing: &Standing<'_>, member: &GroupMember) -> Result<()
     };
     match gate {
         RolloutGate::None => Ok(()),
-        RolloutGate::Verified if ended.is_some() => Ok(()),
-        RolloutGate::Verified => Err(format!("{scope} is {}", deployment.status)),
+        RolloutGate::Verified => match verified(deployment) {
+            Verified::Yes => Ok(()),
+            Verified::NotYet => Err(format!("{scope} is {}", deployment.status)),
+            Verified::No(why) => Err(why),
+        },
         RolloutGate::Healthy => is_healthy(standing, deployment),
     }
 }
@@ -385,7 +389,9 @@ fn begin(state: &State, group: &Group, now: Timestamp) -> GroupAction {
         last: rollout.pinned.last.clone(),
     };
     let order = Order::from(&rollout.order);
-    let names = order::arrange(&members, &order, &pinned, &group.id.to_string());
+    // Not of the group's id: what is planned before it is made has the same order.
+    let seed = format!("{} {}", group.application, group.version);
+    let names = order::arrange(&members, &order, &pinned, &seed);
     let numbers = |names: &[Name]| -> Vec<u32> {
         let numbers = names.iter().filter_map(|name| group.scopes.get(name));
         numbers.copied().collect()

@@ -1,10 +1,12 @@
 //! What the planner proposes in each status under scripted reports, and what it wishes meanwhile.
 
 mod before;
+mod checks;
 mod ending;
 mod groups;
 mod running;
-mod simulation;
+pub(crate) mod simulation;
+mod waits;
 mod wish;
 
 use tidegate_shared::assignment::{PermanentError, PermanentErrorKind};

@@ -11,6 +11,7 @@ use tidegate_shared::assignment::{
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::measurement::{ObservedCheck, Sample};
 use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec};
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
@@ -28,12 +29,13 @@ use crate::plan::{Agenda, Plan, plan};
 use crate::state::{Addresses, CaRecord, SealedKey, State, Status};
 use crate::testing::fulfilled;
 
-pub(super) const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
+pub(crate) const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
 
-pub(super) struct Sim {
-    pub(super) state: State,
-    pub(super) observed: Observed,
-    pub(super) now: Timestamp,
+/// A small cluster with its planner; also what forecasts are compared with.
+pub(crate) struct Sim {
+    pub(crate) state: State,
+    pub(crate) observed: Observed,
+    pub(crate) now: Timestamp,
     index: u64,
     requests: u64,
     sequence: u64,
@@ -44,12 +46,8 @@ pub(super) struct Sim {
     heard: BTreeSet<Name>,
 }
 
-fn admin() -> Actor {
-    Actor::User(name("ann"))
-}
-
 impl Sim {
-    pub(super) fn new(strategy: &str, instances: u32, port: &str) -> Self {
+    pub(crate) fn new(strategy: &str, instances: u32, port: &str) -> Self {
         let mut sim = Self {
             state: State::default(),
             observed: Observed::new(Timestamp::from_millis(1_000_000)),
@@ -91,6 +89,7 @@ impl Sim {
             expires_at: self.now + Span::from_hours(1),
             uses: 10,
             name: None,
+            roles: Vec::new(),
         }));
         for agent in AGENTS {
             self.must(Command::Join(Join {
@@ -123,7 +122,7 @@ impl Sim {
         }
     }
 
-    fn apply(&mut self, item: Item) -> Outcome {
+    pub(crate) fn apply(&mut self, item: Item) -> Outcome {
         self.index += 1;
         let entry = Entry {
             at: self.now,
@@ -136,22 +135,26 @@ impl Sim {
         applied.pop().unwrap().outcome
     }
 
-    pub(super) fn say(&mut self, command: Command) -> Outcome {
+    pub(crate) fn say(&mut self, command: Command) -> Outcome {
+        self.say_as(&name("ann"), command)
+    }
+
+    pub(crate) fn say_as(&mut self, who: &Name, command: Command) -> Outcome {
         self.requests += 1;
         let request = RequestId::derived(self.now, "r", self.requests, 0);
         self.apply(Item {
-            actor: admin(),
+            actor: Actor::User(who.clone()),
             request: RequestKey::Client(request),
             command,
         })
     }
 
-    pub(super) fn must(&mut self, command: Command) {
+    pub(crate) fn must(&mut self, command: Command) {
         let outcome = self.say(command);
         assert!(outcome.is_ok(), "{outcome:?}");
     }
 
-    pub(super) fn put(&mut self, kind: Kind, object: &str, spec: &str) {
+    pub(crate) fn put(&mut self, kind: Kind, object: &str, spec: &str) {
         self.must(Command::PutObject(PutObject {
             name: name(object),
             labels: BTreeMap::new(),
@@ -161,7 +164,7 @@ impl Sim {
         }));
     }
 
-    fn deploy(&mut self, version: u8, on_conflict: OnConflict) -> Outcome {
+    pub(crate) fn deploy(&mut self, version: u8, on_conflict: OnConflict) -> Outcome {
         self.say(Command::CreateDeployments(CreateDeployments {
             application: name("shop"),
             version: Version::new(version.to_string()).unwrap(),
@@ -174,7 +177,7 @@ impl Sim {
     }
 
     /// Applies what is due until nothing is.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..200 {
             let due = plan(&self.state, &self.observed, self.now);
             assert_eq!(due, plan(&self.state, &self.observed, self.now));
@@ -213,11 +216,12 @@ impl Sim {
         );
     }
 
-    pub(super) fn report(&mut self, agent: usize, mood: u8) {
+    pub(crate) fn report(&mut self, agent: usize, mood: u8) {
         let agent = name(AGENTS[agent % AGENTS.len()]);
         self.sequence += 1;
         let mut report = fulfilled(&self.state, &agent, self.sequence);
         spoil(&mut report, mood);
+        measure(&self.state, &agent, &mut report, mood);
         if mood % 5 == 4 {
             self.late.push((agent, report));
             return;
@@ -225,21 +229,23 @@ impl Sim {
         self.hear(&agent, report);
     }
 
-    fn hear(&mut self, agent: &Name, report: Report) {
-        self.heard.insert(agent.clone());
-        self.observed.absorb(agent, &name("c1"), report, self.now);
-    }
-
-    pub(super) fn deliver_late(&mut self) {
+    pub(crate) fn deliver_late(&mut self) {
         for (agent, report) in std::mem::take(&mut self.late) {
             self.hear(&agent, report);
         }
     }
 
+    fn hear(&mut self, agent: &Name, report: Report) {
+        self.heard.insert(agent.clone());
+        let checks = &mut self.observed.verification;
+        checks.absorb(&self.state, agent, &report, self.now);
+        self.observed.absorb(agent, &name("c1"), report, self.now);
+    }
+
     fn check(&self) {
         assert_eq!(self.state.check(), Vec::<String>::new());
         for agent in self.state.agents.keys() {
-            let mut sums: BTreeMap<Name, u32> = BTreeMap::new();
+            let mut sums = BTreeMap::<Name, u32>::new();
             for item in desired(&self.state, agent).items {
                 let deployment = &self.state.deployments[&item.deployment];
                 let scope = &self.state.scopes[&item.scope];
@@ -260,8 +266,7 @@ impl Sim {
                 if is_active && !replaced && deployment.status == Status::Finalized {
                     assert_eq!(item.state, WishedState::Running, "{item:?}");
                 }
-                *sums.entry(item.scope.clone()).or_default() +=
-                    u32::from(item.weight.basis_points());
+                *sums.entry(item.scope).or_default() += u32::from(item.weight.basis_points());
             }
             assert!(
                 sums.values().all(|sum| *sum <= 10_000),
@@ -386,7 +391,7 @@ impl Sim {
     }
 
     /// Honest agents, time that passes, nobody who interferes: everything ends.
-    fn run_out(&mut self) {
+    pub(crate) fn run_out(&mut self) {
         self.late.clear();
         for round in 0..4_000_u64 {
             for agent in 0..AGENTS.len() {
@@ -407,7 +412,7 @@ impl Sim {
     }
 }
 
-pub(super) fn scope_spec(instances: u32, port: &str) -> String {
+pub(crate) fn scope_spec(instances: u32, port: &str) -> String {
     format!(
         r#"{{"application":"shop","environment":"production","agents":"","instances_per_agent":{instances},"port":{port}}}"#
     )
@@ -449,7 +454,38 @@ fn spoil(report: &mut Report, mood: u8) {
     }
 }
 
-const STRATEGIES: [&str; 5] = [
+/// Checks are made: some badly, some not at all.
+fn measure(state: &State, agent: &Name, report: &mut Report, mood: u8) {
+    let sequence = report.sequence;
+    let wished = desired(state, agent);
+    for item in wished.items.iter().filter(|item| !item.checks.is_empty()) {
+        let mut places = report.places.iter_mut();
+        let Some(place) = places.find(|place| place.deployment == item.deployment) else {
+            continue;
+        };
+        let instances = place.instances.iter();
+        let asked = item.checks.iter().flat_map(|check| {
+            instances.clone().map(move |i| ObservedCheck {
+                name: check.name.clone(),
+                run: check.run,
+                instance: Some(i.ordinal),
+                sequence,
+                sample: match mood {
+                    220..=230 => Sample::Unanswered("as a test wants it".to_owned()),
+                    231..=255 => Sample::NotMade("as a test wants it".to_owned()),
+                    _ => Sample::Http {
+                        status: 200,
+                        body: String::new(),
+                        cut: false,
+                    },
+                },
+            })
+        });
+        place.checks = asked.collect();
+    }
+}
+
+const STRATEGIES: [&str; 6] = [
     r#"{"bake":"5s","traffic":{"steps":[{"percent":10,"hold":"2s"},{"percent":50,"hold":"manual"},{"percent":100,"hold":"1s"}]}}"#,
     r#"{"kind":"all_in","bake":"2s","finalize":"manual","bake_share":10,"on_stall":"finalize"}"#,
     r#"{"kind":"rolling","bake":"2s","batch":{"max_unavailable":3,"hold":"1s"}}"#,
@@ -457,6 +493,9 @@ const STRATEGIES: [&str; 5] = [
     r#"{"bake":"2s","traffic":{"steps":[{"percent":20,"hold":"2s"}]},"on_no_data":{"wait":"3s","then":"halt"},"rollback":{"rules":[
         {"metric":"http.error_rate","comparison":"greater_than","threshold":0.3,"judge":"raw","window":"1s"},
         {"metric":"http.rpm","comparison":"less_than","threshold":10,"window":"5s","action":"halt","dry_run":true}]}}"#,
+    r#"{"bake":"5s","traffic":{"steps":[{"percent":10,"hold":"2s"}]},"on_no_data":{"wait":"3s","then":"halt"},"verification":[
+        {"name":"smoke","http":{"path":"/"},"interval":"1s","consecutive_successes":2,"failure_limit":1},
+        {"name":"never","prometheus":{"address":"http://p","query":"up","timeout":"1s"},"success":"true","when":["before_traffic"]}]}"#,
 ];
 
 proptest! {
@@ -489,8 +528,8 @@ fn every_strategy_runs_through() {
             sim.run_out();
         }
         let statuses: Vec<Status> = sim.state.deployments.values().map(|d| d.status).collect();
-        // A manual hold and a halt without a person end in a rollback: nobody promotes here.
-        let ends_well = !matches!(position, 0 | 4);
+        // A manual hold and halts without a person end in a rollback: nobody promotes here.
+        let ends_well = !matches!(position, 0 | 4 | 5);
         assert_eq!(
             statuses[0] == Status::Finalized,
             position != 4,

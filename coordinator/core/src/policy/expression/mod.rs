@@ -10,11 +10,13 @@
 mod check;
 mod facts;
 mod functions;
+mod measured;
 mod types;
 
 pub use facts::{
     ApplicationFacts, EnvironmentFacts, Facts, ReleaseFacts, ScopeFacts, StrategyFacts, UserFacts,
 };
+pub use measured::Measured;
 pub use types::Subject;
 
 use std::collections::BTreeMap;
@@ -95,16 +97,33 @@ impl Expression {
         };
         let mut context = Context::with_env(Arc::clone(&ENVIRONMENT));
         facts.fill(&mut context)?;
-        match Value::resolve(root, &context) {
-            Ok(Value::Bool(holds)) => Ok(holds),
-            Ok(_) => Err("the result is neither true nor false".to_owned()),
-            Err(error) => Err(told(&error.to_string())),
-        }
+        evaluate(root, &context)
+    }
+
+    /// Whether it holds of a measurement.
+    ///
+    /// # Errors
+    /// One line, if it cannot be said.
+    pub fn holds_of(&self, measured: &Measured) -> Result<bool, String> {
+        let Some(root) = &self.root else {
+            return Ok(true);
+        };
+        let mut context = Context::with_env(Arc::clone(&ENVIRONMENT));
+        measured.fill(&mut context)?;
+        evaluate(root, &context)
     }
 
     /// Whether it is always true.
     pub const fn is_empty(&self) -> bool {
         self.root.is_none()
+    }
+}
+
+fn evaluate(root: &IdedExpr, context: &Context<'_, '_>) -> Result<bool, String> {
+    match Value::resolve(root, context) {
+        Ok(Value::Bool(holds)) => Ok(holds),
+        Ok(_) => Err("the result is neither true nor false".to_owned()),
+        Err(error) => Err(told(&error.to_string())),
     }
 }
 
