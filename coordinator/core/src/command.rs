@@ -14,8 +14,8 @@ pub use group::{ActOnGroup, AddToGroup, AdvanceGroup, CreateGroup, DecideGroup, 
 pub use action::{Action, Advance, Cause, GateEvidence, GroupTurn};
 pub use auto::AutoDeploy;
 pub use people::{RemovePerson, UpdatePerson};
-pub use tidegate_shared::audit::Actor;
 pub use reply::{Applied, Outcome, Reply};
+pub use tidegate_shared::audit::Actor;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
