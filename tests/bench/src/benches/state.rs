@@ -139,6 +139,9 @@ fn parameters(effort: Effort, amounts: &Amounts) -> anyhow::Result<Vec<crate::re
     Ok(figures)
 }
 
+/// One kind of cost.
+type Cost = fn(&Costs) -> &Vec<f64>;
+
 /// One value per turn of what is done at one size.
 #[derive(Default)]
 struct Costs {
@@ -180,7 +183,7 @@ fn growth(
     let reference = "the fewest scopes";
     for (position, cost) in more.iter().enumerate() {
         let size = amounts.sizes[position + 1];
-        let kinds: [(&str, fn(&Costs) -> &Vec<f64>, Goal); 7] = [
+        let kinds: [(&str, Cost, Goal); 7] = [
             (
                 "a parameter written anew",
                 |c| &c.parameter,
