@@ -332,7 +332,7 @@ proptest! {
 
 #[test]
 fn every_rollout_runs_through() {
-    for rollout in 0..ROLLOUTS.len() {
+    for (rollout, json) in ROLLOUTS.iter().enumerate() {
         let mut world = Groups::new();
         for version in [1, 2] {
             world.create(version, rollout, &SCOPES, OnConflict::Fail);
@@ -342,7 +342,7 @@ fn every_rollout_runs_through() {
                 let end = member.ended.as_ref().unwrap();
                 end.fate == Fate::Good && end.status == Status::Finalized
             });
-            assert_eq!(good.count(), SCOPES.len(), "{}", ROLLOUTS[rollout]);
+            assert_eq!(good.count(), SCOPES.len(), "{json}");
         }
     }
 }
