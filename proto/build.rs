@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: &[&str] = &[
     "tidegate/agent/v1/agent.proto",
     "tidegate/control/v1/control.proto",
     "tidegate/control/v1/groups.proto",
+    "tidegate/control/v1/people.proto",
     "tidegate/control/v1/plan.proto",
     "tidegate/enroll/v1/enroll.proto",
     "tidegate/peer/v1/peer.proto",

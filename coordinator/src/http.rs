@@ -17,8 +17,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tidegate_coordinator_core::desired::desired;
+use tidegate_coordinator_core::people::Rights;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
+use tidegate_shared::spec::Role;
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tokio_util::io::ReaderStream;
@@ -268,11 +270,33 @@ fn range(headers: &HeaderMap, size: u64) -> Result<Option<(u64, u64)>, ()> {
     Ok(Some((start, end - start + 1)))
 }
 
+/// Whether a person has a role anywhere; everybody else is held elsewhere.
+async fn has_role(front: &Front, caller: &Caller, role: Role) -> Result<(), Refusal> {
+    let (Kind::User, Some(name)) = (caller.kind, &caller.name) else {
+        return Ok(());
+    };
+    let holds = |state: &tidegate_coordinator_core::State| Rights::of(state, name).anywhere(role);
+    if holds(&front.context.query.stale().state) {
+        return Ok(());
+    }
+    let newest = front.context.query.linearizable().await;
+    if newest.is_ok_and(|view| holds(&view.state)) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        StatusCode::FORBIDDEN,
+        Reason::RoleNeeded,
+        format!("user \"{name}\" needs the role {role} for this"),
+    ))
+}
+
 async fn metrics(
     State(front): State<Front>,
     Extension(info): Extension<ConnectionInfo>,
 ) -> Result<Response, Refusal> {
-    match admit(&front, info).await?.kind {
+    let caller = admit(&front, info).await?;
+    has_role(&front, &caller, Role::Viewer).await?;
+    match caller.kind {
         Kind::User | Kind::Coordinator => Ok(health::exposition(&front.context).await),
         Kind::Agent | Kind::Anonymous => Err(Refusal::new(
             StatusCode::FORBIDDEN,
@@ -291,6 +315,7 @@ async fn download(
     let digest = parse_digest(&digest)?;
     let caller = admit(&front, info).await?;
     may_fetch(&front, &caller, &digest).await?;
+    has_role(&front, &caller, Role::Viewer).await?;
     let blobs = &front.context.blobs;
     if blobs.size(&digest).await.is_none() && caller.kind != Kind::Coordinator {
         fetch_first(&front, digest).await;
@@ -356,6 +381,7 @@ async fn upload(
 ) -> Result<Response, Refusal> {
     let digest = parse_digest(&digest)?;
     let caller = admit(&front, info).await?;
+    has_role(&front, &caller, Role::Deployer).await?;
     let is_passed_on = match caller.kind {
         Kind::User => false,
         Kind::Coordinator if request.headers().contains_key(PASSED_ON) => true,

@@ -13,11 +13,13 @@ use tidegate_coordinator_core::state::Addresses;
 use tidegate_proto::agent::v1::agent_link_server::AgentLinkServer;
 use tidegate_proto::control::v1::agents_server::AgentsServer;
 use tidegate_proto::control::v1::approvals_server::ApprovalsServer;
+use tidegate_proto::control::v1::audit_server::AuditServer;
 use tidegate_proto::control::v1::cluster_server::ClusterServer;
 use tidegate_proto::control::v1::deployments_server::DeploymentsServer;
 use tidegate_proto::control::v1::governance_server::GovernanceServer;
 use tidegate_proto::control::v1::groups_server::GroupsServer;
 use tidegate_proto::control::v1::objects_server::ObjectsServer;
+use tidegate_proto::control::v1::people_server::PeopleServer;
 use tidegate_proto::control::v1::planning_server::PlanningServer;
 use tidegate_proto::control::v1::releases_server::ReleasesServer;
 use tidegate_proto::control::v1::scopes_server::ScopesServer;
@@ -36,6 +38,7 @@ use crate::agents::session::{self, AgentLinkApi};
 use crate::agents::{Sessions, forward, host_check};
 use crate::api::agents::AgentsApi;
 use crate::api::approvals::ApprovalsApi;
+use crate::api::audit::AuditApi;
 use crate::api::authz::Door;
 use crate::api::cluster::ClusterApi;
 use crate::api::deployments::DeploymentsApi;
@@ -43,6 +46,7 @@ use crate::api::gate::{Gate, LateRoutes};
 use crate::api::governance::GovernanceApi;
 use crate::api::groups::GroupsApi;
 use crate::api::objects::ObjectsApi;
+use crate::api::people::PeopleApi;
 use crate::api::planning::PlanningApi;
 use crate::api::releases::ReleasesApi;
 use crate::api::scopes::ScopesApi;
@@ -445,6 +449,8 @@ async fn control_routes(context: &Arc<Context>) -> Result<Routes, tonic_reflecti
         .add_service(AgentsServer::new(AgentsApi(context.clone())))
         .add_service(TokensServer::new(TokensApi(context.clone())))
         .add_service(ClusterServer::new(ClusterApi(context.clone())))
+        .add_service(PeopleServer::new(PeopleApi(context.clone())))
+        .add_service(AuditServer::new(AuditApi(context.clone())))
         .add_service(link))
 }
 

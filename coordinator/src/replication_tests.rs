@@ -408,6 +408,7 @@ async fn the_real_state_is_the_same_after_a_restart() {
             expires_at: Timestamp::from_millis(u64::MAX / 2),
             uses: 1,
             name: None,
+            roles: Vec::new(),
         }));
         // Refusals are outcomes too, and part of the state.
         let outcome = cluster.node(1).proposer.propose(token.clone()).await;

@@ -31,8 +31,9 @@ use crate::storage::disk::FolderDisk;
 use crate::storage::snapshot::SnapshotStore;
 use crate::tls::{SpiffeId, Tls, TlsError, TlsMaterial};
 
-/// The cluster level that this program supports. 2: rows leave the state for the history.
-pub const LEVEL: u32 = 2;
+/// The cluster level that this program supports. 2: rows leave the state for the history; 3: people
+/// have roles.
+pub const LEVEL: u32 = 3;
 
 /// The file of the cluster key in a data folder.
 pub const KEY_FILE: &str = "cluster.key";

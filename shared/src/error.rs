@@ -190,6 +190,14 @@ reasons! {
     GroupTakenBack = "1554", "GROUP_TAKEN_BACK", FailedPrecondition, "make a new group";
     /// What was said instead of scopes finds none.
     NothingSelected = "1570", "NOTHING_SELECTED", FailedPrecondition, "see what there is with `tidegate scope list -o wide`, or name scopes with --scope";
+    /// The person lacks the role that this needs, there.
+    RoleNeeded = "1580", "ROLE_NEEDED", PermissionDenied, "ask an administrator for the role; `tidegate whoami` shows yours";
+    /// The cluster would be left without an administrator.
+    LastAdmin = "1581", "LAST_ADMIN", FailedPrecondition, "give somebody else the role admin first: `tidegate user update NAME --role admin`";
+    /// An exported audit log is not as the cluster wrote it.
+    AuditBroken = "1582", "AUDIT_BROKEN", FailedPrecondition, "compare it with a fresh `tidegate audit export`, and keep both files";
+    /// A file is no whole export of an audit log.
+    AuditFile = "1583", "AUDIT_FILE", InvalidArgument, "export it again with `tidegate audit export --to FILE`";
     /// Several objects of a set were refused.
     RefusedInPart = "1600", "REFUSED_IN_PART", FailedPrecondition, "correct what is named and apply again: what is done stays unchanged";
     /// The command was interrupted before everything was done.

@@ -7,6 +7,7 @@
 
 pub mod archive;
 pub mod assignment;
+pub mod audit;
 pub mod decimal;
 pub mod digest;
 pub mod error;

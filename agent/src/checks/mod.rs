@@ -28,6 +28,8 @@ use crate::executor::Launch;
 
 /// Bytes of bodies that one check may fill a report with.
 const MOST_OF_A_CHECK: usize = 4 * MOST_BYTES;
+/// Bytes of a reason that are told.
+const LONGEST_WHY: usize = 1_000;
 /// How soon a check without an instance that runs is looked at again.
 const WAIT_FOR_INSTANCE: Duration = Duration::from_millis(250);
 /// Every body gets so many.
@@ -183,25 +185,33 @@ async fn samples(target: &Target) -> Vec<(Option<u32>, Sample)> {
     }
 }
 
-/// Without the values of the instance's secrets.
+/// Without the values of the instance's secrets, and no longer than a coordinator takes it: what
+/// stands in a secret's place may be longer.
 fn masked(sample: Sample, launch: &Launch) -> Sample {
+    let hide = |told: &str, limit: usize| text(launch.mask(told).as_bytes(), limit);
     match sample {
-        Sample::Http { status, body, cut } => Sample::Http {
-            status,
-            body: launch.mask(&body),
-            cut,
-        },
+        Sample::Http { status, body, cut } => {
+            let (body, more) = hide(&body, MOST_BYTES);
+            Sample::Http {
+                status,
+                body,
+                cut: cut || more,
+            }
+        }
         Sample::Command {
             exit_code,
             output,
             cut,
-        } => Sample::Command {
-            exit_code,
-            output: launch.mask(&output),
-            cut,
-        },
-        Sample::Unanswered(why) => Sample::Unanswered(launch.mask(&why)),
-        Sample::NotMade(why) => Sample::NotMade(launch.mask(&why)),
+        } => {
+            let (output, more) = hide(&output, MOST_BYTES);
+            Sample::Command {
+                exit_code,
+                output,
+                cut: cut || more,
+            }
+        }
+        Sample::Unanswered(why) => Sample::Unanswered(hide(&why, LONGEST_WHY).0),
+        Sample::NotMade(why) => Sample::NotMade(hide(&why, LONGEST_WHY).0),
         Sample::Values(values) => Sample::Values(values),
     }
 }

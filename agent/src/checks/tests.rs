@@ -149,6 +149,22 @@ async fn long_bodies_are_cut() {
 }
 
 #[tokio::test]
+async fn what_is_masked_is_no_longer_than_a_report_takes() {
+    let address = server(|_| reply("200 OK", &"abcd".repeat(MOST_BYTES / 4))).await;
+    let mut bench = Bench::new(CheckKind::Http(http(r#"{"path": "/"}"#)), address);
+    bench.target.instances[0].launch.parameters[0].value = Some(Secret::new("abcd".to_owned()));
+    let Sample::Http { body, cut, .. } = bench.only().await else {
+        panic!("no answer");
+    };
+    assert!(
+        body.len() <= MOST_BYTES && !body.contains("abcd"),
+        "{}",
+        body.len()
+    );
+    assert!(cut);
+}
+
+#[tokio::test]
 async fn nobody_there_and_no_answer_in_time_are_unanswered() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = free.local_addr().unwrap();

@@ -107,3 +107,53 @@ pub(super) fn observed(from: &ObservedCheck) -> wire::ObservedCheck {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str) -> wire::Check {
+        wire::Check {
+            name: "smoke".to_owned(),
+            run_ms: 7,
+            initial_delay_ms: 0,
+            interval_ms: 1_000,
+            kind: Some(wire::check::Kind::Http(wire::InstanceRequest {
+                method: method.to_owned(),
+                path: "/health".to_owned(),
+                headers: [("x-tenant".to_owned(), "blue".to_owned())].into(),
+                timeout_ms: 500,
+            })),
+        }
+    }
+
+    #[test]
+    fn wishes_are_taken_as_they_came() {
+        let taken = wishes(vec![request(""), request("POST")]).unwrap();
+        assert_eq!(taken[0].run, Timestamp::from_millis(7));
+        let CheckKind::Http(http) = &taken[1].what else {
+            panic!("{taken:?}");
+        };
+        assert_eq!(http.method, HttpMethod::Post);
+        assert_eq!(http.path.as_deref(), Some("/health"));
+        assert_eq!(http.timeout, Span::from_millis(500));
+        assert_eq!(http.headers["x-tenant"], "blue");
+    }
+
+    #[test]
+    fn what_is_not_sound_is_refused_with_its_place() {
+        let field = |check: wire::Check| wishes(vec![check]).unwrap_err().field;
+        assert_eq!(field(request("DELETE")), "checks.http.method");
+        let mut check = request("");
+        check.interval_ms = 1;
+        assert_eq!(field(check), "checks.interval");
+        let mut check = request("");
+        check.kind = None;
+        assert_eq!(field(check), "checks.kind");
+        let mut check = request("");
+        check.name = "No name".to_owned();
+        assert_eq!(field(check), "checks.name");
+        let many = vec![request(""); MOST_CHECKS + 1];
+        assert_eq!(wishes(many).unwrap_err().field, "checks");
+    }
+}

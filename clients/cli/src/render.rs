@@ -222,6 +222,16 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
             )),
         );
     }
+    field("group", printable(&deployment.group));
+    if !deployment.auto_deploy_of.is_empty() {
+        field(
+            "by itself",
+            printable(&format!(
+                "auto_deploy of the scope, for the release of {}",
+                deployment.auto_deploy_of
+            )),
+        );
+    }
     field("strategy", printable(&deployment.strategy_name));
     field(
         "created",

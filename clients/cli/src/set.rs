@@ -12,7 +12,7 @@ use crate::names;
 const LIST_LIMIT: usize = 1_000;
 
 /// Fields of `StrategySpec` at its first level.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "kind",
     "traffic",
     "batch",
@@ -26,6 +26,8 @@ const FIELDS: [&str; 13] = [
     "on_stall",
     "max_lost",
     "keep_releases",
+    "verification",
+    "capacity",
 ];
 
 #[derive(Debug, Clone, PartialEq, Eq)]

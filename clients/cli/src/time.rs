@@ -87,6 +87,17 @@ pub fn instant(at_ms: u64, now_ms: u64) -> String {
     format!("{when} ({how_far})")
 }
 
+/// A time in UTC as people write it, `2026-01-02` or `2026-01-02T03:04:05Z`, in milliseconds since
+/// 1970; none: it is none.
+pub fn parse_utc(text: &str) -> Option<u64> {
+    let whole = match text.len() {
+        10 => format!("{text}T00:00:00Z"),
+        _ => text.to_owned(),
+    };
+    let (length, at_ms) = leading_stamp(&whole)?;
+    (length == whole.len()).then_some(at_ms)
+}
+
 /// The instant that the text begins with, and how many bytes it takes.
 fn leading_stamp(text: &str) -> Option<(usize, u64)> {
     const FORM: &[u8] = b"dddd-dd-ddTdd:dd:dd";

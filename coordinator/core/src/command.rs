@@ -4,6 +4,7 @@ mod action;
 mod auto;
 mod governance;
 mod group;
+mod people;
 mod reply;
 mod subject;
 
@@ -12,14 +13,16 @@ pub use group::{ActOnGroup, AddToGroup, AdvanceGroup, CreateGroup, DecideGroup, 
 
 pub use action::{Action, Advance, Cause, GateEvidence, GroupTurn};
 pub use auto::AutoDeploy;
+pub use people::{RemovePerson, UpdatePerson};
 pub use reply::{Applied, Outcome, Reply};
+pub use tidegate_shared::audit::Actor;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, StrategySpec};
+use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, Role, StrategySpec};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::weight::Weight;
 
@@ -45,34 +48,6 @@ pub struct Item {
     pub request: RequestKey,
     /// What.
     pub command: Command,
-}
-
-/// Who asked for a command.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Actor {
-    /// The leader's planner, or a node itself.
-    System,
-    /// A person, by the name in its certificate.
-    User(Name),
-    /// An agent, by the name in its certificate.
-    Agent(Name),
-    /// A coordinator, by the name in its certificate.
-    Coordinator(Name),
-    /// A newcomer that holds the token.
-    Token(TokenId),
-}
-
-impl std::fmt::Display for Actor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::System => f.pad("system"),
-            Self::User(name) => write!(f, "user:{name}"),
-            Self::Agent(name) => write!(f, "agent:{name}"),
-            Self::Coordinator(name) => write!(f, "coordinator:{name}"),
-            Self::Token(id) => write!(f, "token:{id}"),
-        }
-    }
 }
 
 /// What a retry is recognised by.
@@ -140,6 +115,10 @@ pub enum Command {
     Freeze(CreateFreeze),
     /// Ends a freeze before its time.
     Thaw(Named),
+    /// Changes a person's own roles and labels.
+    UpdatePerson(UpdatePerson),
+    /// Takes a person out of the cluster, its teams and bindings.
+    RemovePerson(RemovePerson),
     /// The planner's next move of a deployment.
     Advance(Advance),
     /// What the planner makes of new releases for a scope that takes them by itself.
@@ -391,6 +370,9 @@ pub struct CreateToken {
     pub uses: u32,
     /// The name that the joiner must take.
     pub name: Option<Name>,
+    /// People: roles that the joiner gets everywhere; empty: viewer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<Role>,
 }
 
 /// See [`Command::DeleteToken`].

@@ -2,6 +2,7 @@
 //! with version 1 active and version 2 a candidate of any status.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_shared::assignment::{Generation, ObservedPlace, Report};
 use tidegate_shared::digest::Digest;
@@ -77,7 +78,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
         id,
         short: id.short(),
         meta: meta(),
-        origin: Origin {
+        origin: Arc::new(Origin {
             application: name("shop"),
             version: Version::new(version).unwrap(),
             release_digest: Digest::ZERO,
@@ -105,7 +106,7 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
             forced: false,
             link: None,
             auto: None,
-        },
+        }),
         status: Status::Finalized,
         status_since: START,
         replaces: None,

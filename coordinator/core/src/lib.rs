@@ -21,6 +21,7 @@ mod fixture;
 pub mod forecast;
 pub mod group;
 pub mod observed;
+pub mod people;
 pub mod plan;
 pub mod policy;
 pub mod preflight;

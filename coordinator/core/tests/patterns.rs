@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use tidegate_coordinator_core::command::{
-    CreateDeployments, CreateRelease, Decide, InitCluster, OnConflict, PutObject,
+    CreateDeployments, CreateGroup, CreateRelease, Decide, InitCluster, OnConflict, PutObject,
 };
 use tidegate_coordinator_core::group::open_time::Openings;
 use tidegate_coordinator_core::group::schedule::{Pace, schedule};
@@ -233,6 +233,60 @@ impl Story {
         Ok(made[0])
     }
 
+    /// A group of so many scopes `APPLICATION-ENVIRONMENT-1` …, and what the planner makes of it at
+    /// once.
+    fn group(&mut self, application: &str, environment: &str, members: u16) -> Vec<DeploymentId> {
+        let mut scopes = Vec::new();
+        for number in 1..=members {
+            let scope = format!("{application}-{environment}-{number}");
+            let port = 9_000 + number;
+            let spec = format!(
+                r#"{{"application": "{application}", "environment": "{environment}", "port": {port}}}"#
+            );
+            self.put(Kind::Scope, &scope, &[], &spec);
+            scopes.push(name(&scope));
+        }
+        let command = Command::CreateGroup(CreateGroup {
+            name: None,
+            deployments: CreateDeployments {
+                application: name(application),
+                version: Version::new("1.0.0").unwrap(),
+                scopes,
+                strategy: None,
+                overrides: StrategySpec::default(),
+                labels: Labels::new(),
+                on_conflict: OnConflict::Fail,
+            },
+            rollout: None,
+        });
+        let reply = self.must("ann", command);
+        let Reply::Group { deployments, .. } = reply else {
+            panic!("{reply:?}");
+        };
+        self.settle();
+        deployments
+    }
+
+    /// Seconds from now at which the members are due by the paces of policies, in order of time.
+    fn turns(&self, members: &[DeploymentId]) -> Vec<u64> {
+        let observed = Observed::new(self.now);
+        let mut turns: Vec<u64> = members
+            .iter()
+            .map(|member| {
+                let told = explain(&self.state, &observed, self.now, *member);
+                let paces = told.gates.iter().filter(|g| g.kind == "gradual_rollout");
+                // The later of several counts.
+                let latest = paces.map(|gate| match gate.answer {
+                    GateAnswer::Allowed => gate.satisfied_at.unwrap(),
+                    GateAnswer::Pending | GateAnswer::Denied => gate.until.unwrap(),
+                });
+                latest.max().unwrap().since(self.now).millis() / 1_000
+            })
+            .collect();
+        turns.sort_unstable();
+        turns
+    }
+
     /// Whatever the planner finds due at this instant.
     fn settle(&mut self) {
         for _ in 0..20 {
@@ -328,6 +382,17 @@ fn conservative_production_asks_somebody_else_and_takes_its_time() {
 
     let (_, policy) = policies("conservative-production.yaml").remove(0);
     assert_eq!(due(&policy, 4), [0, 900, 1_800, 2_700]);
+    let members = story.group("shop", "production", 4);
+    story.wait("2026-03-02T11:40:00Z");
+    for member in &members {
+        assert_eq!(story.status(*member), Status::CreatingApproval);
+        story.decide("ben", *member).unwrap();
+    }
+    assert_eq!(
+        story.turns(&members),
+        [0, 900, 1_800, 2_700],
+        "from the grant"
+    );
 }
 
 #[test]
@@ -351,6 +416,8 @@ fn fast_staging_asks_nobody_and_ends_in_two_minutes() {
     let (_, policy) = policies("fast-staging.yaml").remove(0);
     assert_eq!(due(&policy, 4), [0, 30, 60, 90]);
     assert!(due(&policy, 1_000).iter().all(|due| *due < 120));
+    let members = story.group("shop", "staging", 4);
+    assert_eq!(story.turns(&members), [0, 30, 60, 90]);
 }
 
 #[test]
@@ -423,6 +490,16 @@ fn the_pace_is_that_of_the_table() {
         .deploy("ann", "1.0.0", "till-production", "{}")
         .unwrap();
     assert_eq!(story.status(id), Status::Pending);
+    for (application, environment, turns) in [
+        ("shop", "qa", [0, 30, 60]),
+        ("shop", "staging", [0, 60, 120]),
+        ("shop", "production", [0, 600, 1_200]),
+        ("till", "production", [0, 1_200, 2_400]),
+    ] {
+        let members = story.group(application, environment, 3);
+        let found = story.turns(&members);
+        assert_eq!(found, turns, "{application} in {environment}");
+    }
 }
 
 #[test]

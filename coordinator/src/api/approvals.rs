@@ -12,7 +12,7 @@ use tidegate_proto::control::v1::{
 use tonic::{Request, Response, Status};
 
 use super::relay::ask_leader;
-use super::{Context, caller, past, request_key};
+use super::{Context, authz, caller, past, request_key};
 
 /// The service.
 pub struct ApprovalsApi(pub Arc<Context>);
@@ -29,6 +29,7 @@ impl Approvals for ApprovalsApi {
             return Ok(answer);
         }
         let view = self.0.read().await?;
+        let sight = self.0.sight(&caller, &view.state);
         let deployments = self.0.live.picture(&self.0, &view.state, |picture| {
             view.state
                 .scopes
@@ -36,6 +37,10 @@ impl Approvals for ApprovalsApi {
                 .flat_map(|scope| &scope.waiting)
                 .filter_map(|id| view.state.deployments.get(id))
                 .filter(|found| found.status == DeploymentStatus::CreatingApproval)
+                .filter(|found| {
+                    let place = authz::place_of(&view.state, &found.origin);
+                    sight.is_whole() || sight.sees(&view.state, &place)
+                })
                 .map(|found| picture.deployment(found))
                 .collect()
         });

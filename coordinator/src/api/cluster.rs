@@ -246,13 +246,27 @@ impl Cluster for ClusterApi {
     ) -> Result<Response<WhoAmIResponse>, Status> {
         let caller = caller(&request)?;
         let identity = caller.identity.as_ref();
+        let view = self.0.query.stale();
+        let view = match caller.check_known(&view.state) {
+            Ok(()) => view,
+            Err(_) => self.0.read().await?,
+        };
+        let name = caller.name.as_ref();
+        let grants = name.map_or(Vec::new(), |name| {
+            convert::people::grants(&view.state, name)
+        });
+        let mut roles: Vec<String> = grants.iter().map(|grant| grant.role.clone()).collect();
+        roles.dedup();
         Ok(Response::new(WhoAmIResponse {
             identity: identity.map(ToString::to_string).unwrap_or_default(),
             name: identity.map(|id| id.name.clone()).unwrap_or_default(),
             kind: identity.map(|id| id.kind.clone()).unwrap_or_default(),
-            roles: vec!["admin".to_owned()],
+            roles,
             certificate_not_after_ms: caller.validity.not_after.millis(),
             cluster_id: self.0.identity.cluster_id.clone(),
+            grants,
+            teams: name.map_or(Vec::new(), |name| convert::people::teams(&view.state, name)),
+            coordinator: self.0.config.name.to_string(),
         }))
     }
 

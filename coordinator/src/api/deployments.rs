@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tidegate_coordinator_core::command::{ActOnDeployment, Command, CreateDeployments};
+use tidegate_coordinator_core::people::Place;
 use tidegate_coordinator_core::policy::guardrail;
 use tidegate_coordinator_core::{Actor, Entry, Item, Reply, RequestKey, State};
 use tidegate_proto::control::v1::deployments_client::DeploymentsClient;
@@ -17,9 +18,10 @@ use tidegate_shared::id::{DeploymentId, Name};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::authn::Caller;
 use super::relay::{self, ask_leader};
 use super::watching::{self, Watched};
-use super::{Context, caller, convert, expected, past, request_key, status};
+use super::{Context, authz, caller, convert, expected, past, request_key, status};
 use crate::replica::View;
 
 /// Scopes that one request may deploy to.
@@ -45,6 +47,26 @@ async fn show_any(
 ) -> Result<Deployment, Status> {
     let state = past::with_deployment(context, view, id).await?;
     show(context, &state, id)
+}
+
+/// Whether a caller sees a deployment, which stands in `state`, by the roles in `now`.
+///
+/// # Errors
+/// Who lacks which role where.
+pub fn may_see(
+    context: &Context,
+    caller: &Caller,
+    now: &State,
+    state: &State,
+    id: DeploymentId,
+) -> Result<(), Status> {
+    let Some(found) = state.deployments.get(&id) else {
+        return Ok(());
+    };
+    context
+        .sight(caller, now)
+        .check(now, &authz::place_of(now, &found.origin))
+        .map_err(|refused| status::from_rejection(&refused))
 }
 
 fn show(context: &Context, state: &State, id: DeploymentId) -> Result<Deployment, Status> {
@@ -190,6 +212,7 @@ impl Deployments for DeploymentsApi {
         }
         let view = self.0.read().await?;
         let (state, id) = past::find(&self.0, &view, &message.id).await?;
+        may_see(&self.0, &caller, &view.state, &state, id)?;
         show(&self.0, &state, id).map(Response::new)
     }
 
@@ -208,6 +231,7 @@ impl Deployments for DeploymentsApi {
             scope: optional_name("scope", &message.scope)?,
             application: optional_name("application", &message.application)?,
             unfinished: message.unfinished,
+            sight: Some(self.0.sight(&caller, &view.state)),
         };
         // Newest first.
         let (state, page) = past::list(&self.0, &view, wanted, message.page).await?;
@@ -225,7 +249,8 @@ impl Deployments for DeploymentsApi {
         let caller = caller(&request)?;
         let mut message = request.into_inner();
         let view = self.0.read().await?;
-        let (_, id) = past::find(&self.0, &view, &message.id).await?;
+        let (state, id) = past::find(&self.0, &view, &message.id).await?;
+        may_see(&self.0, &caller, &view.state, &state, id)?;
         // A short id may mean another one later.
         message.id = id.to_string();
         let interval = message.interval_ms;
@@ -237,11 +262,13 @@ impl Deployments for DeploymentsApi {
         &self,
         request: Request<HistoryRequest>,
     ) -> Result<Response<HistoryResponse>, Status> {
+        let caller = caller(&request)?;
         let message = request.into_inner();
         let view = self.0.read().await?;
         match (message.id.as_str(), message.scope.as_str()) {
             (id, "") if !id.is_empty() => {
-                let (_, id) = past::find(&self.0, &view, id).await?;
+                let (state, id) = past::find(&self.0, &view, id).await?;
+                may_see(&self.0, &caller, &view.state, &state, id)?;
                 let page = past::events_of(&self.0, &view, id, message.page).await?;
                 Ok(Response::new(HistoryResponse {
                     events: page.rows.iter().map(convert::event).collect(),
@@ -251,6 +278,10 @@ impl Deployments for DeploymentsApi {
             }
             ("", scope) if !scope.is_empty() => {
                 let scope = convert::name("scope", scope)?;
+                self.0
+                    .sight(&caller, &view.state)
+                    .check(&view.state, &Place::Scope(scope.clone()))
+                    .map_err(|refused| status::from_rejection(&refused))?;
                 let (state, page) = past::of_scope(&self.0, &view, scope, message.page).await?;
                 Ok(Response::new(HistoryResponse {
                     events: Vec::new(),
@@ -332,5 +363,9 @@ impl Watched for WatchedDeployment {
     fn has_ended(&self, state: &State) -> bool {
         let found = state.deployments.get(&self.0);
         found.is_none_or(|found| found.status.is_end())
+    }
+
+    fn check(&self, context: &Context, caller: &Caller, state: &State) -> Result<(), Status> {
+        may_see(context, caller, state, state, self.0)
     }
 }

@@ -1,4 +1,5 @@
-//! The gate before every service: who calls ([`super::authn`]), may they ([`super::authz`]).
+//! The gate before every service: who calls ([`super::authn`]), may they ([`super::authz`]). Where
+//! a person's role has to hold is asked later, when the objects are known.
 //!
 //! A tower layer, so that no service can be reached past it. It leaves the [`Caller`] in the
 //! request's extensions. On the peer listener a coordinator may pass on a person's request; whose
@@ -14,7 +15,7 @@ use tonic::body::Body;
 use tower::{Layer, Service, ServiceExt};
 
 use super::authn::{Caller, Kind, NO_VALIDITY, Refused};
-use super::authz::{Door, permits};
+use super::authz::{Door, may_call, permits};
 use super::{Context, status};
 use crate::tls::{ConnectionInfo, SpiffeId};
 
@@ -70,6 +71,7 @@ impl Gate {
         }
         if self.door != Door::Enroll {
             self.check_known(path, &caller).await?;
+            self.check_role(path, &caller).await?;
         }
         Ok(caller)
     }
@@ -112,6 +114,24 @@ impl Gate {
         caller
             .check_known(&view.state)
             .map_err(|refused| self.refuse(path, &refused))
+    }
+
+    /// Whether a person has the role that the call needs; this node may be behind here too.
+    async fn check_role(&self, path: &str, caller: &Caller) -> Result<(), Status> {
+        let (Kind::User, Some(name)) = (caller.kind, &caller.name) else {
+            return Ok(());
+        };
+        if may_call(&self.context.query.stale().state, name, path).is_ok() {
+            return Ok(());
+        }
+        let view = self.context.read().await?;
+        may_call(&view.state, name, path).map_err(|rejection| {
+            let refused = Refused {
+                reason: rejection.reason,
+                message: rejection.message,
+            };
+            self.refuse(path, &refused)
+        })
     }
 
     fn refuse(&self, path: &str, refused: &Refused) -> Status {

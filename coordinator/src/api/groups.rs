@@ -8,8 +8,9 @@ use std::sync::Arc;
 use tidegate_coordinator_core::command::{
     ActOnGroup, AddToGroup, Command, CreateDeployments, CreateGroup, DecideGroup,
 };
+use tidegate_coordinator_core::people::Place;
 use tidegate_coordinator_core::policy::selection::{Selected, Selection};
-use tidegate_coordinator_core::state::MOST_MEMBERS;
+use tidegate_coordinator_core::state::{Group as Grouped, MOST_MEMBERS};
 use tidegate_coordinator_core::{Actor, Reply, State};
 use tidegate_proto::control::v1::groups_client::GroupsClient;
 use tidegate_proto::control::v1::groups_server::Groups;
@@ -23,6 +24,8 @@ use tidegate_shared::id::{DeploymentId, GroupId, Name, Version};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::authn::Caller;
+use super::authz::Sight;
 use super::deployments::{guard, optional_name};
 use super::relay::{self, ask_leader};
 use super::watching::{self, Watched};
@@ -180,14 +183,38 @@ async fn present(context: &Context, id: GroupId) -> Result<Group, Status> {
     show(context, &view.state, id)
 }
 
+/// The group that people mean: by its name, its id, its short id, or what it is called where it has
+/// no name.
 fn called(state: &State, text: &str) -> Result<GroupId, Status> {
     if text.is_empty() {
         return Err(status::wrong_field("id", "is missing"));
     }
-    let found = state.group_called(text);
-    found
-        .map(|group| group.id)
-        .map_err(|rejection| status::from_rejection(&rejection))
+    let short = text.rsplit_once('-').map(|(_, short)| short);
+    let unnamed = short
+        .and_then(|short| state.group_called(short).ok())
+        .filter(|group| convert::group::called(group) == text);
+    match (state.group_called(text), unnamed) {
+        (Ok(group), _) | (Err(_), Some(group)) => Ok(group.id),
+        (Err(rejection), None) => Err(status::from_rejection(&rejection)),
+    }
+}
+
+/// Whether all members of a group are seen.
+fn sees(sight: &Sight, state: &State, group: &Grouped) -> bool {
+    let mut scopes = group.scopes.keys();
+    sight.is_whole() || scopes.all(|name| sight.sees(state, &Place::Scope(name.clone())))
+}
+
+/// Whether a caller sees a group: all of its members.
+fn may_see(context: &Context, caller: &Caller, state: &State, id: GroupId) -> Result<(), Status> {
+    let sight = context.sight(caller, state);
+    let group = state.groups.get(&id).filter(|_| !sight.is_whole());
+    for name in group.into_iter().flat_map(|group| group.scopes.keys()) {
+        sight
+            .check(state, &Place::Scope(name.clone()))
+            .map_err(|refused| status::from_rejection(&refused))?;
+    }
+    Ok(())
 }
 
 fn group_of(reply: &Reply) -> Result<GroupId, Status> {
@@ -262,6 +289,7 @@ impl Groups for GroupsApi {
         }
         let view = self.0.read().await?;
         let id = called(&view.state, &message.id)?;
+        may_see(&self.0, &caller, &view.state, id)?;
         show(&self.0, &view.state, id).map(Response::new)
     }
 
@@ -284,10 +312,12 @@ impl Groups for GroupsApi {
             let missing = format!("there is no application \"{name}\"");
             return Err(status::refusal(Reason::NotFound, missing));
         }
+        let sight = self.0.sight(&caller, state);
         let groups = state.groups.values().rev().filter(|group| {
-            application
-                .as_ref()
-                .is_none_or(|name| *name == group.application)
+            sees(&sight, state, group)
+                && application
+                    .as_ref()
+                    .is_none_or(|name| *name == group.application)
                 && !(message.unfinished && group.closed.is_some())
         });
         let rows = groups.map(|group| {
@@ -315,6 +345,7 @@ impl Groups for GroupsApi {
         let mut message = request.into_inner();
         let view = self.0.read().await?;
         let id = called(&view.state, &message.id)?;
+        may_see(&self.0, &caller, &view.state, id)?;
         // A name or short id may mean another one later.
         message.id = id.to_string();
         let interval = message.interval_ms;
@@ -413,6 +444,7 @@ impl Groups for GroupsApi {
         }
         let view = self.0.read().await?;
         let id = called(&view.state, &message.id)?;
+        may_see(&self.0, &caller, &view.state, id)?;
         let found = view
             .state
             .group(id)
@@ -461,5 +493,9 @@ impl Watched for WatchedGroup {
     fn has_ended(&self, state: &State) -> bool {
         let found = state.groups.get(&self.0);
         found.is_none_or(|group| group.closed.is_some())
+    }
+
+    fn check(&self, context: &Context, caller: &Caller, state: &State) -> Result<(), Status> {
+        may_see(context, caller, state, self.0)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
-use tidegate_coordinator_core::{Actor, Item, Outcome, Reply, RequestKey, State};
+use tidegate_coordinator_core::{Actor, Item, Outcome, Rejection, Reply, RequestKey, State};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::RequestId;
 use tidegate_shared::time::Timestamp;
@@ -35,6 +35,7 @@ use crate::storage::history::HistoryStore;
 
 pub mod agents;
 pub mod approvals;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod cluster;
@@ -46,6 +47,7 @@ pub mod groups;
 pub mod objects;
 pub mod paging;
 pub mod past;
+pub mod people;
 pub mod planning;
 pub mod relay;
 pub mod releases;
@@ -55,6 +57,7 @@ pub mod tokens;
 pub mod watching;
 
 use authn::Caller;
+use authz::Sight;
 
 /// Asks the node to hand over the lead, to one node if it is named; the answer is whether that one,
 /// or any other one, leads.
@@ -136,11 +139,48 @@ impl Context {
             request,
             command,
         };
+        self.may_give(std::slice::from_ref(&item))
+            .await?
+            .into_iter()
+            .next()
+            .unwrap_or(Ok(()))
+            .map_err(|rejection| status::from_rejection(&rejection))?;
         self.proposer
             .propose(item)
             .await
             .map_err(|error| status::from_propose(&error))?
             .map_err(|rejection| status::from_rejection(&rejection))
+    }
+
+    /// Whether those who ask for commands may, each for itself. This node may be behind: before
+    /// somebody is refused, the newest state is asked.
+    ///
+    /// # Errors
+    /// No leader in time.
+    pub async fn may_give(&self, items: &[Item]) -> Result<Vec<Result<(), Rejection>>, Status> {
+        let now = self.now();
+        let ask = |view: &View| -> Vec<Result<(), Rejection>> {
+            let may = |item: &Item| authz::may_give(&view.state, &item.actor, &item.command, now);
+            items.iter().map(may).collect()
+        };
+        let answers = ask(&self.query.stale());
+        if answers.iter().all(Result::is_ok) {
+            return Ok(answers);
+        }
+        let answers = ask(&*self.read().await?);
+        for (item, answer) in items.iter().zip(&answers) {
+            if let Err(refused) = answer {
+                let code = refused.reason.code();
+                tracing::warn!(actor = %item.actor, code, "refused: {refused}");
+            }
+        }
+        Ok(answers)
+    }
+
+    /// What a caller sees of the objects in a state.
+    #[must_use]
+    pub fn sight(&self, caller: &Caller, state: &State) -> Sight {
+        Sight::of(state, caller)
     }
 
     /// Proposes a caller's commands, all at one instant, and waits for their outcomes and a state
@@ -152,11 +192,27 @@ impl Context {
         &self,
         items: Vec<Item>,
     ) -> Result<(Vec<Outcome>, Arc<View>), Status> {
-        let (outcomes, view) = self
-            .proposer
-            .propose_and_see(items)
-            .await
-            .map_err(|error| status::from_propose(&error))?;
+        let may = self.may_give(&items).await?;
+        let allowed = items.into_iter().zip(&may);
+        let allowed: Vec<Item> = allowed
+            .filter_map(|(item, may)| may.is_ok().then_some(item))
+            .collect();
+        let (mut done, mut view) = (Vec::new(), None);
+        if !allowed.is_empty() {
+            (done, view) = self
+                .proposer
+                .propose_and_see(allowed)
+                .await
+                .map_err(|error| status::from_propose(&error))?;
+        }
+        let mut done = done.into_iter();
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(may.len());
+        for answer in may {
+            match answer {
+                Ok(()) => outcomes.extend(done.next()),
+                Err(rejection) => outcomes.push(Err(rejection)),
+            }
+        }
         match view {
             Some(view) => Ok((outcomes, view)),
             None => Ok((outcomes, self.read().await?)),

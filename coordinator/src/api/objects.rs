@@ -1,8 +1,11 @@
-//! `Objects`: applications, environments, strategies, scopes, policies and parameters.
+//! `Objects`: applications, environments, strategies, scopes, policies, parameters, teams and role
+//! bindings.
 
 use std::sync::Arc;
 
 use tidegate_coordinator_core::command::{Command, DeleteObject, PutObject};
+use tidegate_coordinator_core::people::{Place, Reach};
+use tidegate_coordinator_core::policy::expression::{Expression, Subject};
 use tidegate_coordinator_core::{Actor, Entry, Item, Outcome, State};
 use tidegate_proto::control::v1::objects_server::Objects;
 use tidegate_proto::control::v1::{
@@ -13,10 +16,10 @@ use tidegate_proto::control::v1::{
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::secret::Secret;
-use tidegate_shared::spec::{Kind, ObjectSpec, ParameterKind, check_value};
+use tidegate_shared::spec::{FieldErrors, Kind, ObjectSpec, ParameterKind, check_value};
 use tonic::{Request, Response, Status};
 
-use super::{Context, caller, convert, expected, paging, request_key, status};
+use super::{Context, authz, caller, convert, expected, paging, request_key, status};
 use crate::secrets;
 
 /// Most objects of one call.
@@ -66,6 +69,22 @@ fn missing(kind: Kind, name: &Name) -> Status {
     status::refusal(Reason::NotFound, format!("there is no {kind} \"{name}\""))
 }
 
+/// Where an object is seen; strategies, policies and the like belong to nobody.
+fn place_of(state: &State, kind: Kind, name: &Name) -> Place {
+    match kind {
+        Kind::Application => Place::Application(name.clone(), Reach::Any),
+        Kind::Environment => Place::Environment(name.clone(), Reach::Any),
+        Kind::Scope => Place::Scope(name.clone()),
+        Kind::Parameter => state
+            .parameters
+            .get(name)
+            .map_or(Place::Somewhere, |object| {
+                authz::place_of_target(&object.spec.target)
+            }),
+        Kind::Strategy | Kind::Policy | Kind::Team | Kind::RoleBinding => Place::Somewhere,
+    }
+}
+
 /// An object as it was asked for.
 struct Wanted {
     item: Item,
@@ -84,6 +103,14 @@ impl ObjectsApi {
             tidegate_coordinator_core::policy::check::check(policy)
                 .into_result()
                 .map_err(|errors| status::wrong_fields(&what, errors))?;
+        }
+        if let ObjectSpec::RoleBinding(binding) = &spec {
+            let what = format!("role_binding \"{name}\"");
+            Expression::compile(&binding.selector, Subject::Place).map_err(|mistake| {
+                let mut errors = FieldErrors::default();
+                errors.add("selector", mistake.to_string());
+                status::wrong_fields(&what, errors)
+            })?;
         }
         if let ObjectSpec::Strategy(strategy) = &spec {
             let what = format!("strategy \"{name}\"");
@@ -121,6 +148,10 @@ impl ObjectsApi {
             return Ok((outcomes, view.state.clone()));
         }
         // The same function on a copy.
+        let may = self.0.may_give(&items).await?;
+        if let Some(Err(refused)) = may.into_iter().find(Result::is_err) {
+            return Err(status::from_rejection(&refused));
+        }
         let view = self.0.read().await?;
         let mut state = view.state.clone();
         let at = state.at.max(self.0.now());
@@ -181,10 +212,15 @@ impl Objects for ObjectsApi {
     }
 
     async fn get(&self, request: Request<GetObjectRequest>) -> Result<Response<Object>, Status> {
+        let caller = caller(&request)?;
         let message = request.into_inner();
         let kind = convert::kind(&message.kind)?;
         let name = convert::name("name", &message.name)?;
         let view = self.0.read().await?;
+        self.0
+            .sight(&caller, &view.state)
+            .check(&view.state, &place_of(&view.state, kind, &name))
+            .map_err(|refused| status::from_rejection(&refused))?;
         convert::object_of(&view.state, kind, &name)
             .map(Response::new)
             .ok_or_else(|| missing(kind, &name))
@@ -194,6 +230,7 @@ impl Objects for ObjectsApi {
         &self,
         request: Request<ListObjectsRequest>,
     ) -> Result<Response<ListObjectsResponse>, Status> {
+        let caller = caller(&request)?;
         let message = request.into_inner();
         let kinds = match message.kind.as_str() {
             "" => Kind::ALL.to_vec(),
@@ -201,10 +238,17 @@ impl Objects for ObjectsApi {
         };
         let selector = convert::selector(&message.selector)?;
         let view = self.0.read().await?;
+        let sight = self.0.sight(&caller, &view.state);
+        let seen = |kind: Kind, name: &Name| {
+            sight.is_whole() || sight.sees(&view.state, &place_of(&view.state, kind, name))
+        };
         let rows = kinds.into_iter().enumerate().flat_map(|(rank, kind)| {
             convert::names_of(&view.state, kind)
                 .into_iter()
                 .filter(|(_, labels)| selector.matches(labels))
+                .filter(|(name, _)| seen(kind, name))
+                .collect::<Vec<_>>()
+                .into_iter()
                 .map(move |(name, _)| (format!("{rank}/{name}"), (kind, name)))
         });
         let page = paging::page(message.page.as_ref(), rows)?;

@@ -7,14 +7,16 @@
 
 use std::sync::Arc;
 
+use tidegate_coordinator_core::state::Deployment;
 use tidegate_coordinator_core::{Event, Past, State};
 use tidegate_proto::control::v1::Page;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name, ShortId};
 use tonic::Status;
 
+use super::authz::Sight;
 use super::paging::{self, Slice};
-use super::{Context, convert, status};
+use super::{Context, authz, convert, status};
 use crate::replica::View;
 use crate::storage::history::read::Filter;
 use crate::storage::history::{HistoryError, HistoryStore};
@@ -199,6 +201,26 @@ pub struct Wanted {
     pub application: Option<Name>,
     /// Only those that have not ended.
     pub unfinished: bool,
+    /// Only what is seen; none: everything is.
+    pub sight: Option<Sight>,
+}
+
+impl Wanted {
+    fn fits(&self, now: &State, found: &Deployment) -> bool {
+        let scope = self.scope.as_ref();
+        let application = self.application.as_ref();
+        scope.is_none_or(|scope| *scope == found.origin.scope)
+            && application.is_none_or(|name| *name == found.origin.application)
+            && !(self.unfinished && found.status.is_end())
+            && self.is_seen(now, found)
+    }
+
+    fn is_seen(&self, now: &State, found: &Deployment) -> bool {
+        let sight = self.sight.as_ref();
+        sight.is_none_or(|sight| {
+            sight.is_whole() || sight.sees(now, &authz::place_of(now, &found.origin))
+        })
+    }
 }
 
 /// One page of deployments, newest first, with a state that has them.
@@ -218,11 +240,24 @@ pub async fn list(
         let mut state = view.state.clone();
         if !asked.unfinished {
             let filter = Filter {
-                scope: asked.scope,
-                application: asked.application,
+                scope: asked.scope.clone(),
+                application: asked.application.clone(),
             };
-            for past in history.deployments(&filter, before, view.index, size + 1)? {
-                put_back(&mut state, past);
+            let (mut before, mut count) = (before, 0);
+            // Who sees a part only may have to be looked for further back.
+            while count <= size {
+                let batch = history.deployments(&filter, before, view.index, size + 1)?;
+                let is_last = batch.len() <= size;
+                for past in batch {
+                    before = Some(u128::from(past.deployment.id.ulid()));
+                    if asked.is_seen(&view.state, &past.deployment) {
+                        count += 1;
+                        put_back(&mut state, past);
+                    }
+                }
+                if is_last {
+                    break;
+                }
             }
         }
         Ok(state)
@@ -232,13 +267,7 @@ pub async fn list(
         .deployments
         .values()
         .rev()
-        .filter(|found| {
-            let scope = wanted.scope.as_ref();
-            let application = wanted.application.as_ref();
-            scope.is_none_or(|scope| *scope == found.origin.scope)
-                && application.is_none_or(|name| *name == found.origin.application)
-                && !(wanted.unfinished && found.status.is_end())
-        })
+        .filter(|found| wanted.fits(&view.state, found))
         .map(|found| {
             let key = paging::descending(u128::from(found.id.ulid()));
             (key, found.id)
@@ -324,6 +353,30 @@ pub async fn events(
         let events = view.state.events.iter();
         let behind = events.filter(|(at, _)| after.is_none_or(|after| **at > after));
         Ok(behind.take(limit).map(|(_, event)| event.clone()).collect())
+    })
+    .await
+}
+
+/// Lines of the audit log before a position, newest first.
+///
+/// # Errors
+/// The history cannot be read.
+pub async fn events_before(
+    context: &Context,
+    view: &Arc<View>,
+    before: Option<(u64, u32)>,
+    limit: usize,
+) -> Result<Vec<Event>, Status> {
+    ask(context, view, move |history, view| {
+        if view.state.archive.is_some() {
+            return history.events_before(before, view.index, limit);
+        }
+        let events = view.state.events.iter().rev();
+        let earlier = events.filter(|(at, _)| before.is_none_or(|before| **at < before));
+        Ok(earlier
+            .take(limit)
+            .map(|(_, event)| event.clone())
+            .collect())
     })
     .await
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
 use tidegate_coordinator_core::forecast::{FURTHEST, Pace, Question, forecast};
+use tidegate_coordinator_core::people::Place;
 use tidegate_proto::control::v1::planning_client::PlanningClient;
 use tidegate_proto::control::v1::planning_server::Planning;
 use tidegate_proto::control::v1::{PlanRequest, PlanResponse, plan_request::Wish};
@@ -18,7 +19,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::relay::ask_leader;
-use super::{Context, caller, convert, deployments, status};
+use super::{Context, caller, convert, deployments, groups, status};
 
 /// Longest that hosts may be taken to need.
 const LONGEST_PACE: Span = Span::from_days(1);
@@ -72,32 +73,47 @@ impl Planning for PlanningApi {
             return Ok(answer);
         }
         let pace = pace(&message)?;
-        let command = match &message.wish {
-            Some(Wish::Deployment(wish)) => {
-                Command::CreateDeployments(deployments::command_of(wish)?)
-            }
-            Some(Wish::Group(_)) => {
-                return Err(status::refusal(
-                    Reason::NotSupported,
-                    "groups cannot be planned yet: plan their scopes one by one",
-                ));
-            }
-            None => return Err(status::wrong_field("wish", "is missing: want a deployment")),
-        };
-        let (application, version) = match &command {
-            Command::CreateDeployments(wish) => (wish.application.clone(), wish.version.clone()),
-            _ => return Err(status::internal(&"a plan of something else")),
-        };
         let place = tokio::time::timeout(PATIENCE, PLACE.acquire()).await;
         let Ok(Ok(_place)) = place else {
             let message = "other plans are being made: they take their time";
             return Err(status::refusal(Reason::QueueFull, message));
         };
         let view = self.0.read().await?;
+        let actor = caller.actor();
+        let (command, left) = match &message.wish {
+            Some(Wish::Deployment(wish)) => {
+                let wish = deployments::command_of(wish)?;
+                (Command::CreateDeployments(wish), Vec::new())
+            }
+            Some(Wish::Group(wish)) => {
+                let (wish, left) = groups::wanted(&self.0, &view.state, &actor, wish)?;
+                (Command::CreateGroup(wish), left)
+            }
+            None => {
+                let message = "is missing: want a deployment or a group";
+                return Err(status::wrong_field("wish", message));
+            }
+        };
+        let (application, version) = match &message.wish {
+            Some(Wish::Deployment(wish)) => (wish.application.clone(), wish.version.clone()),
+            Some(Wish::Group(wish)) => (wish.application.clone(), wish.version.clone()),
+            None => (String::new(), String::new()),
+        };
+        let scopes = match &command {
+            Command::CreateDeployments(wish) => wish.scopes.as_slice(),
+            Command::CreateGroup(wish) => wish.deployments.scopes.as_slice(),
+            _ => &[],
+        };
+        let sight = self.0.sight(&caller, &view.state);
+        for name in scopes {
+            sight
+                .check(&view.state, &Place::Scope(name.clone()))
+                .map_err(|refused| status::from_rejection(&refused))?;
+        }
         let observed = self.0.live.observed();
         let now = self.0.now().max(view.state.at);
         let question = Question {
-            actor: caller.actor(),
+            actor,
             command,
             at: instant(message.at_ms, now)?,
             now,
@@ -109,8 +125,9 @@ impl Planning for PlanningApi {
             .map_err(|error| status::internal(&error))?
             .map_err(|rejection| status::from_rejection(&rejection))?;
         Ok(Response::new(PlanResponse {
-            application: application.to_string(),
-            version: version.to_string(),
+            application,
+            version,
+            left,
             ..convert::plan::response(told)
         }))
     }

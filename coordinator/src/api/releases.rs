@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidegate_coordinator_core::State;
 use tidegate_coordinator_core::command::{Command, CreateRelease, SetReleaseStatus};
+use tidegate_coordinator_core::people::{Place, Reach};
 use tidegate_proto::control::v1::releases_server::Releases;
 use tidegate_proto::control::v1::{
     BlobsRequest, BlobsResponse, CreateReleaseRequest, GetReleaseRequest, ListReleasesRequest,
@@ -112,10 +113,16 @@ impl Releases for ReleasesApi {
     }
 
     async fn get(&self, request: Request<GetReleaseRequest>) -> Result<Response<Release>, Status> {
+        let caller = caller(&request)?;
         let message = request.into_inner();
         let application = convert::name("application", &message.application)?;
         let version = convert::version("version", &message.version)?;
         let view = self.0.read().await?;
+        let place = Place::Application(application.clone(), Reach::Any);
+        self.0
+            .sight(&caller, &view.state)
+            .check(&view.state, &place)
+            .map_err(|refused| status::from_rejection(&refused))?;
         Ok(Response::new(find(&view.state, &application, &version)?))
     }
 
@@ -123,18 +130,25 @@ impl Releases for ReleasesApi {
         &self,
         request: Request<ListReleasesRequest>,
     ) -> Result<Response<ListReleasesResponse>, Status> {
+        let caller = caller(&request)?;
         let message = request.into_inner();
         let only = match message.application.as_str() {
             "" => None,
             text => Some(convert::name("application", text)?),
         };
         let view = self.0.read().await?;
+        let sight = self.0.sight(&caller, &view.state);
+        let seen = |application: &Name| {
+            let place = Place::Application(application.clone(), Reach::Any);
+            sight.is_whole() || sight.sees(&view.state, &place)
+        };
         // Newest first.
         let mut rows: Vec<_> = view
             .state
             .releases
             .iter()
             .filter(|((application, _), _)| only.as_ref().is_none_or(|only| only == application))
+            .filter(|((application, _), _)| seen(application))
             .map(|((application, version), found)| {
                 let at = paging::descending(u128::from(found.meta.created_at.millis()));
                 (

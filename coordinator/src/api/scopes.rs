@@ -7,6 +7,7 @@ use tidegate_coordinator_core::State;
 use tidegate_coordinator_core::command::{Command, RollbackScope, ScopeName, StopScope};
 use tidegate_coordinator_core::desired::scope_items;
 use tidegate_coordinator_core::observed::place_in;
+use tidegate_coordinator_core::people::Place;
 use tidegate_coordinator_core::state::Scope;
 use tidegate_proto::agent::v1::{AnswerChunk, LogsAsk, ask};
 use tidegate_proto::control::v1::scopes_client::ScopesClient;
@@ -104,6 +105,8 @@ fn scope_view(picture: &Picture<'_>, name: &Name, scope: &Scope) -> ScopeView {
             .map(|found| found.origin.version.to_string())
             .collect(),
         recent,
+        auto_deploy: tidegate_coordinator_core::auto::view(state, picture.now, name)
+            .map(convert::plan::auto_deploy),
     }
 }
 
@@ -141,6 +144,20 @@ impl ScopesApi {
         )))
     }
 
+    /// A relayed request was asked by the coordinator that passes it on; this one asks again.
+    async fn may_see(&self, caller: &Caller, name: &Name) -> Result<(), Status> {
+        let place = Place::Scope(name.clone());
+        let state = &self.0.query.stale().state;
+        if self.0.sight(caller, state).check(state, &place).is_ok() {
+            return Ok(());
+        }
+        let view = self.0.read().await?;
+        self.0
+            .sight(caller, &view.state)
+            .check(&view.state, &place)
+            .map_err(|refused| status::from_rejection(&refused))
+    }
+
     async fn verb(
         &self,
         caller: &Caller,
@@ -164,6 +181,7 @@ impl Scopes for ScopesApi {
         if let Some(answer) = ask_leader!(self.0, caller, ScopesClient, view, message) {
             return Ok(answer);
         }
+        self.may_see(&caller, &name).await?;
         self.present(&name).await
     }
 
@@ -244,6 +262,7 @@ impl Scopes for ScopesApi {
                 .map(|text| convert::name("strategy", &text))
                 .transpose()?,
         };
+        self.may_see(&caller, &wanted.scope).await?;
         let (version, findings) = host_check::check(&self.0, &wanted).await?;
         Ok(Response::new(CheckScopeResponse {
             version: version
@@ -271,6 +290,7 @@ impl Scopes for ScopesApi {
             text => past::find(&self.0, &view, text).await?.0,
         };
         let (scope, deployment) = logs_of(&state, &message)?;
+        self.may_see(&caller, &scope).await?;
         let (sender, receiver) = mpsc::channel(64);
         let mut asked = self.ask_own(&state, &scope, deployment, &message, &sender);
         if !caller.relayed {

@@ -85,6 +85,10 @@ impl Tokens for TokensApi {
             text => Some(convert::name("name", text)?),
         };
         let labels = convert::labels(message.labels)?;
+        let roles = convert::people::roles("roles", &message.roles)?;
+        if !roles.is_empty() && kind != TokenKind::User {
+            return Err(status::wrong_field("roles", "are for people only"));
+        }
         let (id, secret) = self.of_request(&caller, key)?;
         let view = self.0.read().await?;
         let fingerprint: Digest = self.0.ca(&view.state)?.fingerprint();
@@ -96,7 +100,8 @@ impl Tokens for TokensApi {
         };
         // The request is repeated: its answer got lost.
         if let Some(made) = view.state.tokens.get(&id)
-            && (made.kind, made.uses, &made.name, &made.labels) == (kind, uses, &name, &labels)
+            && (made.kind, made.uses, &made.name) == (kind, uses, &name)
+            && (&made.labels, &made.roles) == (&labels, &roles)
         {
             return Ok(Response::new(answer(made.expires_at)));
         }
@@ -109,6 +114,7 @@ impl Tokens for TokensApi {
             expires_at,
             uses,
             name,
+            roles,
         });
         self.0.propose(caller.actor(), key, command).await?;
         Ok(Response::new(answer(expires_at)))

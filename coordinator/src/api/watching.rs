@@ -51,6 +51,12 @@ pub trait Watched: Send + Sync + 'static {
 
     /// Whether nothing more happens to it by itself.
     fn has_ended(&self, state: &State) -> bool;
+
+    /// Whether the caller still may see it.
+    ///
+    /// # Errors
+    /// Who lacks which role where.
+    fn check(&self, context: &Context, caller: &Caller, state: &State) -> Result<(), Status>;
 }
 
 /// Opens a watch; `interval_ms` is how often live figures are looked at, 0 as usual.
@@ -151,11 +157,12 @@ impl<W: Watched> Watch<W> {
         }
     }
 
-    /// A person who was removed sees no more.
+    /// A person who was removed, or has no role there any more, sees no more.
     fn check_caller(&self, state: &State) -> Result<(), Status> {
         self.caller
             .check_known(state)
-            .map_err(|refused| status::refusal(refused.reason, refused.message))
+            .map_err(|refused| status::refusal(refused.reason, refused.message))?;
+        self.watched.check(&self.context, &self.caller, state)
     }
 
     /// Looks itself; true: it is all told.
@@ -194,7 +201,7 @@ impl<W: Watched> Watch<W> {
                             return Ok(true);
                         }
                         let view = views.borrow_and_update().clone();
-                        if self.caller.check_known(&view.state).is_err()
+                        if self.check_caller(&view.state).is_err()
                             || self.watched.mark(&view.state) != mark
                         {
                             break;

@@ -10,6 +10,7 @@ mod health;
 mod moment;
 mod object;
 mod parameter;
+mod people;
 mod policy;
 mod release;
 mod rollout;
@@ -31,10 +32,11 @@ pub use parameter::{
     MAX_VALUE_BYTES, OnRollback, ParameterKind, ParameterSpec, ParameterTarget, ValueFrom,
     check_value, check_variable,
 };
+pub use people::{Role, RoleBindingSpec, TeamSpec};
 pub use policy::{
     ApprovalRule, Approver, Approvers, Backoff, ConcurrencyRule, CooldownRule, DependencyRule,
     DependencyWhere, FirstDeployment, GradualRolloutRule, GradualType, GuardrailRule, Matching,
-    OnEmpty, OnTrue, PolicySpec, ProgressionRule, ReleaseSelectorRule, RetryOn, RetryRule, Role,
+    OnEmpty, OnTrue, PolicySpec, ProgressionRule, ReleaseSelectorRule, RetryOn, RetryRule,
     WindowKind, WindowOutcome, WindowRule,
 };
 pub use release::{AssetKind, AssetSpec, ReleaseSpec, ReleaseStatus};

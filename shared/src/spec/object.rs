@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{FieldErrors, ParameterSpec, PolicySpec, ScopeSpec, StrategySpec};
+use super::{
+    FieldErrors, ParameterSpec, PolicySpec, RoleBindingSpec, ScopeSpec, StrategySpec, TeamSpec,
+};
 use crate::id::Name;
 use crate::selector::{Labels, check_label};
 
@@ -25,17 +27,23 @@ pub enum Kind {
     Policy,
     /// A configuration value.
     Parameter,
+    /// People who have something in common.
+    Team,
+    /// A role for people and teams.
+    RoleBinding,
 }
 
 impl Kind {
     /// Every kind, in order of reference.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Application,
         Self::Environment,
         Self::Strategy,
         Self::Scope,
         Self::Policy,
         Self::Parameter,
+        Self::Team,
+        Self::RoleBinding,
     ];
 
     /// The word on the wire and in manifests.
@@ -47,6 +55,8 @@ impl Kind {
             Self::Scope => "scope",
             Self::Policy => "policy",
             Self::Parameter => "parameter",
+            Self::Team => "team",
+            Self::RoleBinding => "role_binding",
         }
     }
 }
@@ -66,7 +76,7 @@ impl FromStr for Kind {
             .find(|kind| kind.as_str() == text)
             .ok_or_else(|| {
                 format!(
-                    "\"{text}\" is not a kind: want application, environment, strategy, scope, policy or parameter"
+                    "\"{text}\" is not a kind: want application, environment, strategy, scope, policy, parameter, team or role_binding"
                 )
             })
     }
@@ -103,6 +113,10 @@ pub enum ObjectSpec {
     Policy(PolicySpec),
     /// See [`ParameterSpec`].
     Parameter(ParameterSpec),
+    /// See [`TeamSpec`].
+    Team(TeamSpec),
+    /// See [`RoleBindingSpec`].
+    RoleBinding(RoleBindingSpec),
 }
 
 impl ObjectSpec {
@@ -115,6 +129,8 @@ impl ObjectSpec {
             Self::Scope(_) => Kind::Scope,
             Self::Policy(_) => Kind::Policy,
             Self::Parameter(_) => Kind::Parameter,
+            Self::Team(_) => Kind::Team,
+            Self::RoleBinding(_) => Kind::RoleBinding,
         }
     }
 
@@ -127,6 +143,8 @@ impl ObjectSpec {
             Self::Scope(spec) => spec.validate(),
             Self::Policy(spec) => spec.validate(),
             Self::Parameter(spec) => spec.validate(),
+            Self::Team(spec) => spec.validate(),
+            Self::RoleBinding(spec) => spec.validate(),
         }
     }
 
@@ -143,6 +161,8 @@ impl ObjectSpec {
             Kind::Scope => Self::Scope(serde_json::from_str(json)?),
             Kind::Policy => Self::Policy(serde_json::from_str(json)?),
             Kind::Parameter => Self::Parameter(serde_json::from_str(json)?),
+            Kind::Team => Self::Team(serde_json::from_str(json)?),
+            Kind::RoleBinding => Self::RoleBinding(serde_json::from_str(json)?),
         })
     }
 
@@ -158,6 +178,8 @@ impl ObjectSpec {
             Self::Scope(spec) => serde_json::to_string(spec),
             Self::Policy(spec) => serde_json::to_string(spec),
             Self::Parameter(spec) => serde_json::to_string(spec),
+            Self::Team(spec) => serde_json::to_string(spec),
+            Self::RoleBinding(spec) => serde_json::to_string(spec),
         }
     }
 }
@@ -251,6 +273,11 @@ mod tests {
                 Kind::Parameter,
                 r#"{"variable": "COLOR", "value": "red", "target": {"scope": "web-prod"}}"#,
             ),
+            (Kind::Team, r#"{"members": ["ann", "bob"]}"#),
+            (
+                Kind::RoleBinding,
+                r#"{"role": "deployer", "teams": ["sre"], "selector": "environment.name != \"production\""}"#,
+            ),
         ] {
             let spec = ObjectSpec::from_json(kind, json).unwrap();
             assert_eq!(spec.kind(), kind);
@@ -294,6 +321,8 @@ mod tests {
         assert_eq!(errors_of(Kind::Parameter, both), ["target"]);
         let none = r#"{"variable": "1A", "value": "", "target": {}}"#;
         assert_eq!(errors_of(Kind::Parameter, none), ["variable", "target"]);
+        let nobody = r#"{"role": "admin"}"#;
+        assert_eq!(errors_of(Kind::RoleBinding, nobody), ["users"]);
     }
 
     #[test]

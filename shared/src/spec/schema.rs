@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Amount, ApplicationSpec, Approver, Approvers, AutoDeploy, BatchSize, Bytes, Cores,
     EnvironmentSpec, FileMode, Hold, Kind, MaxLost, Metric, ParameterSpec, PolicySpec, Port,
-    ScopeSpec, StrategySpec, When,
+    RoleBindingSpec, ScopeSpec, StrategySpec, TeamSpec, When,
 };
 use crate::decimal::Decimal;
 use crate::id::Name;
@@ -198,6 +198,8 @@ pub fn manifest() -> Value {
             Kind::Scope => generator.subschema_for::<ScopeSpec>(),
             Kind::Policy => generator.subschema_for::<PolicySpec>(),
             Kind::Parameter => generator.subschema_for::<ParameterSpec>(),
+            Kind::Team => generator.subschema_for::<TeamSpec>(),
+            Kind::RoleBinding => generator.subschema_for::<RoleBindingSpec>(),
         };
         json!({
             "if": {"required": ["kind"], "properties": {"kind": {"const": kind.as_str()}}},

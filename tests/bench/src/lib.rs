@@ -16,6 +16,7 @@ pub mod ours;
 pub mod report;
 pub mod stats;
 pub mod store;
+pub mod world;
 
 use std::time::Duration;
 

@@ -91,6 +91,11 @@ fn agent() {
 }
 
 #[test]
+fn state() {
+    works(Bench::State, "the fewest scopes", 19);
+}
+
+#[test]
 fn the_list_names_every_bench_and_a_stranger_is_refused() {
     let run = |argument: &str| {
         std::process::Command::new(env!("CARGO_BIN_EXE_tidegate-bench"))

@@ -268,6 +268,81 @@ fn good_versions_pass_and_each_bad_one_goes_back_for_its_own_reason() {
     });
 }
 
+/// The scope and the status of each member, in the group's order.
+fn members(cluster: &Cluster, group: &str) -> anyhow::Result<Vec<String>> {
+    let found = cluster.tidegate(&["group", "get", group])?.json()?;
+    let all = found["members"].as_array().cloned().unwrap_or_default();
+    let told = all
+        .iter()
+        .map(|one| format!("{} {}", text(one, "scope"), text(one, "status")));
+    Ok(told.collect())
+}
+
+#[test]
+fn a_member_of_a_group_proves_itself_before_the_next_one_starts() {
+    story(SMALL, |cluster| {
+        site(cluster)?;
+        let port = cluster.scope_port()?;
+        let objects = format!(
+            "kind: scope\nname: site-b\nspec:\n  application: site\n  environment: test\n  port: {port}\n  \
+             health_check: {{http: {{path: /}}, interval: 200ms, healthy_threshold: 1}}\n"
+        );
+        apply(cluster, &objects)?;
+        let rollout = cluster.dir().join("rollout.yaml");
+        std::fs::write(
+            &rollout,
+            "kind: linear\ninterval: 1s\norder: name\ngate: verified\nverification:\n\
+             - {name: front, http: {path: \"/health?of=${RELEASE}\"}, interval: 500ms, success: result.body.ready == true}\n",
+        )?;
+        let rollout = rollout.display().to_string();
+        let deploy = |version: &str, group: &str, more: &[&str]| {
+            let mut arguments = vec!["deploy", "site", version, "--environment", "test"];
+            arguments.extend([
+                "--strategy",
+                "quick",
+                "--group",
+                group,
+                "--rollout",
+                &rollout,
+            ]);
+            arguments.extend(more);
+            cluster.tidegate(&arguments)
+        };
+        publish(cluster, "1.0.0", &GOOD)?;
+        let good = deploy("1.0.0", "good", &["--wait", "--timeout", "3m"])?;
+        ensure!(good.status == Some(0), "{good}");
+        for scope in ["site", "site-b"] {
+            let newest = cluster.newest(scope)?;
+            let found = cluster.tidegate(&["deployment", "get", text(&newest, "id")])?;
+            let found = found.json()?;
+            ensure!(states(&found, "front") == ["step 1: success"], "{found}");
+        }
+        publish(
+            cluster,
+            "2.0.0",
+            &Traits {
+                ready: "False",
+                ..GOOD
+            },
+        )?;
+        deploy("2.0.0", "bad", &[])?.ok()?;
+        let wanted = ["site ROLLED_BACK", "site-b PENDING"];
+        poll::until(
+            "a first member that went back",
+            Duration::from_secs(120),
+            || {
+                let found = members(cluster, "bad")?;
+                poll::holds(found == wanted, || format!("{found:?}"))
+            },
+        )?;
+        let explained = cluster
+            .tidegate(&["group", "explain", "bad", "-o", "table"])?
+            .ok()?;
+        ensure!(explained.stdout.contains("budget"), "{explained}");
+        Ok(())
+    });
+}
+
 #[test]
 fn what_cannot_be_checked_is_refused_with_its_place() {
     story(

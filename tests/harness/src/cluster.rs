@@ -332,7 +332,7 @@ impl Cluster {
     /// Logs a person in, who then knows every coordinator; the first administrator's context knows
     /// only the one that `init` made.
     fn log_in(&mut self) -> anyhow::Result<()> {
-        let token = self.token(&["user", "--name", "ann"])?;
+        let token = self.token(&["user", "--name", "ann", "--role", "admin"])?;
         let server = self.coordinators[0].enroll.to_string();
         let arguments = ["login", "--name", "people", "--server", &server].map(str::to_owned);
         let environment = [

@@ -5,8 +5,10 @@
 //! scope web {json}                        a scope of application `shop`, fields as in a manifest
 //! strategy slow {json}                    a strategy, fields as in a manifest
 //! policy two {json}                       a policy, fields as in a manifest
+//! application db                          another application than `shop`
 //! release 2.0.0 [on a1] [behaviour …]     a release and how it behaves on hosts
-//! deploy 2.0.0 [to web] [with slow] [queue|supersede] [set {json}]
+//! publish 2.0.0 [of db] [building] [k=v …]  the same, told at its time, with labels
+//! deploy 2.0.0 [of db] [to web] [with slow] [queue|supersede] [set {json}]
 //! pause d2 · resume d2 · promote d2 · promote-full d2 · traffic d2 30% · finalize d2
 //! cancel d2 · rollback d2 · retry d2 · grant d2 by ann · deny d2 by ann
 //! stop web [cancel] · start web · restart web · return web [1.0.0] [force]
@@ -29,6 +31,7 @@ use crate::checks::Measure;
 use crate::governance::Word;
 use crate::groups::{self, Saying};
 use tidegate_shared::id::{Name, Version};
+use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::parse_percent;
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
@@ -77,8 +80,21 @@ pub enum Statement {
         /// What is not ordinary about it.
         behaviours: Vec<Behaviour>,
     },
+    /// A release that is made at its time.
+    Publish {
+        /// Of which application.
+        application: Name,
+        /// Its version.
+        version: Version,
+        /// Its assets are not all there yet.
+        building: bool,
+        /// Its labels.
+        labels: Labels,
+    },
     /// A deployment.
     Deploy {
+        /// Of which application.
+        application: Name,
         /// Which release.
         version: Version,
         /// Where.
@@ -288,12 +304,15 @@ fn statement(line: &str) -> Result<Statement, String> {
             }
             Statement::Agents(names)
         }
-        "scope" | "strategy" | "policy" | "parameter" | "environment" => Statement::Object {
-            kind: first.to_owned(),
-            name: words.parse("a name")?,
-            json: words.json(),
-        },
+        "scope" | "strategy" | "policy" | "parameter" | "environment" | "application" => {
+            Statement::Object {
+                kind: first.to_owned(),
+                name: words.parse("a name")?,
+                json: words.json(),
+            }
+        }
         "release" => release(&mut words)?,
+        "publish" => publish(&mut words)?,
         "deploy" => deploy(&mut words)?,
         "pause" | "resume" | "promote" | "promote-full" | "finalize" | "cancel" | "rollback"
         | "retry" => Statement::Verb {
@@ -369,6 +388,31 @@ fn release(words: &mut Words<'_>) -> Result<Statement, String> {
     })
 }
 
+fn shop() -> Result<Name, String> {
+    Name::new("shop").map_err(|error| error.to_string())
+}
+
+fn publish(words: &mut Words<'_>) -> Result<Statement, String> {
+    let version = words.parse("a version")?;
+    let (mut application, mut building, mut labels) = (shop()?, false, Labels::new());
+    while let Some(word) = words.next() {
+        match (word, word.split_once('=')) {
+            ("of", _) => application = words.parse("an application")?,
+            ("building", _) => building = true,
+            (_, Some((key, value))) => {
+                labels.insert(key.to_owned(), value.to_owned());
+            }
+            (other, None) => return Err(format!("\"{other}\" is not understood")),
+        }
+    }
+    Ok(Statement::Publish {
+        application,
+        version,
+        building,
+        labels,
+    })
+}
+
 fn default_scope() -> Result<Name, String> {
     Name::new("web").map_err(|error| error.to_string())
 }
@@ -376,9 +420,11 @@ fn default_scope() -> Result<Name, String> {
 fn deploy(words: &mut Words<'_>) -> Result<Statement, String> {
     let version = words.parse("a version")?;
     let (mut scope, mut strategy) = (default_scope()?, None);
+    let mut application = shop()?;
     let (mut on_conflict, mut overrides) = ("fail".to_owned(), "{}".to_owned());
     while let Some(word) = words.next() {
         match word {
+            "of" => application = words.parse("an application")?,
             "to" => scope = words.parse("a scope")?,
             "with" => strategy = Some(words.parse("a strategy")?),
             "queue" | "supersede" => on_conflict = word.to_owned(),
@@ -387,6 +433,7 @@ fn deploy(words: &mut Words<'_>) -> Result<Statement, String> {
         }
     }
     Ok(Statement::Deploy {
+        application,
         version,
         scope,
         strategy,

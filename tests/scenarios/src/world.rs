@@ -154,6 +154,7 @@ impl World {
                 Ok(())
             }
             Statement::Deploy { .. }
+            | Statement::Publish { .. }
             | Statement::Verb { .. }
             | Statement::Decide { .. }
             | Statement::Scope { .. }
@@ -172,6 +173,7 @@ impl World {
             "strategy" => self.state.strategies.contains_key(name),
             "policy" => self.state.policies.contains_key(name),
             "environment" => self.state.environments.contains_key(name),
+            "application" => self.state.applications.contains_key(name),
             "parameter" => self.state.parameters.contains_key(name),
             _ => false,
         }
@@ -270,6 +272,7 @@ impl World {
             expires_at: self.now + Span::from_hours(1),
             uses: 1,
             name: None,
+            roles: Vec::new(),
         });
         self.must(admin()?, token)?;
         let join = Command::Join(Join {
@@ -375,14 +378,27 @@ impl World {
 
     fn command(&self, statement: &Statement) -> Result<(Actor, Command), String> {
         let command = match statement {
+            Statement::Publish {
+                application,
+                version,
+                building,
+                labels,
+            } => Command::CreateRelease(CreateRelease {
+                application: application.clone(),
+                version: version.clone(),
+                labels: labels.clone(),
+                spec: release_spec(version)?,
+                stored: !building,
+            }),
             Statement::Deploy {
+                application,
                 version,
                 scope,
                 strategy,
                 on_conflict,
                 overrides,
             } => Command::CreateDeployments(CreateDeployments {
-                application: name("shop")?,
+                application: application.clone(),
                 version: version.clone(),
                 scopes: vec![scope.clone()],
                 strategy: strategy.clone(),

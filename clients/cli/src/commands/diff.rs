@@ -65,7 +65,7 @@ impl DiffArgs {
             let mut objects = wanted.iter();
             objects.position(|object| object.kind == one.kind && object.name == one.name)
         };
-        found.sort_by_key(order);
+        found.sort_by_cached_key(order);
         tell(session.output, &found, wanted.len())?;
         Ok(if found.is_empty() {
             EXIT_SAME

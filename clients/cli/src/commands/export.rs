@@ -13,7 +13,7 @@ use crate::output::{Format, to_json};
 use crate::session::Session;
 
 /// Stands before a secret, whose value is not told.
-const WITHHELD_NOTE: &str = "# (secret) leaves the value as it is; where there is none yet, say value_from with env or file instead.\n";
+const WITHHELD_NOTE: &str = "# The value is withheld: it stays as it is. Where there is none yet, say value_from with env or file instead.\n";
 
 /// What to export.
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ const WITHHELD_NOTE: &str = "# (secret) leaves the value as it is; where there i
     after_help = "Examples:\n  tidegate export > cluster.yaml        everything, in the order that apply wants\n  tidegate export scope                 all scopes\n  tidegate export strategy careful      one object\n  tidegate export -l app=shop           everything with this label\n  tidegate export -o json | jq .\n\nThe value of a secret is exported as (secret): applied again it stays as it is; in another cluster\napply refuses it and says so."
 )]
 pub struct ExportArgs {
-    /// application, environment, strategy, scope, policy or parameter; none: all
+    /// application, environment, strategy, scope, policy, parameter, team or role_binding; none: all
     kind: Option<String>,
     /// One object of the kind
     name: Option<String>,
@@ -164,7 +164,7 @@ mod tests {
             status: String::new(),
         };
         let text = manifest_of(&object).unwrap();
-        assert!(text.starts_with("# (secret) leaves the value"), "{text}");
+        assert!(text.starts_with("# The value is withheld"), "{text}");
         assert!(text.contains("value: (secret)"), "{text}");
         assert_eq!(read_back(&text)[0].secret, None);
     }

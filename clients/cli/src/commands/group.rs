@@ -390,7 +390,11 @@ fn explanation(output: Output, found: &api::GroupExplanation) -> String {
         let status = member.status();
         let (gate, why) = match &member.gate {
             Some(gate) => (gate.kind.clone(), render::gate_line(gate, now)),
-            None => ("-".to_owned(), time::told(&member.waiting_for, now)),
+            None => {
+                let row = group.members.get(member.position as usize);
+                let why = row.map_or_else(String::new, |row| page::member_why(row, now));
+                ("-".to_owned(), why)
+            }
         };
         table.toned([
             (Tone::Faint, (member.position + 1).to_string()),
@@ -422,8 +426,33 @@ async fn ask(
     };
     match rpc!(client, groups_client::GroupsClient, act, request).await {
         Ok(answer) => Ok(answer),
-        Err(failure) => Err(suggest(session, failure, &args.reference).await),
+        Err(failure) => {
+            let failure = spread(failure, time::now_ms());
+            Err(suggest(session, failure, &args.reference).await)
+        }
     }
+}
+
+/// A refusal that names the members in the way, one to a line.
+fn spread(failure: Failure, now: u64) -> Failure {
+    let reasons = [Reason::GroupNotRunning, Reason::GroupNothingToDo];
+    let Some(reason) = reasons.into_iter().find(|reason| failure.is(*reason)) else {
+        return failure;
+    };
+    let message = failure.message();
+    let marks = ["in the way", "no member takes", "nothing to roll back"];
+    let cut = marks.iter().find_map(|mark| {
+        let start = message.find(mark)?;
+        Some(start + message.get(start..)?.find(": ")?)
+    });
+    let Some((head, list)) = cut.and_then(|at| message.split_at_checked(at)) else {
+        return failure;
+    };
+    let list = list.trim_start_matches(": ");
+    let spread = Failure::new(reason, head);
+    list.split("; ").fold(spread, |spread, item| {
+        spread.at(printable(&time::told(item, now)))
+    })
 }
 
 async fn act(session: &Session, args: &ActArgs, verb: Verb, weight: u32, word: &str) -> Result<()> {
@@ -563,6 +592,21 @@ mod tests {
             text.contains("is resumed: no member had to be changed"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_refusal_has_a_line_for_each_member_in_the_way() {
+        let failure = Failure::new(
+            Reason::GroupNotRunning,
+            "group spring is cancelled only while every member is RUNNING; in the way: a: is PENDING; b: is FINALIZED",
+        );
+        let text = spread(failure, 0).render(false);
+        assert!(
+            text.starts_with("error: group spring is cancelled only while every member is RUNNING; in the way\n  --> a: is PENDING\n  --> b: is FINALIZED\nhint: "),
+            "{text}"
+        );
+        let other = Failure::new(Reason::GroupEnded, "in the way: a");
+        assert_eq!(spread(other.clone(), 0), other);
     }
 
     #[test]

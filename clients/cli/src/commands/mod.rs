@@ -24,12 +24,15 @@ pub mod parameter;
 pub mod plan;
 pub mod policy;
 pub mod release;
+pub mod role;
 pub mod rollback;
 pub mod rollout;
 pub mod schema;
 pub mod scope;
 pub mod strategy;
+pub mod team;
 pub mod token;
+pub mod user;
 pub mod whoami;
 pub mod wish;
 
@@ -91,6 +94,15 @@ pub enum Command {
     /// Configuration values of applications
     #[command(subcommand)]
     Parameter(Box<ObjectCommand<parameter::ParameterFlags>>),
+    /// People, and the roles that they have everywhere
+    #[command(subcommand)]
+    User(user::UserCommand),
+    /// Groups of people, for approvals and roles
+    #[command(subcommand)]
+    Team(ObjectCommand<team::TeamFlags>),
+    /// Who has which role where
+    #[command(subcommand)]
+    Role(ObjectCommand<role::RoleFlags>),
     /// Make the cluster's objects as manifests describe them
     Apply(apply::ApplyArgs),
     /// In what the cluster's objects differ from manifests
@@ -280,6 +292,9 @@ impl Command {
             Self::Strategy(command) => command.run(session).await?,
             Self::Policy(command) => command.run(session).await?,
             Self::Parameter(command) => (*command).run(session).await?,
+            Self::User(command) => command.run(session).await?,
+            Self::Team(command) => command.run(session).await?,
+            Self::Role(command) => command.run(session).await?,
             Self::Apply(args) => args.run(session).await?,
             Self::Export(args) => args.run(session).await?,
             Self::Init(args) => args.run(session)?,

@@ -236,6 +236,13 @@ const fn columns(kind: Kind) -> &'static [(&'static str, &'static str)] {
             ("VALUE", "value"),
             ("TARGET", "target"),
         ],
+        Kind::Team => &[("MEMBERS", "members"), ("DESCRIPTION", "description")],
+        Kind::RoleBinding => &[
+            ("ROLE", "role"),
+            ("USERS", "users"),
+            ("TEAMS", "teams"),
+            ("WHERE", "selector"),
+        ],
     }
 }
 
@@ -257,6 +264,10 @@ fn cell(spec: &Value, path: &str) -> String {
             })
             .collect::<Vec<_>>()
             .join("→"),
+        Value::Array(items) if items.iter().all(Value::is_string) => {
+            let words: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            words.join(",")
+        }
         Value::Array(items) => items.len().to_string(),
         Value::Object(fields) => fields
             .iter()

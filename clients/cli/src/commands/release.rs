@@ -214,6 +214,7 @@ fn run_of(args: &CreateArgs, name: &Name, kind: AssetKind) -> Result<RunSpec> {
         health_check,
         hooks: Hooks::default(),
         limits: Limits::default(),
+        notify: false,
     })
 }
 

@@ -52,6 +52,9 @@ pub struct ScopeFlags {
     /// Restarts of an instance until it counts as failed: 0 to 1000
     #[arg(long, value_name = "N")]
     max_restarts: Option<u32>,
+    /// New releases that it takes by itself, such as 'release.labels.channel == "stable"'; none: people deploy
+    #[arg(long, value_name = "CEL")]
+    auto_deploy: Option<String>,
 }
 
 impl SpecFlags for ScopeFlags {
@@ -98,6 +101,19 @@ impl SpecFlags for ScopeFlags {
                 for (key, value) in given {
                     fields[key] = Value::from(value);
                 }
+            }
+        }
+        match (self.auto_deploy.as_deref(), spec.get_mut("auto_deploy")) {
+            (None, _) => {}
+            (Some("none"), _) => {
+                spec.remove("auto_deploy");
+            }
+            // The strategy beside it stays.
+            (Some(when), Some(Value::Object(long))) => {
+                long.insert("when".to_owned(), Value::from(when));
+            }
+            (Some(when), _) => {
+                spec.insert("auto_deploy".to_owned(), Value::from(when));
             }
         }
         if let Some(path) = &self.health_http {
@@ -410,6 +426,9 @@ fn screen(output: Output, view: &api::ScopeView, wide: bool) -> String {
             format!("{kept} (can be returned to at once)")
         },
     );
+    if let Some(auto) = &view.auto_deploy {
+        text.push_str(&auto_deploy(output, auto, now));
+    }
     text.push('\n');
     text.push_str(&agents_table(view, now).render(output, "No agent matches this scope."));
     if let Some(candidate) = &view.candidate {
@@ -471,6 +490,40 @@ fn agents_table(view: &api::ScopeView, now: u64) -> Table {
         ]);
     }
     table
+}
+
+/// What the scope makes of new releases, the newest first.
+fn auto_deploy(output: Output, auto: &api::AutoDeploy, now: u64) -> String {
+    let with = match auto.strategy.as_str() {
+        "" => String::new(),
+        strategy => format!(" with strategy {strategy}"),
+    };
+    let head = format!(
+        "releases made since {} for which this holds{with}: {}",
+        time::instant(auto.since_ms, now),
+        auto.when
+    );
+    let mut text = format!(
+        "\n{}  {}\n",
+        output.paint(Tone::Strong, "takes by itself"),
+        printable(&head)
+    );
+    if !auto.stands.is_empty() {
+        let line = output.paint(Tone::Busy, &printable(&auto.stands));
+        text.push_str(&format!("  {line}\n"));
+    }
+    for looked in &auto.looked {
+        let (tone, word) = match looked.outlook.as_str() {
+            "wanted" => (Tone::Good, "is taken"),
+            "here" => (Tone::Blue, "is here"),
+            "refused" => (Tone::Bad, "is refused"),
+            _ => (Tone::Faint, "is passed over"),
+        };
+        let why = time::told(&looked.why, now);
+        let line = printable(&format!("{} {word}: {why}", looked.version));
+        text.push_str(&format!("  {}\n", output.paint(tone, &line)));
+    }
+    text
 }
 
 #[cfg(test)]

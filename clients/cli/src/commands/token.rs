@@ -36,7 +36,7 @@ enum TokenKind {
 /// What the token is to allow.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tidegate token create agent --labels role=web,region=eu --ttl 1h --uses 10\n  tidegate token create user --name ann\n  tidegate token create coordinator"
+    after_help = "Examples:\n  tidegate token create agent --labels role=web,region=eu --ttl 1h --uses 10\n  tidegate token create user --name ann --role deployer\n  tidegate token create coordinator"
 )]
 pub struct CreateArgs {
     /// Who may join by it
@@ -59,6 +59,44 @@ pub struct CreateArgs {
         hide_default_value = true
     )]
     name: String,
+    /// A user's role everywhere: viewer, deployer, approver, operator or admin [default: viewer]
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<String>,
+}
+
+/// Whom to invite.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  tidegate user create ann --role deployer\n  tidegate login --server HOST:PORT --token TOKEN     what ann does with it"
+)]
+pub struct InviteArgs {
+    /// Its name
+    name: String,
+    /// A role everywhere: viewer, deployer, approver, operator or admin [default: viewer]
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<String>,
+    /// Labels
+    #[arg(long = "labels", alias = "label", value_name = "K=V,…")]
+    labels: Vec<String>,
+    /// How long the token can be used, at most 30d
+    #[arg(long, value_name = "SPAN", default_value = "1h")]
+    ttl: String,
+}
+
+/// Invites a person.
+///
+/// # Errors
+/// A wrong flag, or the cluster's.
+pub async fn invite(session: &Session, args: InviteArgs) -> Result<()> {
+    let token = CreateArgs {
+        kind: TokenKind::User,
+        labels: args.labels,
+        ttl: args.ttl,
+        uses: 1,
+        name: args.name,
+        roles: args.roles,
+    };
+    create(session, &token).await
 }
 
 /// Which token.
@@ -104,7 +142,18 @@ async fn create(session: &Session, args: &CreateArgs) -> Result<()> {
         TokenKind::User => "user",
         TokenKind::Coordinator => "coordinator",
     };
-    let answer = make(session, kind, &args.labels, ttl, args.uses, &args.name).await?;
+    super::user::check_roles(&args.roles)?;
+    if !args.roles.is_empty() && args.kind != TokenKind::User {
+        return Err(Failure::usage("--role is for a user's token"));
+    }
+    let request = api::CreateTokenRequest {
+        uses: args.uses,
+        name: args.name.clone(),
+        roles: args.roles.clone(),
+        ..request_of(kind, &args.labels, ttl)?
+    };
+    let client = session.client().await?;
+    let answer = rpc!(client, tokens_client::TokensClient, create, request).await?;
     session
         .output
         .emit(&answer, |_| format!("{}\n", answer.token))?;
@@ -155,16 +204,23 @@ pub async fn make(
 ) -> Result<api::CreateTokenResponse> {
     let client = session.client().await?;
     let request = api::CreateTokenRequest {
+        uses,
+        name: name.to_owned(),
+        ..request_of(kind, labels, ttl)?
+    };
+    rpc!(client, tokens_client::TokensClient, create, request).await
+}
+
+fn request_of(kind: &str, labels: &[String], ttl: Span) -> Result<api::CreateTokenRequest> {
+    Ok(api::CreateTokenRequest {
         request_id: entropy::request_id()?.to_string(),
         kind: kind.to_owned(),
         labels: session::pairs("--labels", labels, true)?
             .into_iter()
             .collect(),
         ttl_ms: ttl.millis(),
-        uses,
-        name: name.to_owned(),
-    };
-    rpc!(client, tokens_client::TokensClient, create, request).await
+        ..api::CreateTokenRequest::default()
+    })
 }
 
 async fn list(session: &Session) -> Result<()> {
@@ -177,7 +233,7 @@ async fn list(session: &Session) -> Result<()> {
     )
     .await?;
     session.output.emit(&answer, |wide| {
-        let mut headings = vec!["ID", "KIND", "NAME", "USED", "EXPIRES", "LABELS"];
+        let mut headings = vec!["ID", "KIND", "NAME", "ROLES", "USED", "EXPIRES", "LABELS"];
         if session.output.format == Format::Wide {
             headings.extend(["CREATED", "BY"]);
         }
@@ -195,6 +251,7 @@ async fn list(session: &Session) -> Result<()> {
                 (tone, token.id.clone()),
                 (tone, token.kind.clone()),
                 (tone, dash(&token.name).to_owned()),
+                (tone, dash(&token.roles.join(",")).to_owned()),
                 (tone, format!("{}/{}", token.used, token.uses)),
                 (tone, expires),
                 (tone, pairs(&token.labels)),

@@ -34,10 +34,12 @@ pub async fn run(session: &Session) -> Result<()> {
             field("name", &answer.name),
             field("identity", &answer.identity),
             field("kind", &answer.kind),
-            field("roles", &answer.roles.join(", ")),
+            field("teams", &answer.teams.join(", ")),
             field("cluster", &answer.cluster_id),
+            field("coordinator", &answer.coordinator),
             field("certificate", &format!("until {until}")),
             field("context", &client.context().folder.display().to_string()),
+            super::user::grants_told(session, &answer.grants),
         ]
         .concat()
     })

@@ -118,14 +118,11 @@ fn whole(found: &api::Group) -> String {
     if found.budget.as_ref().is_some_and(|budget| budget.exceeded) {
         line.push_str("; failure budget exceeded");
     }
-    let why = if found.why.is_empty() {
-        &found.message
-    } else {
-        &found.why
-    };
-    if !why.is_empty() {
+    // While members are under way their own lines tell more.
+    let is_held = found.halted.is_some() || found.paused.is_some();
+    if (is_held || counts.under_way == 0) && !found.why.is_empty() {
         line.push_str("; ");
-        line.push_str(why);
+        line.push_str(&found.why);
     }
     printable(&line)
 }
@@ -167,11 +164,34 @@ mod tests {
         assert_eq!(about, ["", "web-eu", "web-us"]);
         assert_eq!(
             news[0].1,
-            "group RUNNING       1 finalized, 1 under way, 1 waiting of 3 members; member web-us is RUNNING: the hold of step 2"
+            "group RUNNING       1 finalized, 1 under way, 1 waiting of 3 members"
         );
         assert_eq!(
             news[2].1,
             "  web-us  RUNNING               traffic 50 % → 100 %; the hold of step 2"
+        );
+    }
+
+    #[test]
+    fn what_holds_the_whole_up_is_told_where_no_member_can_tell_it() {
+        let mut group = sample();
+        group.paused = Some(api::Hold::default());
+        group.why = "paused by user:ann".to_owned();
+        assert!(
+            group.news()[0]
+                .1
+                .ends_with("of 3 members; paused by user:ann")
+        );
+        group.paused = None;
+        group.counts = Some(api::GroupCounts {
+            members: 3,
+            waiting: 3,
+            ..api::GroupCounts::default()
+        });
+        assert!(
+            group.news()[0]
+                .1
+                .ends_with("of 3 members; paused by user:ann")
         );
     }
 

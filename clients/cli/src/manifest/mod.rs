@@ -258,7 +258,7 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
     let Some(kind) = head.kind else {
         return Err(vec![place.at(
             "kind",
-            "is missing; want one of application, environment, strategy, scope, policy, parameter",
+            "is missing; want one of application, environment, strategy, scope, policy, parameter, team, role_binding",
         )]);
     };
     let kind: Kind = kind.value.parse().map_err(|message| {
@@ -275,6 +275,8 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         Kind::Scope => typed(&place, ObjectSpec::Scope),
         Kind::Policy => typed(&place, ObjectSpec::Policy),
         Kind::Parameter => typed(&place, ObjectSpec::Parameter),
+        Kind::Team => typed(&place, ObjectSpec::Team),
+        Kind::RoleBinding => typed(&place, ObjectSpec::RoleBinding),
     }?;
     let mut errors = validate_labels(&labels);
     errors.nest("spec", spec.validate());
@@ -292,7 +294,9 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         | ObjectSpec::Environment(_)
         | ObjectSpec::Strategy(_)
         | ObjectSpec::Scope(_)
-        | ObjectSpec::Policy(_) => None,
+        | ObjectSpec::Policy(_)
+        | ObjectSpec::Team(_)
+        | ObjectSpec::RoleBinding(_) => None,
     };
     Ok(Some(Wanted {
         kind,

@@ -204,7 +204,6 @@ pub fn heading(output: Output, group: &api::Group) -> String {
         let why = printable(&time::told(&group.why, now));
         field("in the way", output.paint(Tone::Busy, &why));
     }
-    field("message", printable(&time::told(&group.message, now)));
     field("members", member_bar(output, group));
     field("budget", budget(output, group));
     field("rollout", printable(&rollout_line(&group.rollout)));
@@ -215,13 +214,16 @@ pub fn heading(output: Output, group: &api::Group) -> String {
         }
     }
     if !group.verb.is_empty() {
+        let reason = match group.reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
         let line = format!(
-            "{} by {} at {}",
-            group.verb,
+            "by {} at {}{reason}",
             dash(&group.verb_by),
             time::instant(group.verb_at_ms, now)
         );
-        field("told to", printable(&line));
+        field(&group.verb, printable(&line));
     }
     if group.next_start_ms > 0 && !has_ended(group.status()) {
         field("next start", time::instant(group.next_start_ms, now));

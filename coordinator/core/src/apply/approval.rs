@@ -36,7 +36,7 @@ pub(super) fn decide(tx: &mut Tx<'_>, command: &Decide) -> Outcome {
         ));
     };
     if let Some(user) = person(tx.actor)
-        && !policy::approval::may_decide(&tx.state, &asked, user)
+        && !policy::approval::could_decide(&tx.state, &asked, user)
     {
         return Err(Rejection::new(
             Reason::PermissionDenied,
@@ -107,6 +107,32 @@ fn grants<'a>(
         .decisions
         .iter()
         .filter(move |d| d.granted && d.at < required.expires_at && d.binding == bound)
+}
+
+/// Takes out the grants of people who are not asked any more; each is a line of the audit log.
+/// Whether there were any.
+pub(super) fn withdraw(tx: &mut Tx<'_>, deployment: &mut Deployment, people: &[Name]) -> bool {
+    let Some(required) = &mut deployment.required else {
+        return false;
+    };
+    let is_out = |d: &Decision| d.granted && person(&d.by).is_some_and(|who| people.contains(who));
+    let out: Vec<Decision> = required
+        .decisions
+        .iter()
+        .filter(|d| is_out(d))
+        .cloned()
+        .collect();
+    required.decisions.retain(|d| !is_out(d));
+    for decision in &out {
+        let line = format!(
+            "the grant of {} to {} counts no more: {} is not among those who are asked any more",
+            decision.by,
+            title(deployment),
+            decision.by
+        );
+        tx.note_deployment("approval_withdrawn", deployment, line);
+    }
+    !out.is_empty()
 }
 
 /// The grants that a retry takes over: those for the same release, parameters and strategy.

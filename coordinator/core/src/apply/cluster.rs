@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use tidegate_shared::error::Reason;
 
+use super::people;
 use super::tx::Tx;
 use crate::command::{InitCluster, Outcome, Reply, UpdateMember};
 use crate::rejection::Rejection;
-use crate::state::{Cluster, Member, NodeId, Person, State, Table};
+use crate::state::{Cluster, Member, NodeId, State, Table};
 
 /// The first entry of a cluster; refused on anything but an empty state.
 pub(super) fn init(tx: &mut Tx<'_>, command: &InitCluster) -> Outcome {
@@ -58,9 +59,8 @@ pub(super) fn init(tx: &mut Tx<'_>, command: &InitCluster) -> Outcome {
     });
     tx.begin_archive(command.level);
     let meta = tx.new_meta(std::collections::BTreeMap::new());
-    tx.state
-        .people
-        .insert(command.admin.clone(), Person { meta });
+    let admin = people::first(meta, command.level);
+    tx.state.people.insert(command.admin.clone(), admin);
     tx.note(
         "cluster_initialised",
         "cluster",
@@ -166,5 +166,6 @@ pub(super) fn raise_level(tx: &mut Tx<'_>, level: u32) -> Outcome {
         level,
         format!("the cluster is at level {level}, before at {present}"),
     );
+    people::begin(tx, present, level);
     Ok(Reply::Done)
 }

@@ -5,7 +5,7 @@ use tidegate_shared::id::Name;
 use tidegate_shared::spec::{Kind, ScopeSpec};
 
 use super::tx::{Tx, expect_revision};
-use super::{auto, governance};
+use super::{auto, governance, people};
 use crate::command::{DeleteObject, Outcome, Reply};
 use crate::rejection::Rejection;
 use crate::state::{Place, ScopeTerm, State, TargetTerm};
@@ -27,6 +27,7 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
             format!("{what} is in use: {referrer}"),
         ));
     }
+    let before = tx.state.clone();
     match kind {
         Kind::Application => {
             tx.state.applications.remove(name);
@@ -56,6 +57,14 @@ pub(super) fn delete(tx: &mut Tx<'_>, command: &DeleteObject) -> Outcome {
             tx.state.parameters.remove(name);
         }
         Kind::Scope => tx.remove_scope(name),
+        Kind::Team => {
+            tx.state.teams.remove(name);
+            people::changed(tx, &before)?;
+        }
+        Kind::RoleBinding => {
+            tx.state.role_bindings.remove(name);
+            people::changed(tx, &before)?;
+        }
     }
     tx.note(
         format!("{kind}_deleted"),
@@ -74,6 +83,8 @@ fn revision(state: &State, kind: Kind, name: &Name) -> Option<u64> {
         Kind::Policy => state.policies.get(name).map(|o| &o.meta),
         Kind::Parameter => state.parameters.get(name).map(|o| &o.meta),
         Kind::Scope => state.scopes.get(name).map(|o| &o.meta),
+        Kind::Team => state.teams.get(name).map(|o| &o.meta),
+        Kind::RoleBinding => state.role_bindings.get(name).map(|o| &o.meta),
     };
     meta.map(|meta| meta.revision)
 }
@@ -98,7 +109,8 @@ fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
             found.map(|(scope, _)| format!("auto_deploy of scope \"{scope}\" names it"))
         }
         // Deployments hold a snapshot of their strategy and parameters; a policy is looked up anew.
-        Kind::Policy | Kind::Parameter => None,
+        Kind::Policy | Kind::Parameter | Kind::RoleBinding => None,
+        Kind::Team => people::referrer(state, name),
     }
 }
 

@@ -15,11 +15,13 @@ mod cluster;
 mod create;
 mod delete;
 mod end;
+mod fits;
 mod governance;
 mod group;
 mod lifecycle;
 mod object;
 mod parameters;
+mod people;
 mod release;
 mod requests;
 mod scope;
@@ -148,6 +150,8 @@ fn run(tx: &mut Tx<'_>, command: &Command) -> Outcome {
         Command::DeleteSkip(command) => governance::delete_skip(tx, &command.name),
         Command::Freeze(command) => governance::freeze(tx, command),
         Command::Thaw(command) => governance::thaw(tx, &command.name),
+        Command::UpdatePerson(command) => people::update(tx, command),
+        Command::RemovePerson(command) => people::remove(tx, command),
         Command::Advance(command) => advance::advance(tx, command),
         Command::AutoDeploy(command) => auto::deploy(tx, command),
         Command::CreateGroup(command) => group::create(tx, command),

@@ -6,7 +6,7 @@ use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate_labels};
 
 use super::tx::{Tx, expect_revision};
-use super::{auto, governance, lifecycle, parameters};
+use super::{auto, governance, lifecycle, parameters, people};
 use crate::command::{Outcome, PutObject, Reply};
 use crate::rejection::Rejection;
 use crate::state::{Indexed, Listed, Meta, Object, Scope, ScopeStatus, State, Table};
@@ -44,6 +44,20 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
             put_plain(tx, command, spec, |state| &mut state.parameters)
         }
         ObjectSpec::Scope(spec) => put_scope(tx, command, spec),
+        ObjectSpec::Team(spec) => {
+            people::check_team(tx, &what, spec)?;
+            let before = tx.state.clone();
+            let reply = put_plain(tx, command, spec.clone(), |state| &mut state.teams)?;
+            people::written(tx, &before, &reply)?;
+            Ok(reply)
+        }
+        ObjectSpec::RoleBinding(spec) => {
+            people::check_binding(tx, &what, spec)?;
+            let before = tx.state.clone();
+            let reply = put_plain(tx, command, spec.clone(), |state| &mut state.role_bindings)?;
+            people::written(tx, &before, &reply)?;
+            Ok(reply)
+        }
     }
 }
 

@@ -4,11 +4,11 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::{Name, TokenId};
 use tidegate_shared::spec::validate_labels;
 
-use super::agent;
 use super::tx::Tx;
+use super::{agent, people};
 use crate::command::{Actor, CreateToken, Join, Outcome, Reply, TokenKind};
 use crate::rejection::Rejection;
-use crate::state::{Addresses, Member, NodeId, Person, Token};
+use crate::state::{Addresses, Member, NodeId, Token};
 
 /// Makes a token; only a hash of its secret is kept.
 pub(super) fn create(tx: &mut Tx<'_>, command: &CreateToken) -> Outcome {
@@ -43,6 +43,7 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateToken) -> Outcome {
         uses: command.uses,
         used: 0,
         name: command.name.clone(),
+        roles: command.roles.clone(),
     };
     tx.state.tokens.insert(command.id, token);
     tx.note(
@@ -168,18 +169,7 @@ pub(super) fn check_name(
 fn admit_person(tx: &mut Tx<'_>, name: &Name, token: &Token, bound: bool) -> Result<(), Rejection> {
     let taken = tx.state.people.contains_key(name);
     check_name("person", name, taken, bound)?;
-    if !taken {
-        let mut meta = tx.new_meta(token.labels.clone());
-        meta.created_by = token.created_by.clone();
-        tx.state.people.insert(name.clone(), Person { meta });
-    }
-    let again = if taken { " again" } else { "" };
-    tx.note(
-        "person_joined",
-        "person",
-        name,
-        format!("{name} may log in{again}, invited by {}", token.created_by),
-    );
+    people::admit(tx, name, token);
     Ok(())
 }
 

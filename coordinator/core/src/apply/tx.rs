@@ -15,8 +15,10 @@ use super::archive;
 use crate::archive::{ARCHIVE_LEVEL, Archived};
 use crate::command::{Actor, Command, Item};
 use crate::event::Event;
+use crate::people;
 use crate::rejection::Rejection;
 use crate::state::{Deployment, Group, Meta, Scope, State};
+use crate::verification::wishes;
 
 /// What an event says, before it has its place in the chain.
 struct Draft {
@@ -259,6 +261,9 @@ impl<'a> Tx<'a> {
         if !deployment.reason.is_empty() {
             details.push(("reason", deployment.reason.clone()));
         }
+        if people::in_force(&self.state) {
+            details.extend(people_of(deployment, self.actor));
+        }
         let kind = format!("deployment_{}", kind.into());
         self.note_with(kind, "deployment", deployment.id, message, &details);
     }
@@ -321,6 +326,22 @@ impl<'a> Tx<'a> {
     }
 }
 
+/// Who asked for a deployment and who approved it, where that is not who moves it now.
+fn people_of(deployment: &Deployment, actor: &Actor) -> Vec<(&'static str, String)> {
+    let mut people = Vec::new();
+    let by = &deployment.meta.created_by;
+    if by != actor {
+        people.push(("requested_by", by.to_string()));
+    }
+    let decisions = deployment.required.iter().flat_map(|r| &r.decisions);
+    let granted = decisions.filter(|decision| decision.granted);
+    let granted: Vec<String> = granted.map(|decision| decision.by.to_string()).collect();
+    if !granted.is_empty() {
+        people.push(("approved_by", granted.join(", ")));
+    }
+    people
+}
+
 /// Whether nothing of a scope changed that `desired` reads, so that no agent's wish changed by it.
 fn same_wish(before: &State, after: &State, name: &Name) -> bool {
     let (old, new) = match (before.scopes.get(name), after.scopes.get(name)) {
@@ -360,6 +381,7 @@ fn same_place(old: &Deployment, new: &Deployment) -> bool {
         && old.lost == new.lost
         && old.leftovers == new.leftovers
         && old.origin == new.origin
+        && wishes(old) == wishes(new)
 }
 
 /// Appends the line that says why a command was refused; the state is else unchanged.

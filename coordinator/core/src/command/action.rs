@@ -29,6 +29,9 @@ pub enum Action {
         policies: Vec<(Name, u32)>,
         /// When decisions stop to count.
         expires_at: Timestamp,
+        /// Those who granted and are not asked any more: their grants are withdrawn.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        withdrawn: Vec<Name>,
     },
     /// `CREATING_APPROVAL` → `PENDING`.
     ApprovalSatisfied,

@@ -47,6 +47,8 @@ impl Command {
             Self::DeleteSkip(c) => ("delete_skip", "skip", c.name.to_string()),
             Self::Freeze(_) => ("freeze", "cluster", String::new()),
             Self::Thaw(c) => ("thaw", "freeze", c.name.to_string()),
+            Self::UpdatePerson(c) => ("update_person", "person", c.name.to_string()),
+            Self::RemovePerson(c) => ("remove_person", "person", c.name.to_string()),
             Self::AutoDeploy(c) => ("auto_deploy", "scope", c.scope.to_string()),
             Self::Advance(c) => (c.action.as_str(), "deployment", c.deployment.to_string()),
             Self::CreateGroup(c) => (

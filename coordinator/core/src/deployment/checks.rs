@@ -10,13 +10,14 @@ use tidegate_shared::spec::{Hold, VerificationSpec, When};
 use tidegate_shared::time::{Span, Timestamp};
 
 use super::{phase, steps};
-use crate::state::{CheckRecord, Deployment, Status};
+use crate::state::{CheckRecord, Deployment, Status, StepProgress};
 use crate::strategy::is_batched;
 
 /// A moment at which checks are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// What tells it apart: when the step began.
+    /// What tells it apart: when the step began, moved on by its number of milliseconds, since steps
+    /// may follow each other in one instant.
     pub run: Timestamp,
     /// Index of the step; none: before traffic.
     pub step: Option<u32>,
@@ -43,12 +44,16 @@ pub fn moment(deployment: &Deployment) -> Option<Moment> {
             since: deployment.status_since,
         }),
         Some(step) => step.reached_at.map(|since| Moment {
-            run: step.started_at,
+            run: run_of(&step),
             step: Some(step.index),
             last: steps::at_last(deployment),
             since,
         }),
     }
+}
+
+fn run_of(step: &StepProgress) -> Timestamp {
+    step.started_at + Span::from_millis(u64::from(step.index) + 1)
 }
 
 /// Whether a check is made at a moment.
@@ -81,7 +86,7 @@ pub fn due(deployment: &Deployment) -> impl Iterator<Item = (Moment, &Verificati
 pub fn at_the_last(deployment: &Deployment) -> impl Iterator<Item = &VerificationSpec> {
     let step = deployment.traffic.step.unwrap_or_default();
     let moment = Moment {
-        run: step.started_at,
+        run: run_of(&step),
         step: Some(step.index),
         last: true,
         since: step.started_at,

@@ -81,7 +81,7 @@ fn hold_of(deployment: &Deployment, index: u32) -> Hold {
 }
 
 /// Time at the last step, after its hold, before finalizing.
-pub const fn bake(deployment: &Deployment) -> Span {
+pub fn bake(deployment: &Deployment) -> Span {
     if deployment.origin.fast {
         Span::ZERO
     } else {
@@ -90,7 +90,7 @@ pub const fn bake(deployment: &Deployment) -> Span {
 }
 
 /// Whether a person has to end the bake.
-pub const fn finalize_mode(deployment: &Deployment) -> FinalizeMode {
+pub fn finalize_mode(deployment: &Deployment) -> FinalizeMode {
     if deployment.origin.fast {
         FinalizeMode::Auto
     } else {

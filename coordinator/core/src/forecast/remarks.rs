@@ -249,7 +249,7 @@ fn rules(run: &Run<'_>, all: &mut Vec<Remark>) {
         all.push(assumption(
             "rules",
             None,
-            "rollback rules are taken to pass at once; where there are too few requests to judge by, steps take longer (on_no_data)"
+            "rollback rules and checks are taken to pass at once; checks take their own time, and where there are too few requests to judge by, steps take longer (on_no_data)"
                 .to_owned(),
         ));
     }

@@ -70,6 +70,31 @@ fn wanted(version: &str, scopes: &[&str], on_conflict: OnConflict) -> Command {
     })
 }
 
+const ROLLOUTS: [&str; 6] = [
+    r#"{"kind":"all_at_once"}"#,
+    r#"{"kind":"linear","interval":"7m"}"#,
+    r#"{"kind":"linear_normalized","interval":"1h","order":"name"}"#,
+    r#"{"kind":"linear","interval":"3m","gate":"healthy","pinned":{"first":["job"]}}"#,
+    r#"{"kind":"waves","order":"listed","waves":[{"name":"canary","count":1,"bake":"5m"},{"name":"half","percent":50}]}"#,
+    r#"{"kind":"waves","waves":[{"name":"web","selector":"scope.name == 'web'","bake":"1m"},{"name":"rest","percent":100}]}"#,
+];
+
+/// The same as a group; 0: without one.
+fn grouped(command: Command, rollout: usize) -> Command {
+    match (command, rollout) {
+        (command, 0) => command,
+        (Command::CreateDeployments(deployments), rollout) => {
+            let rollout = serde_json::from_str(ROLLOUTS[rollout - 1]).unwrap();
+            Command::CreateGroup(crate::command::CreateGroup {
+                name: None,
+                deployments,
+                rollout: Some(rollout),
+            })
+        }
+        (other, _) => panic!("{other:?}"),
+    }
+}
+
 fn question(sim: &Sim, command: Command, at: Timestamp) -> Question {
     Question {
         actor: Actor::User(name("ann")),
@@ -202,6 +227,7 @@ proptest! {
         policies in 0_u32..(1 << POLICIES.len()),
         established in any::<bool>(),
         busy in any::<bool>(),
+        rollout in 0..=ROLLOUTS.len(),
         ahead in prop_oneof![Just(0_u64), 1..200_000_000_u64],
         odd in 5_000_u64..20_000,
     ) {
@@ -225,7 +251,7 @@ proptest! {
             while round(&mut sim, &mut Watched::default()) {}
         }
         let at = sim.now + Span::from_millis(ahead);
-        let command = wanted("3", &scopes, OnConflict::Queue);
+        let command = grouped(wanted("3", &scopes, OnConflict::Queue), rollout);
         let asked = question(&sim, command.clone(), at);
         let planned = forecast(&sim.state, None, &asked).unwrap();
 
@@ -255,7 +281,10 @@ proptest! {
 
 fn watch(made: crate::command::Reply) -> Watched {
     match made {
-        crate::command::Reply::Deployments(ids) => Watched {
+        crate::command::Reply::Deployments(ids)
+        | crate::command::Reply::Group {
+            deployments: ids, ..
+        } => Watched {
             last: ids.into_iter().map(|id| (id, None)).collect(),
             moments: Vec::new(),
         },

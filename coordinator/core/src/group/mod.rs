@@ -5,6 +5,7 @@
 //! finds out what is due. Both take their answers from here.
 
 pub mod budget;
+pub mod explain;
 pub mod open_time;
 pub mod order;
 pub mod schedule;

@@ -1,26 +1,29 @@
 //! The planner's memory between its looks, so that a look costs what changed since the last one.
 //!
-//! [`plan`](super::plan) walks every scope where something goes on, waits or is left over. An agenda
-//! answers the same, but asks a scope again only if its own rows changed, an agent that it rests on
-//! was heard, what its gates read changed, or its time came. What rests on what is known here alone;
-//! who adds a table to the state is made to decide about it by [`rests`].
+//! [`plan`](super::plan) asks every group under way and every scope where something goes on, waits or
+//! is left over. An agenda answers the same, but asks again only where the answer may differ: the
+//! scope's own rows changed, an agent that it rests on was heard, or its time came. What rests on what
+//! is known here alone; who adds a table to the state is made to decide about it by
+//! `is_ground_shaken`.
 //!
-//! While a group is under way, or a policy asks for further tries, what one scope does rests on many
-//! others: then it is the whole plan that is remembered, made anew at each look.
+//! A scope whose gates read what goes on elsewhere (rules, a group, another try) is not asked alone:
+//! those and the groups are asked together, after any change of a scope, and not while nothing moves.
 //!
 //! Derived: a leader begins with an empty one. [`Agenda::sweep`] asks scopes again for no reason, a
 //! few at a time, so that a reason that was overlooked delays a rollout and does not end it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use tidegate_shared::id::Name;
+use tidegate_shared::spec::RolloutGate;
 use tidegate_shared::time::Timestamp;
 
-use super::{Plan, plan_scope};
+use super::{Plan, asked, plan_over, plan_scope, retry, sooner};
 use crate::auto;
 use crate::command::Item;
 use crate::observed::Observed;
-use crate::state::{Scope, State};
+use crate::state::{Scope, State, Status};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -31,27 +34,37 @@ pub struct Agenda {
     wakes: BTreeSet<(Timestamp, Name)>,
     /// Scopes that rest on what an agent says.
     by_agent: BTreeMap<Name, BTreeSet<Name>>,
+    /// What is due in scopes that are asked alone.
     due: BTreeMap<Name, Vec<Item>>,
+    /// Scopes that are asked together.
+    together: BTreeSet<Name>,
+    /// What is due in these and in groups.
+    shared: Plan,
     /// Scopes that have releases to look at.
     auto: Vec<Item>,
-    /// Everything, while scopes rest on each other.
-    whole: Option<Plan>,
     /// To be asked with the next look for no reason.
     swept: BTreeSet<Name>,
     /// The last one that was swept.
     cursor: Option<Name>,
 }
 
-/// What is remembered of a scope that was asked.
+/// What is remembered of a scope.
 #[derive(Debug, Default)]
 struct Known {
     wake: Option<Timestamp>,
     agents: BTreeSet<Name>,
 }
 
+/// What has to be asked again.
+struct Stale {
+    scopes: BTreeSet<Name>,
+    /// What is asked together.
+    shared: bool,
+}
+
 impl Agenda {
     /// Brings the agenda up to this state and these observations. `heard`: every agent of which
-    /// anything was learnt since the last look. Answers how many scopes it asked.
+    /// anything was learnt since the last look. Answers how many scopes were asked alone.
     pub fn look(
         &mut self,
         state: &State,
@@ -59,115 +72,130 @@ impl Agenda {
         heard: &BTreeSet<Name>,
         now: Timestamp,
     ) -> usize {
-        if !state.open_groups.is_empty() || super::retry::is_asked_for(state) {
-            *self = Self {
-                whole: Some(super::plan(state, observed, now)),
-                ..Self::default()
-            };
-            return state.unfinished_scopes().count();
-        }
-        self.whole = None;
-        let stale = self.stale(state, heard, now);
+        let Stale { scopes, mut shared } = self.stale(state, heard, now);
         self.swept.clear();
-        for name in &stale {
-            self.ask(state, observed, now, name);
+        let retries = retry::is_asked_for(state);
+        for name in &scopes {
+            shared |= self.ask(state, observed, now, name, retries);
+        }
+        if shared {
+            self.shared = match self.together.is_empty() && state.open_groups.is_empty() {
+                true => Plan::default(),
+                false => plan_over(state, observed, now, &self.together),
+            };
         }
         self.auto = auto::due(state, now);
         self.seen = Some(state.clone());
-        stale.len()
+        scopes.len()
     }
 
-    /// What should be proposed, as [`plan`](super::plan) puts it.
+    /// What should be proposed; at most one per deployment.
     pub fn due(&self) -> impl Iterator<Item = &Item> {
-        let mut counted = false;
-        let scopes = self.due.values().flatten();
-        let scopes = scopes.filter(move |item| super::group::is_admitted(&mut counted, item));
-        let whole = self.whole.iter().flat_map(|plan| &plan.commands);
-        scopes.chain(&self.auto).chain(whole)
+        self.shared
+            .commands
+            .iter()
+            .chain(self.due.values().flatten())
+            .chain(&self.auto)
     }
 
     /// The earliest instant at which the answer could differ without new input.
     pub fn next_wakeup(&self) -> Option<Timestamp> {
-        let scopes = self.wakes.first().map(|(at, _)| *at);
-        let whole = self.whole.as_ref().and_then(|plan| plan.next_wakeup);
-        super::sooner(scopes, whole)
+        let alone = self.wakes.first().map(|(at, _)| *at);
+        sooner(alone, self.shared.next_wakeup)
     }
 
     /// Has the next look ask so many scopes again, the next ones each time.
     pub fn sweep(&mut self, count: usize) {
         let after = match self.cursor.take() {
-            Some(cursor) => (
-                std::ops::Bound::Excluded(cursor),
-                std::ops::Bound::Unbounded,
-            ),
-            None => (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded),
+            Some(cursor) => Bound::Excluded(cursor),
+            None => Bound::Unbounded,
         };
-        let names = self.scopes.range(after).map(|(name, _)| name);
-        self.swept.extend(names.take(count).cloned());
-        if self.swept.len() >= count {
-            self.cursor = self.swept.last().cloned();
+        let names = self.scopes.range((after, Bound::Unbounded));
+        let names: Vec<Name> = names.map(|(name, _)| name).take(count).cloned().collect();
+        if names.len() == count {
+            self.cursor = names.last().cloned();
         }
+        self.swept.extend(names);
     }
 
-    /// Scopes whose answer may differ from what is remembered.
-    fn stale(&self, state: &State, heard: &BTreeSet<Name>, now: Timestamp) -> BTreeSet<Name> {
-        let Some(seen) = &self.seen else {
-            return self.all(state);
+    fn stale(&self, state: &State, heard: &BTreeSet<Name>, now: Timestamp) -> Stale {
+        let everything = |agenda: &Self| Stale {
+            scopes: agenda.scopes.keys().cloned().chain(asked(state)).collect(),
+            shared: true,
         };
-        if rests(seen, state) || agents_came_or_went(seen, state) {
-            return self.all(state);
+        let Some(seen) = &self.seen else {
+            return everything(self);
+        };
+        if is_ground_shaken(seen, state) || have_agents_come_or_gone(seen, state) {
+            return everything(self);
         }
-        let mut stale: BTreeSet<Name> = seen.scopes.changed(&state.scopes).cloned().collect();
+        let mut scopes: BTreeSet<Name> = seen.scopes.changed(&state.scopes).cloned().collect();
         for id in seen.deployments.changed(&state.deployments) {
             let rows = [state.deployments.get(id), seen.deployments.get(id)];
-            let scopes = rows.into_iter().flatten().map(|d| &d.origin.scope);
-            stale.extend(scopes.cloned());
+            let changed = rows.into_iter().flatten().map(|d| &d.origin.scope);
+            scopes.extend(changed.cloned());
         }
-        if !stale.is_empty() && gates_read_others(state) {
-            let waiting = state.unfinished_scopes();
-            let waiting = waiting.filter(|(_, scope)| !scope.waiting.is_empty());
-            stale.extend(waiting.map(|(name, _)| name.clone()));
-        }
+        let due = self.shared.next_wakeup.is_some_and(|at| at <= now);
+        let mut shared = due
+            || !scopes.is_empty()
+            || !state.groups.ptr_eq(&seen.groups)
+            || !state.past_freezes.ptr_eq(&seen.past_freezes)
+            || (!heard.is_empty() && do_groups_watch_agents(state));
         let wished = seen.agents.changed(&state.agents);
         for agent in wished.chain(heard) {
-            stale.extend(self.by_agent.get(agent).into_iter().flatten().cloned());
+            scopes.extend(self.by_agent.get(agent).into_iter().flatten().cloned());
         }
         let due = self.wakes.iter().take_while(|(at, _)| *at <= now);
-        stale.extend(due.map(|(_, name)| name.clone()));
-        stale.extend(self.swept.iter().cloned());
-        stale
+        scopes.extend(due.map(|(_, name)| name.clone()));
+        scopes.extend(self.swept.iter().cloned());
+        shared |= scopes.iter().any(|name| self.together.contains(name));
+        Stale { scopes, shared }
     }
 
-    fn all(&self, state: &State) -> BTreeSet<Name> {
-        let unfinished = state.unfinished_scopes().map(|(name, _)| name);
-        unfinished.chain(self.scopes.keys()).cloned().collect()
-    }
-
-    fn ask(&mut self, state: &State, observed: &Observed, now: Timestamp, name: &Name) {
-        self.forget(name);
-        let Some(scope) = state.scopes.get(name).filter(|s| s.is_unfinished()) else {
-            return;
+    /// Asks a scope, or puts it among those that are asked together; whether it did that.
+    fn ask(
+        &mut self,
+        state: &State,
+        observed: &Observed,
+        now: Timestamp,
+        name: &Name,
+        retries: bool,
+    ) -> bool {
+        let was_shared = self.forget(name);
+        let Some(scope) = state.scopes.get(name) else {
+            return was_shared;
         };
-        let plan = plan_scope(state, observed, now, name);
-        let known = Known {
-            wake: plan.next_wakeup,
-            agents: rests_on_agents(state, name, scope),
+        let is_shared = reads_others(state, name, scope, retries);
+        if !is_shared && !scope.is_unfinished() {
+            return was_shared;
+        }
+        let mut known = Known {
+            wake: None,
+            agents: agents_below(state, name, scope),
         };
-        self.wakes.extend(known.wake.map(|at| (at, name.clone())));
+        if is_shared {
+            self.together.insert(name.clone());
+        } else {
+            let plan = plan_scope(state, observed, now, name);
+            known.wake = plan.next_wakeup;
+            self.wakes.extend(known.wake.map(|at| (at, name.clone())));
+            if !plan.commands.is_empty() {
+                self.due.insert(name.clone(), plan.commands);
+            }
+        }
         for agent in &known.agents {
             let scopes = self.by_agent.entry(agent.clone()).or_default();
             scopes.insert(name.clone());
         }
-        if !plan.commands.is_empty() {
-            self.due.insert(name.clone(), plan.commands);
-        }
         self.scopes.insert(name.clone(), known);
+        was_shared || is_shared
     }
 
-    fn forget(&mut self, name: &Name) {
+    /// Whether it was asked together with others.
+    fn forget(&mut self, name: &Name) -> bool {
         self.due.remove(name);
         let Some(known) = self.scopes.remove(name) else {
-            return;
+            return false;
         };
         if let Some(at) = known.wake {
             self.wakes.remove(&(at, name.clone()));
@@ -180,21 +208,37 @@ impl Agenda {
                 }
             }
         }
+        self.together.remove(name)
     }
+}
+
+/// Whether what comes next in a scope may rest on what goes on in others.
+fn reads_others(state: &State, name: &Name, scope: &Scope, retries: bool) -> bool {
+    let has_rules = !state.policies.is_empty() || !state.freezes.is_empty();
+    let mut waiting = scope.waiting.iter();
+    let member = |id| {
+        let deployment = state.deployments.get(id);
+        deployment.is_some_and(|d| state.membership(d).is_some())
+    };
+    if !scope.waiting.is_empty() && (has_rules || waiting.any(member)) {
+        return true;
+    }
+    let newest = || state.history_of(name).next_back();
+    retries && newest().is_some_and(|newest| newest.status == Status::Failed)
 }
 
 /// The agents whose words decide what comes next in a scope. What only waits asks none.
-fn rests_on_agents(state: &State, name: &Name, scope: &Scope) -> BTreeSet<Name> {
-    let only_waits = scope.candidate.is_none() && scope.retired.is_empty() && !scope.is_stopping();
-    if only_waits {
-        return BTreeSet::new();
+fn agents_below(state: &State, name: &Name, scope: &Scope) -> BTreeSet<Name> {
+    let moves = scope.candidate.is_some() || !scope.retired.is_empty() || scope.is_stopping();
+    match moves {
+        true => state.agents_of_scope(name),
+        false => BTreeSet::new(),
     }
-    state.agents_of_scope(name)
 }
 
-/// Whether anything differs that many scopes may rest on. Every table of the state is decided about
+/// Whether anything differs that every scope may rest on. Each table of the state is decided about
 /// here.
-fn rests(seen: &State, state: &State) -> bool {
+fn is_ground_shaken(seen: &State, state: &State) -> bool {
     let State {
         // Nothing is planned by them.
         at: _,
@@ -215,12 +259,13 @@ fn rests(seen: &State, state: &State) -> bool {
         scopes: _,
         agents: _,
         deployments: _,
-        // Read by rules alone; a change comes with one of a scope. See `gates_read_others`.
+        // Read by scopes that are asked together; a change of them comes with one of a scope, or is
+        // looked for.
         tracks: _,
         gates_revision: _,
         // Asked at each look.
         auto: _,
-        // Of groups: while one is under way the whole plan is made.
+        // Of groups, as above.
         past_freezes: _,
         groups: _,
         group_names: _,
@@ -231,6 +276,8 @@ fn rests(seen: &State, state: &State) -> bool {
         policies,
         releases,
         people,
+        teams,
+        role_bindings,
         skips,
         freezes,
     } = state;
@@ -238,18 +285,24 @@ fn rests(seen: &State, state: &State) -> bool {
         && environments.ptr_eq(&seen.environments)
         && policies.ptr_eq(&seen.policies)
         && releases.ptr_eq(&seen.releases)
+        && teams.ptr_eq(&seen.teams)
+        && role_bindings.ptr_eq(&seen.role_bindings)
         && people.ptr_eq(&seen.people)
         && skips.ptr_eq(&seen.skips)
         && freezes.ptr_eq(&seen.freezes))
 }
 
-/// Whether the gates of a waiting deployment may read what goes on in other scopes.
-fn gates_read_others(state: &State) -> bool {
-    !state.policies.is_empty() || !state.freezes.is_empty()
+/// Whether some group under way asks how its members fare right now.
+fn do_groups_watch_agents(state: &State) -> bool {
+    let mut groups = state
+        .open_groups
+        .keys()
+        .filter_map(|id| state.groups.get(id));
+    groups.any(|group| group.rollout.gate == RolloutGate::Healthy)
 }
 
 /// Whether a selector may match otherwise than before.
-fn agents_came_or_went(seen: &State, state: &State) -> bool {
+fn have_agents_come_or_gone(seen: &State, state: &State) -> bool {
     seen.agents.changed(&state.agents).any(|name| {
         let (before, after) = (seen.agents.get(name), state.agents.get(name));
         before.map(|agent| &agent.meta.labels) != after.map(|agent| &agent.meta.labels)

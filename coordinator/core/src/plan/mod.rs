@@ -32,7 +32,7 @@ pub(crate) use retry::{due as retry_due, line as retry_line};
 pub use waiting::{Gate, GateAnswer};
 pub(crate) use waiting::{deadline as waiting_deadline, gates, next as waiting_next};
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
@@ -42,7 +42,7 @@ use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
 use crate::deployment::phase::{self, Expiry};
 use crate::observed::Observed;
-use crate::state::{Deployment, PlaceTerm, Scope, State, Status};
+use crate::state::{Deployment, Scope, State, Status};
 use group::Round;
 use view::View;
 
@@ -92,21 +92,34 @@ impl<A> Next<A> {
 
 /// Everything that is due, over all groups and scopes. Those where nothing goes on cost nothing.
 pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = plan_over(state, observed, now, &asked(state));
+    plan.commands.extend(auto::due(state, now));
+    plan
+}
+
+/// The scopes that have an answer: what goes on, waits or is left over, and what failed where another
+/// try may follow.
+fn asked(state: &State) -> BTreeSet<Name> {
+    let unfinished = state.unfinished_scopes().map(|(name, _)| name);
+    let failed = retry::is_asked_for(state).then(|| state.failed_scopes());
+    unfinished
+        .chain(failed.into_iter().flatten())
+        .cloned()
+        .collect()
+}
+
+/// What is due in all groups, and in these scopes.
+fn plan_over(state: &State, observed: &Observed, now: Timestamp, scopes: &BTreeSet<Name>) -> Plan {
     let mut plan = Plan::default();
     let groups = state.open_groups.keys();
     let groups = groups.filter_map(|id| state.groups.get(id));
     let mut round = Round::new(state, observed, now, groups);
     round.add_groups(&mut plan);
-    let mut scopes: BTreeMap<&Name, &Scope> = state.unfinished_scopes().collect();
-    if round.retries {
-        let failed = state.deployments.rows_of(&PlaceTerm::Failed);
-        let failed = failed.map(|(_, deployment)| &deployment.origin.scope);
-        scopes.extend(failed.filter_map(|name| state.scopes.get_key_value(name)));
+    for name in scopes {
+        if let Some(scope) = state.scopes.get(name) {
+            add_scope(&mut plan, &mut round, name, scope);
+        }
     }
-    for (name, scope) in scopes {
-        add_scope(&mut plan, &mut round, name, scope);
-    }
-    plan.commands.extend(auto::due(state, now));
     plan
 }
 

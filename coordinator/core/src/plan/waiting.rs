@@ -155,6 +155,7 @@ fn approving(state: &State, deployment: &Deployment, answer: &Answer, now: Times
         Answer::Pending {
             policies,
             expires_at,
+            withdrawn,
             ..
         } => {
             let asked = deployment.required.as_ref();
@@ -163,10 +164,10 @@ fn approving(state: &State, deployment: &Deployment, answer: &Answer, now: Times
             let what = approval_line(answer);
             if now >= *expires_at {
                 Next::act(Action::ApprovalDenied { expired: true }, what)
-            } else if same {
+            } else if same && withdrawn.is_empty() {
                 Next::wait(what, Some(*expires_at))
             } else {
-                Next::act(require(policies, *expires_at), what)
+                Next::act(require(policies, *expires_at, withdrawn), what)
             }
         }
     }
@@ -177,10 +178,11 @@ fn deny(why: &str) -> Next {
     Next::act(Action::Deny { message }, why)
 }
 
-fn require(policies: &[(Name, u32)], expires_at: Timestamp) -> Action {
+fn require(policies: &[(Name, u32)], expires_at: Timestamp, withdrawn: &[Name]) -> Action {
     Action::RequireApproval {
         policies: policies.to_vec(),
         expires_at,
+        withdrawn: withdrawn.to_vec(),
     }
 }
 
@@ -193,6 +195,7 @@ fn approval_line(answer: &Answer) -> String {
             expires_at,
             granted,
             from,
+            ..
         } => {
             let from = match from.as_str() {
                 "" => String::new(),
@@ -255,10 +258,12 @@ fn pending(
     if let Answer::Pending {
         policies,
         expires_at,
+        withdrawn,
         ..
     } = approval
     {
-        return Next::act(require(policies, *expires_at), approval_line(approval));
+        let action = require(policies, *expires_at, withdrawn);
+        return Next::act(action, approval_line(approval));
     }
     // Most members of a large group wait for the others: the rules are asked when that is over.
     if let Some(closed) = turn.and_then(|turn| turn.standing.closed(turn.number)) {
@@ -419,7 +424,7 @@ fn approval_gate(answer: &Answer) -> Gate {
             until: Some(*expires_at),
             needs: format!(
                 "`tidegate approval grant` by {}",
-                if from.is_empty() { "anyone" } else { from }
+                if from.is_empty() { "an approver" } else { from }
             ),
             ..Gate::new("approval", GateAnswer::Pending, line)
         },

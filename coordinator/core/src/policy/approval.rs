@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 
 use tidegate_shared::id::Name;
-use tidegate_shared::spec::{ApprovalRule, Approver, OnTrue, PolicySpec};
+use tidegate_shared::spec::{ApprovalRule, Approver, OnTrue, PolicySpec, Role};
 use tidegate_shared::time::Timestamp;
 
 use super::expression::{Expression, Facts, Subject};
 use super::{rules, subject};
 use crate::command::Actor;
+use crate::people::{self, Standing};
 use crate::state::{Decision, Deployment, State};
 
 /// What a rule asks, of one deployment.
@@ -119,8 +120,10 @@ pub enum Answer {
         expires_at: Timestamp,
         /// Grants so far.
         granted: u32,
-        /// Who has to, in words; empty: anyone may.
+        /// Who has to, in words; empty: any approver may.
         from: String,
+        /// Who granted and is not among those who are asked any more.
+        withdrawn: Vec<Name>,
     },
     /// Somebody denied, or a condition did.
     Denied {
@@ -176,7 +179,8 @@ pub fn answer(state: &State, deployment: &Deployment, now: Timestamp) -> Answer 
             }
         }
     }
-    decide(state, deployment, &rules, now)
+    let facts = facts.unwrap_or_default();
+    decide(state, deployment, &rules, &facts, now)
 }
 
 /// What a skip calls the rule of a policy.
@@ -203,6 +207,7 @@ fn decide(
     state: &State,
     deployment: &Deployment,
     rules: &[(&Name, &ApprovalRule, u32)],
+    facts: &Facts,
     now: Timestamp,
 ) -> Answer {
     let decisions = deployment
@@ -211,6 +216,7 @@ fn decide(
         .map_or(&[][..], |r| &r.decisions);
     let votes: Vec<Vote<'_>> = decisions.iter().filter_map(vote).collect();
     let requester = subject::requester(deployment);
+    let standings = standings(state, decisions, facts);
     let mut open = Vec::new();
     for (_, rule, needed) in rules {
         let demand = Demand {
@@ -220,7 +226,10 @@ fn decide(
             created_at: deployment.meta.created_at,
             expires_at: asked_from(state, deployment) + rule.expires,
         };
-        let may = |user: &str| Name::new(user).is_ok_and(|user| is_named(state, rule, &user));
+        let may = |user: &str| {
+            let found = standings.iter().find(|(name, _)| name.as_str() == user);
+            found.is_some_and(|(name, standing)| is_named(rule, name, standing))
+        };
         match count(demand, &votes, may, now) {
             Outcome::Satisfied { .. } => {}
             Outcome::Denied { by } => {
@@ -244,8 +253,26 @@ fn decide(
     let Some(expires_at) = expiries.min().filter(|_| !open.is_empty()) else {
         return Answer::Satisfied;
     };
-    let people: BTreeSet<&str> = votes.iter().filter(|v| v.granted).map(|v| v.user).collect();
+    let named = |(name, standing): &(&Name, Standing), least: u32| {
+        let mut rules = rules.iter().filter(|(.., needed)| *needed >= least);
+        rules.any(|(_, rule, _)| is_named(rule, name, standing))
+    };
+    let granted = |name: &Name| {
+        let mut votes = votes.iter().filter(|vote| vote.granted);
+        votes.any(|vote| vote.user == name.as_str())
+    };
+    let who_granted = standings.iter().filter(|(name, _)| granted(name));
+    let people: BTreeSet<&Name> = who_granted
+        .clone()
+        .filter(|who| named(who, 1))
+        .map(|(name, _)| *name)
+        .collect();
+    let withdrawn: BTreeSet<&Name> = who_granted
+        .filter(|who| people::in_force(state) && !named(who, 0))
+        .map(|(name, _)| *name)
+        .collect();
     Answer::Pending {
+        withdrawn: withdrawn.into_iter().cloned().collect(),
         policies: asking
             .map(|(name, _, needed)| ((*name).clone(), *needed))
             .collect(),
@@ -279,47 +306,91 @@ fn wanted(open: &[&ApprovalRule]) -> String {
         .join("; ")
 }
 
-fn vote(decision: &Decision) -> Option<Vote<'_>> {
+/// The person who decided.
+fn by(decision: &Decision) -> Option<&Name> {
     match &decision.by {
-        Actor::User(name) => Some(Vote {
-            user: name.as_str(),
-            at: decision.at,
-            granted: decision.granted,
-            // What a deployment was made with never changes, and a retry takes over bound ones only.
-            bound: true,
-        }),
+        Actor::User(name) => Some(name),
         Actor::System | Actor::Agent(_) | Actor::Coordinator(_) | Actor::Token(_) => None,
     }
 }
 
-/// Whether a rule names a person: structural, so that `apply` may ask it.
-pub fn is_named(state: &State, rule: &ApprovalRule, user: &Name) -> bool {
+fn vote(decision: &Decision) -> Option<Vote<'_>> {
+    by(decision).map(|name| Vote {
+        user: name.as_str(),
+        at: decision.at,
+        granted: decision.granted,
+        // What a deployment was made with never changes, and a retry takes over bound ones only.
+        bound: true,
+    })
+}
+
+/// What those who decided are by now, where the deployment goes.
+fn standings<'a>(
+    state: &State,
+    decisions: &'a [Decision],
+    facts: &Facts,
+) -> Vec<(&'a Name, Standing)> {
+    let people = decisions.iter().filter_map(by);
+    people
+        .map(|name| (name, people::standing(state, name, facts)))
+        .collect()
+}
+
+/// Whether a rule names a person who has this standing.
+fn is_named(rule: &ApprovalRule, user: &Name, standing: &Standing) -> bool {
     if rule.from.is_everybody() {
-        return true;
+        return standing.roles.contains(&Role::Approver);
     }
-    let standing = subject::standing(state, user);
     rule.from.0.iter().any(|approver| match approver {
-        Approver::User(name) => name == user,
+        Approver::User(name) => name == user && standing.is_known,
         Approver::Team(team) => standing.teams.contains(team),
         Approver::Role(role) => standing.roles.contains(role),
     })
 }
 
-/// Whether one of the policies that a record asks by lets a person decide; those that are gone
-/// ask nobody in particular.
-pub fn may_decide(state: &State, deployment: &Deployment, user: &Name) -> bool {
+/// Whether one of the policies that a record asks by could let a person decide, whatever the
+/// selectors of the person's roles say: structural, so that `apply` may ask it.
+pub fn could_decide(state: &State, deployment: &Deployment, user: &Name) -> bool {
+    is_asked(state, deployment, user, &people::possible(state, user))
+}
+
+/// Whether one of the policies that a record asks by lets a person decide: exact, for the front.
+pub fn may_decide(state: &State, deployment: &Deployment, user: &Name, now: Timestamp) -> bool {
+    let facts = subject::facts(state, deployment, now);
+    let standing = people::standing(state, user, &facts);
+    is_asked(state, deployment, user, &standing)
+}
+
+/// Policies that are gone ask any approver.
+fn is_asked(state: &State, deployment: &Deployment, user: &Name, standing: &Standing) -> bool {
     let Some(required) = &deployment.required else {
         return false;
     };
     required.policies.iter().any(|(name, _)| {
         let policy = state.policies.get(name);
-        policy
-            .and_then(|p| p.spec.approval.as_ref())
-            .is_none_or(|rule| {
+        match policy.and_then(|p| p.spec.approval.as_ref()) {
+            Some(rule) => {
                 let own = rule.not_requester && subject::requester(deployment) == Some(user);
-                !own && is_named(state, rule, user)
-            })
+                !own && is_named(rule, user, standing)
+            }
+            None => standing.roles.contains(&Role::Approver),
+        }
     })
+}
+
+/// Whom a record asks, in one line: each policy with those whom it names.
+pub fn asked_of(state: &State, deployment: &Deployment) -> String {
+    let required = deployment.required.iter();
+    let policies = required.flat_map(|required| &required.policies);
+    let told = policies.map(|(name, needed)| {
+        let policy = state.policies.get(name);
+        let rule = policy.and_then(|p| p.spec.approval.as_ref());
+        let from = rule.map(|rule| wanted(&[rule]));
+        let from = from.filter(|from| !from.is_empty());
+        let from = from.unwrap_or_else(|| format!("role:{}", Role::Approver));
+        format!("policy {name} asks {needed} of {from}")
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// Grants that the record asks for by a policy that is still in force, in one line: without them

@@ -1,39 +1,16 @@
 //! What the state knows of a deployment, as expressions ask for it.
 
-use tidegate_shared::spec::{Role, ScopeSpec, Strategy, StrategyKind};
+use tidegate_shared::spec::{ScopeSpec, Strategy, StrategyKind};
 use tidegate_shared::time::Timestamp;
 
 use super::expression::{
     ApplicationFacts, EnvironmentFacts, Facts, ReleaseFacts, ScopeFacts, StrategyFacts, UserFacts,
 };
 use crate::command::Actor;
+use crate::people;
 use crate::state::{Deployment, Origin, Release, Scope, State};
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
-
-/// What is known of a person.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Standing {
-    /// Roles where the deployment goes.
-    pub roles: Vec<Role>,
-    /// Teams.
-    pub teams: Vec<Name>,
-}
-
-/// What the cluster knows of a person. Whoever holds a person's certificate is an administrator,
-/// which is every role, and teams do not exist yet.
-pub fn standing(_state: &State, _user: &Name) -> Standing {
-    Standing {
-        roles: vec![
-            Role::Viewer,
-            Role::Deployer,
-            Role::Approver,
-            Role::Operator,
-            Role::Admin,
-        ],
-        teams: Vec::new(),
-    }
-}
 
 /// The person who asked for a deployment; none: it was made by itself.
 pub fn requester(deployment: &Deployment) -> Option<&Name> {
@@ -90,15 +67,8 @@ fn known(
 ) -> Facts {
     let key = (application.clone(), version.clone());
     let release = state.releases.get(&key).map(release);
-    Facts {
-        application: Some(ApplicationFacts {
-            name: application.to_string(),
-            labels: state
-                .applications
-                .get(application)
-                .map(|object| object.meta.labels.clone())
-                .unwrap_or_default(),
-        }),
+    let mut facts = Facts {
+        application: Some(self::application(state, application)),
         release: Some(
             release.map_or_else(ReleaseFacts::default, |facts| ReleaseFacts {
                 name: version.to_string(),
@@ -108,9 +78,32 @@ fn known(
         ),
         scope: Some(scope(state, name, spec)),
         environment: Some(environment(state, &spec.environment)),
-        user: Some(person(state, user)),
+        user: None,
         strategy: None,
         now: Some(now),
+    };
+    facts.user = Some(person(state, user, &facts));
+    facts
+}
+
+/// A scope with its application and environment: what selectors of role bindings see.
+pub fn place(state: &State, name: &Name, labels: &Labels, spec: &ScopeSpec) -> Facts {
+    Facts {
+        application: Some(application(state, &spec.application)),
+        environment: Some(environment(state, &spec.environment)),
+        scope: Some(scope_facts(name, labels, spec)),
+        ..Facts::default()
+    }
+}
+
+/// What is known of an application.
+pub fn application(state: &State, name: &Name) -> ApplicationFacts {
+    let object = state.applications.get(name);
+    ApplicationFacts {
+        name: name.to_string(),
+        labels: object
+            .map(|object| object.meta.labels.clone())
+            .unwrap_or_default(),
     }
 }
 
@@ -144,10 +137,14 @@ fn scope(state: &State, name: &Name, spec: &ScopeSpec) -> ScopeFacts {
         .get(name)
         .map(|scope| scope.meta.labels.clone())
         .unwrap_or_default();
+    scope_facts(name, &labels, spec)
+}
+
+fn scope_facts(name: &Name, labels: &Labels, spec: &ScopeSpec) -> ScopeFacts {
     let dimensions = spec.dimensions.iter();
     ScopeFacts {
         name: name.to_string(),
-        labels,
+        labels: labels.clone(),
         r#type: word(&spec.kind),
         application: spec.application.to_string(),
         environment: spec.environment.to_string(),
@@ -164,11 +161,11 @@ fn word<T: serde::Serialize>(value: &T) -> String {
     }
 }
 
-fn person(state: &State, user: Option<&Name>) -> UserFacts {
+fn person(state: &State, user: Option<&Name>, place: &Facts) -> UserFacts {
     let Some(user) = user else {
         return UserFacts::default();
     };
-    let standing = standing(state, user);
+    let standing = people::standing(state, user, place);
     UserFacts {
         name: user.to_string(),
         teams: standing.teams.iter().map(Name::to_string).collect(),
@@ -197,6 +194,7 @@ pub fn strategy(strategy: &Strategy, name: Option<&Name>) -> StrategyFacts {
             .collect(),
         rollback_rules: i64::try_from(strategy.rules.iter().filter(|rule| !rule.dry_run).count())
             .unwrap_or(i64::MAX),
+        checks: i64::try_from(strategy.verification.len()).unwrap_or(i64::MAX),
         finalize: word(&strategy.finalize),
         bake: strategy.bake,
     }

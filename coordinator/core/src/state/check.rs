@@ -15,6 +15,7 @@ use super::{Deployment, Scope, State, Status};
 use crate::archive::NEWEST_ENDED;
 use crate::deployment::phase;
 use crate::event::{BrokenChain, verify_chain};
+use crate::people;
 
 /// What is wrong, gathered.
 type Findings = Vec<String>;
@@ -48,6 +49,7 @@ impl State {
         ended_ones_have_left(self, &mut findings);
         members_are_numbered(self, &mut findings);
         tokens_are_not_overused(self, &mut findings);
+        roles_are_peoples(self, &mut findings);
         groups::check(self, &mut findings);
         findings
     }
@@ -403,6 +405,29 @@ fn members_are_numbered(state: &State, findings: &mut Findings) {
         if *node >= cluster.next_node || member.level < cluster.level {
             findings.push(format!("coordinator {} is out of bounds", member.name));
         }
+    }
+}
+
+/// Teams and bindings name people and teams that are there, and somebody is administrator.
+fn roles_are_peoples(state: &State, findings: &mut Findings) {
+    for (team, object) in &state.teams {
+        let mut members = object.spec.members.iter();
+        if let Some(name) = members.find(|name| !state.people.contains_key(*name)) {
+            findings.push(format!("team {team}: {name} is nobody"));
+        }
+    }
+    for (binding, object) in &state.role_bindings {
+        let mut users = object.spec.users.iter();
+        if let Some(name) = users.find(|name| !state.people.contains_key(*name)) {
+            findings.push(format!("role binding {binding}: {name} is nobody"));
+        }
+        let mut teams = object.spec.teams.iter();
+        if let Some(name) = teams.find(|name| !state.teams.contains_key(*name)) {
+            findings.push(format!("role binding {binding}: {name} is no team"));
+        }
+    }
+    if people::in_force(state) && people::administrators(state).is_empty() {
+        findings.push("nobody is administrator".to_owned());
     }
 }
 

@@ -5,6 +5,7 @@ use tidegate_shared::assignment::{Facts, Generation};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{ClusterId, Name};
 use tidegate_shared::selector::Labels;
+use tidegate_shared::spec::Role;
 use tidegate_shared::time::Timestamp;
 
 use super::{Meta, Table};
@@ -106,6 +107,9 @@ pub struct Agent {
 pub struct Person {
     /// What every object carries.
     pub meta: Meta,
+    /// Roles that hold everywhere, in order; see [`crate::people`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<Role>,
 }
 
 /// A join token; its secret is not kept.
@@ -130,6 +134,9 @@ pub struct Token {
     pub used: u32,
     /// The name that the joiner must take.
     pub name: Option<Name>,
+    /// People: roles that the joiner gets everywhere; empty: viewer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<Role>,
 }
 
 /// What a request came to.

@@ -1,5 +1,7 @@
 //! A deployment as it is replicated: what it was made with, and how far it is.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, Version};
@@ -128,8 +130,8 @@ pub struct Deployment {
     pub short: ShortId,
     /// What every object carries.
     pub meta: Meta,
-    /// What it was made with; never changes.
-    pub origin: Origin,
+    /// What it was made with; never changes, so it is shared by every copy of the record.
+    pub origin: Arc<Origin>,
     /// Where it is.
     pub status: Status,
     /// Since when.

@@ -9,7 +9,7 @@ use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{RolloutSpec, StrategySpec};
 use tidegate_shared::time::Timestamp;
 
-use super::{EndCause, Halted, Meta, Paused, Status, Table};
+use super::{EndCause, Halted, Lean, Meta, Paused, Status, Table};
 use crate::command::{Actor, OnConflict};
 
 /// Ended groups of an application that stay in the state; older ones leave it.
@@ -145,13 +145,13 @@ pub struct Group {
     /// By number: 0, 1 … in the order in which they were listed and added.
     pub members: Table<u32, GroupMember>,
     /// Numbers of the members by scope.
-    pub scopes: Table<Name, u32>,
+    pub scopes: Lean<Name, u32>,
     /// When order and waves were fixed; none: not yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub begun_at: Option<Timestamp>,
     /// Numbers of the members by position; empty before the rollout begins.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
-    pub order: Table<u32, u32>,
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub order: Lean<u32, u32>,
     /// Waves in order, and at the end one more for what no wave took; empty for other kinds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waves: Vec<Wave>,

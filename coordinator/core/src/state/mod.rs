@@ -39,7 +39,7 @@ use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, TokenId, Version
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
     ApplicationSpec, EnvironmentSpec, ParameterSpec, PolicySpec, ReleaseSpec, ReleaseStatus,
-    StrategySpec,
+    RoleBindingSpec, StrategySpec, TeamSpec,
 };
 use tidegate_shared::time::Timestamp;
 
@@ -78,6 +78,12 @@ pub struct State {
     pub removed_agents: Lean<Name, Timestamp>,
     /// By name.
     pub people: Table<Name, Person>,
+    /// By name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub teams: Table<Name, Object<TeamSpec>>,
+    /// Who has which role where, by name.
+    #[serde(default, skip_serializing_if = "Table::is_empty")]
+    pub role_bindings: Table<Name, Object<RoleBindingSpec>>,
     /// By id.
     pub tokens: Table<TokenId, Token>,
     /// Every deployment that has not left for the history ([`crate::archive`]): all that have not
@@ -116,14 +122,14 @@ pub struct State {
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub groups: Table<GroupId, Group>,
     /// Those of them that have a name.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
-    pub group_names: Table<Name, GroupId>,
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub group_names: Lean<Name, GroupId>,
     /// Those of them that are under way: all that the planner looks at.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
-    pub open_groups: Table<GroupId, ()>,
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub open_groups: Lean<GroupId, ()>,
     /// Those of them that have ended, by application and the revision that they ended with.
-    #[serde(default, skip_serializing_if = "Table::is_empty")]
-    pub ended_groups: Table<(Name, u64), GroupId>,
+    #[serde(default, skip_serializing_if = "Lean::is_empty")]
+    pub ended_groups: Lean<(Name, u64), GroupId>,
     /// Raised whenever what the gates of other deployments rest on changes: a policy, a skip, a
     /// freeze, or a start that counts. A start carries the one it was decided on.
     #[serde(default, skip_serializing_if = "is_zero")]

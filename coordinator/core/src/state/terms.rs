@@ -107,10 +107,10 @@ impl Listed for Agent {
     }
 }
 
-/// What a deployment is found by. One that has ended otherwise and left nothing is found by nothing.
+/// What a deployment is found by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PlaceTerm {
-    /// It failed before any traffic moved: another try may follow.
+    /// It failed: another try may follow.
     Failed,
     /// A participant, or one that may hold something of it still.
     Agent(Name),
@@ -177,18 +177,12 @@ impl Deployment {
     }
 }
 
-impl Deployment {
-    fn failed_early(&self) -> bool {
-        self.status == Status::Failed && !self.traffic.got_traffic
-    }
-}
-
 impl Listed for Deployment {
     type Term = PlaceTerm;
 
     fn terms(&self) -> Vec<PlaceTerm> {
         let mut terms = Vec::new();
-        if self.failed_early() {
+        if self.status == Status::Failed {
             terms.push(PlaceTerm::Failed);
         }
         if self.has_agents() {
@@ -210,7 +204,8 @@ impl Listed for Deployment {
             let spec = &deployment.origin.scope_spec;
             deployment.has_places().then_some(&spec.agents)
         }
-        self.failed_early() == other.failed_early()
+        let failed = |d: &Self| d.status == Status::Failed;
+        failed(self) == failed(other)
             && self.has_agents() == other.has_agents()
             && (!self.has_agents()
                 || self.participants == other.participants && self.leftovers == other.leftovers)
@@ -272,6 +267,12 @@ impl State {
     /// Scopes where something goes on, waits, or is left over, in order of name.
     pub fn unfinished_scopes(&self) -> impl DoubleEndedIterator<Item = (&Name, &Scope)> {
         self.scopes.rows_of(&ScopeTerm::Unfinished)
+    }
+
+    /// Scopes with a deployment that failed, as far as the state holds it; one may come twice.
+    pub fn failed_scopes(&self) -> impl Iterator<Item = &Name> {
+        let failed = self.deployments.rows_of(&PlaceTerm::Failed);
+        failed.map(|(_, deployment)| &deployment.origin.scope)
     }
 
     /// The agents that a selector matches, in order of name.

@@ -128,10 +128,13 @@ fn told(sample: &Sample) -> String {
             format!("HTTP {status}{more}")
         }
         Sample::Command {
-            exit_code, output, ..
+            exit_code,
+            output,
+            cut: more,
         } => {
-            let last = output.lines().rev().find(|line| !line.trim().is_empty());
-            match last {
+            // A line that was cut may hold the beginning of a secret, which nothing has masked.
+            let mut lines = output.lines().rev().skip(usize::from(*more));
+            match lines.find(|line| !line.trim().is_empty()) {
                 Some(last) => format!("exit status {exit_code}: {}", cut(last.trim())),
                 None => format!("exit status {exit_code}"),
             }

@@ -85,10 +85,7 @@ impl CheckView {
     pub fn line(&self) -> String {
         let mut parts = vec![match self.state {
             ViewState::Success => format!("check {} succeeded", self.name),
-            ViewState::Failure => format!(
-                "check {} failed: {} bad measurements, {} are borne",
-                self.name, self.tally.failures, self.failure_limit
-            ),
+            ViewState::Failure => self.failed(),
             ViewState::Running | ViewState::Inconclusive => {
                 let successes = if self.needed == 1 {
                     "success"
@@ -126,6 +123,17 @@ impl CheckView {
         parts.join(", ")
     }
 
+    fn failed(&self) -> String {
+        let bad = match self.tally.failures {
+            1 => "1 bad measurement".to_owned(),
+            many => format!("{many} bad measurements"),
+        };
+        format!(
+            "check {} failed: {bad} ({} borne)",
+            self.name, self.failure_limit
+        )
+    }
+
     /// The record of its present answer.
     pub(crate) fn record(&self, outcome: Outcome, now: Timestamp) -> CheckRecord {
         let last = if self.last.is_empty() {
@@ -138,10 +146,7 @@ impl CheckView {
                 "check {} succeeded: {} of {} measurements good, {last}",
                 self.name, self.counted, self.tally.measurements
             ),
-            Outcome::Failure => format!(
-                "check {} failed: {} bad measurements, {} are borne, {last}",
-                self.name, self.tally.failures, self.failure_limit
-            ),
+            Outcome::Failure => format!("{}, {last}", self.failed()),
             Outcome::Inconclusive => format!(
                 "check {} is inconclusive: {} of {} good measurements, {last}",
                 self.name, self.counted, self.needed

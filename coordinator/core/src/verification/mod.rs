@@ -22,4 +22,4 @@ pub(crate) use look::look;
 pub use look::{CheckView, ViewState};
 pub use member::{Verified, verified};
 pub use wish::{LeaderCheck, LeaderKind, leader_checks, wishes};
-pub use written::{check, check_rollout, check_strategy};
+pub use written::{check, check_rollout};

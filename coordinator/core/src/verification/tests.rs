@@ -1,7 +1,10 @@
 //! Conditions over samples, tallies from reports, and what is asked of whom.
 
+use std::sync::Arc;
+
 use tidegate_shared::measurement::Sample;
 use tidegate_shared::spec::{StrategySpec, VerificationSpec};
+use tidegate_shared::time::Span;
 use tidegate_shared::verdict::check::{Class, Outcome};
 
 use super::{Verified, check, classify, leader_checks, verified, wishes};
@@ -188,7 +191,7 @@ fn each_moment_has_its_checks_and_their_makers() {
     assert_eq!(names(&world), ("smoke".to_owned(), "errors".to_owned()));
     let own = format!("{:?}", leader_checks(&world.state));
     assert!(own.contains(r#"release=\"2.0.0\""#), "{own}");
-    world.change(|new| new.origin.fast = true);
+    world.change(|new| Arc::make_mut(&mut new.origin).fast = true);
     assert_eq!(names(&world), Default::default(), "a fast one skips them");
 }
 
@@ -198,7 +201,7 @@ fn what_is_settled_is_not_asked_again() {
     world.at_step(0, 10, Some(START));
     let record = |outcome| CheckRecord {
         name: crate::fixture::name("smoke"),
-        run: START,
+        run: START + Span::from_millis(1),
         step: Some(0),
         outcome,
         measurements: 1,
@@ -254,7 +257,7 @@ fn a_member_is_verified_at_its_end_with_what_was_asked_of_it() {
     world.change(|new| {
         new.status = Status::Finalized;
         new.unverified = false;
-        new.origin.strategy = plain.resolve();
+        Arc::make_mut(&mut new.origin).strategy = plain.resolve();
     });
     assert_eq!(verified(world.candidate()), Verified::Yes);
 }

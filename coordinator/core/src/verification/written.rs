@@ -1,19 +1,10 @@
 //! Checks the conditions of checks when they are written. Asked by the API front, never by `apply`:
 //! other versions of the library must not make replicas differ.
 
-use tidegate_shared::spec::{FieldErrors, RolloutSpec, StrategySpec, VerificationSpec};
+use tidegate_shared::spec::{FieldErrors, RolloutSpec, VerificationSpec};
 
 use super::conditions::subject;
 use crate::policy::expression::Expression;
-
-/// What is wrong with the conditions of a strategy's checks, those of its rollout included.
-pub fn check_strategy(spec: &StrategySpec) -> FieldErrors {
-    let mut errors = check(spec.verification.as_deref().unwrap_or_default());
-    if let Some(rollout) = &spec.rollout {
-        errors.nest("rollout", check_rollout(rollout));
-    }
-    errors
-}
 
 /// What is wrong with the conditions of a rollout's checks.
 pub fn check_rollout(spec: &RolloutSpec) -> FieldErrors {

@@ -129,3 +129,62 @@ pub(super) fn views(found: &Deployment, present: &[CheckView]) -> Vec<control::C
     });
     before.chain(present).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pb::observed_check::Sample as Wire;
+
+    fn measured(sample: Wire) -> pb::ObservedCheck {
+        pb::ObservedCheck {
+            name: "smoke".to_owned(),
+            run_ms: 7,
+            instance: Some(1),
+            sequence: 3,
+            sample: Some(sample),
+        }
+    }
+
+    fn http(status: u32, body: &str) -> Wire {
+        Wire::Http(pb::HttpSample {
+            status,
+            body: body.to_owned(),
+            cut: true,
+        })
+    }
+
+    #[test]
+    fn measurements_arrive_as_they_were_sent() {
+        let unknown = pb::ObservedCheck {
+            sample: None,
+            ..measured(http(200, ""))
+        };
+        let not_made = Wire::NotMade("no program".to_owned());
+        let sent = vec![measured(http(503, "{}")), unknown, measured(not_made)];
+        let taken = observed(sent).unwrap();
+        assert_eq!(taken.len(), 2);
+        assert_eq!((taken[0].instance, taken[0].sequence), (Some(1), 3));
+        assert_eq!(taken[0].run, Timestamp::from_millis(7));
+        let sample = Sample::Http {
+            status: 503,
+            body: "{}".to_owned(),
+            cut: true,
+        };
+        assert_eq!(taken[0].sample, sample);
+        assert_eq!(taken[1].sample, Sample::NotMade("no program".to_owned()));
+    }
+
+    #[test]
+    fn hostile_measurements_are_refused() {
+        for sample in [
+            http(7, ""),
+            http(70_000, ""),
+            http(200, &"x".repeat(MOST_BYTES + 1)),
+            Wire::Unanswered("x".repeat(LONGEST_WHY + 1)),
+        ] {
+            assert!(observed(vec![measured(sample)]).is_err());
+        }
+        let many = vec![measured(http(200, "")); MOST_CHECKS * MOST_INSTANCES as usize + 1];
+        assert!(observed(many).is_err());
+    }
+}

@@ -159,6 +159,11 @@ impl Picture<'_> {
                 .as_ref()
                 .map(|link| link_word(link.kind).to_owned())
                 .unwrap_or_default(),
+            auto_deploy_of: origin
+                .auto
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             replaces: found.replaces.map(|id| id.to_string()).unwrap_or_default(),
             replaces_version: replaced
                 .map(|old| old.origin.version.to_string())
@@ -185,6 +190,10 @@ impl Picture<'_> {
             leftovers: found.leftovers.iter().map(Name::to_string).collect(),
             deadline_ms: phase::deadline(found).map_or(0, Timestamp::millis),
             next_wakeup_ms: self.next_wakeup.map_or(0, Timestamp::millis),
+            group: found.group.map_or_else(String::new, |id| {
+                let known = self.state.groups.get(&id);
+                known.map_or_else(|| id.to_string(), super::group::called)
+            }),
             ..pb::Deployment::default()
         }
     }

@@ -1,14 +1,16 @@
 //! Groups on the wire: what a request says of a rollout, and what is shown of a group.
 
+use std::collections::BTreeSet;
+
 use tidegate_coordinator_core::command::Actor;
-use tidegate_coordinator_core::explain::{Explanation, explain};
+use tidegate_coordinator_core::group::explain::{acknowledged, explain};
 use tidegate_coordinator_core::group::view::{GroupView, MemberView, WaveView, view};
 use tidegate_coordinator_core::observed::Observed;
-use tidegate_coordinator_core::plan::{Gate, GateAnswer};
 use tidegate_coordinator_core::policy::expression::{Expression, Subject};
 use tidegate_coordinator_core::state::{
-    Deployment, GivenVerb, Group, GroupOutcome, GroupStatus, Status as MemberStatus,
+    GivenVerb, Group, GroupOutcome, GroupStatus, Status as MemberStatus,
 };
+use tidegate_coordinator_core::verification::check_rollout;
 use tidegate_proto::control::v1 as pb;
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::spec::{FieldErrors, RolloutSpec, StrategySpec};
@@ -30,6 +32,7 @@ pub fn rollout(json: &str) -> Result<Option<RolloutSpec>, Status> {
         .map_err(|error| status::wrong_field("rollout", error.to_string()))?;
     let mut errors = spec.validate();
     errors.0.extend(conditions(&spec).0);
+    errors.0.extend(check_rollout(&spec).0);
     let mut placed = FieldErrors::default();
     placed.nest("rollout", errors);
     match placed.into_result() {
@@ -38,7 +41,7 @@ pub fn rollout(json: &str) -> Result<Option<RolloutSpec>, Status> {
     }
 }
 
-/// What is wrong with the conditions of a rollout's waves; the log takes them as they are.
+/// What is wrong with the conditions of a rollout's waves and checks; the log takes them as they are.
 #[must_use]
 pub fn conditions(spec: &RolloutSpec) -> FieldErrors {
     let mut errors = FieldErrors::default();
@@ -48,6 +51,7 @@ pub fn conditions(spec: &RolloutSpec) -> FieldErrors {
             errors.add(format!("waves[{index}].selector"), mistake.to_string());
         }
     }
+    errors.0.extend(check_rollout(spec).0);
     errors
 }
 
@@ -84,7 +88,8 @@ pub const fn group_status(status: GroupStatus) -> pb::group::Status {
 }
 
 /// What people call a group: its name, else one of what it publishes and its short id.
-fn called(group: &Group) -> String {
+#[must_use]
+pub fn called(group: &Group) -> String {
     match &group.name {
         Some(name) => name.to_string(),
         None => format!("{}-{}-{}", group.application, group.version, group.short),
@@ -95,14 +100,8 @@ impl Picture<'_> {
     /// Everything about a group.
     #[must_use]
     pub fn group(&self, group: &Group) -> pb::Group {
-        let silent;
-        let observed = match self.observed {
-            Some(observed) => observed,
-            None => {
-                silent = Observed::new(self.now);
-                &silent
-            }
-        };
+        let silent = Observed::new(self.now);
+        let observed = self.observed.unwrap_or(&silent);
         let seen = view(self.state, observed, self.now, group);
         let members = seen.members.iter().enumerate();
         let members = members
@@ -117,8 +116,8 @@ impl Picture<'_> {
     /// What a list shows of a group.
     #[must_use]
     pub fn group_summary(&self, group: &Group) -> pb::Group {
-        let observed = Observed::new(self.now);
-        let observed = self.observed.unwrap_or(&observed);
+        let silent = Observed::new(self.now);
+        let observed = self.observed.unwrap_or(&silent);
         self.shown(group, &view(self.state, observed, self.now, group))
     }
 
@@ -146,7 +145,7 @@ impl Picture<'_> {
                 .unwrap_or_default(),
             rollout: serde_json::to_string(&group.rollout).unwrap_or_default(),
             members: Vec::new(),
-            counts: Some(counts(&seen.members)),
+            counts: Some(counts(group, &seen.members)),
             budget: Some(budget(group, seen)),
             waves: waves(group, seen),
             begun: group.begun_at.is_some(),
@@ -189,7 +188,7 @@ impl Picture<'_> {
             .and_then(|number| group.members.get(number));
         let record = self.state.deployments.get(&seen.deployment);
         let moving = record.filter(|_| is_moving(seen.status));
-        let explained = moving.map(|found| explain(self.state, observed, self.now, found.id));
+        let actual = moving.map(|found| acknowledged(self.state, observed, self.now, found.id));
         let back = group
             .returns
             .iter()
@@ -207,14 +206,15 @@ impl Picture<'_> {
                 }),
             wave_number: member.and_then(|m| m.wave).map_or(0, |wave| wave + 1),
             due_ms: seen.due.map_or(0, Timestamp::millis),
-            why: why(seen, record, explained.as_ref()),
+            why: match (seen.waiting_for.as_str(), record) {
+                ("", Some(found)) => found.message.clone(),
+                (line, _) => line.to_owned(),
+            },
             status_since_ms: record.map_or(0, |found| found.status_since.millis()),
             outcome: seen.outcome.clone().unwrap_or_default(),
             traffic: record.map(|found| pb::Traffic {
                 desired: u32::from(found.traffic.desired.basis_points()),
-                actual: explained
-                    .as_ref()
-                    .map_or(0, |told| u32::from(told.actual.basis_points())),
+                actual: actual.map_or(0, |weight| u32::from(weight.basis_points())),
                 observed_share: 0,
             }),
             former: member.map_or_else(Vec::new, |member| {
@@ -233,45 +233,28 @@ impl Picture<'_> {
     #[must_use]
     pub fn group_explanation(&self, group: &Group) -> pb::GroupExplanation {
         let shown = self.group(group);
-        let observed = Observed::new(self.now);
-        let observed = self.observed.unwrap_or(&observed);
-        let mut own: Option<Gate> = None;
-        let ordered = group.in_order().enumerate();
-        let members = ordered.map(|(position, (_, member))| {
-            let told = explain(self.state, observed, self.now, member.deployment);
-            let mut closed = told.gates.into_iter();
-            let first = closed.find(|gate| gate.answer != GateAnswer::Allowed);
-            let others = first.iter().cloned().chain(closed);
-            let mut rollouts = others
-                .filter(|gate| gate.kind == ROLLOUT_GATE && gate.answer != GateAnswer::Allowed);
-            if own.is_none() {
-                own = rollouts.next();
-            }
-            pb::ExplainedMember {
-                scope: member.scope.to_string(),
-                deployment: member.deployment.to_string(),
-                position: u32::try_from(position).unwrap_or(u32::MAX),
-                status: member_status(member.state(self.state).status).into(),
-                gate: first.as_ref().map(gate),
-                waiting_for: if told.waiting_for.is_empty() {
-                    let row = shown.members.get(position);
-                    row.map_or_else(String::new, |row| row.why.clone())
-                } else {
-                    told.waiting_for
-                },
-            }
+        let silent = Observed::new(self.now);
+        let observed = self.observed.unwrap_or(&silent);
+        let told = explain(self.state, observed, self.now, group);
+        let members = told.members.iter().enumerate();
+        let members = members.map(|(position, member)| pb::ExplainedMember {
+            scope: member.scope.to_string(),
+            deployment: member.deployment.to_string(),
+            position: u32::try_from(position).unwrap_or(u32::MAX),
+            status: member_status(member.status).into(),
+            gate: member.gate.as_ref().map(gate),
+            waiting_for: shown
+                .members
+                .get(position)
+                .map_or_else(String::new, |row| row.why.clone()),
         });
-        let members = members.collect();
         pb::GroupExplanation {
-            gates: own.iter().map(gate).collect(),
-            members,
+            gates: told.own.iter().map(gate).collect(),
+            members: members.collect(),
             group: Some(shown),
         }
     }
 }
-
-/// The kind of the gate that is the group's own.
-const ROLLOUT_GATE: &str = "rollout";
 
 /// Whether agents act on it.
 const fn is_moving(status: MemberStatus) -> bool {
@@ -294,18 +277,9 @@ const fn is_moving(status: MemberStatus) -> bool {
     }
 }
 
-fn why(seen: &MemberView, record: Option<&Deployment>, told: Option<&Explanation>) -> String {
-    let live = told.map_or("", |told| told.waiting_for.as_str());
-    let message = record.map_or("", |found| found.message.as_str());
-    let lines = [live, &seen.waiting_for, message];
-    lines
-        .into_iter()
-        .find(|line| !line.is_empty())
-        .unwrap_or_default()
-        .to_owned()
-}
-
-fn counts(members: &[MemberView]) -> pb::GroupCounts {
+/// Members that were finalized and then returned do not count as finalized.
+fn counts(group: &Group, members: &[MemberView]) -> pb::GroupCounts {
+    let returned: BTreeSet<&Name> = group.returns.values().map(|back| &back.scope).collect();
     let mut counts = pb::GroupCounts {
         members: u32::try_from(members.len()).unwrap_or(u32::MAX),
         ..pb::GroupCounts::default()
@@ -313,6 +287,7 @@ fn counts(members: &[MemberView]) -> pb::GroupCounts {
     for member in members {
         let slot = match member.status {
             MemberStatus::CreatingApproval | MemberStatus::Pending => &mut counts.waiting,
+            MemberStatus::Finalized if returned.contains(&member.scope) => &mut counts.other_ends,
             MemberStatus::Finalized => &mut counts.finalized,
             MemberStatus::Creating
             | MemberStatus::WaitingForInstances
@@ -412,6 +387,10 @@ mod tests {
         for (json, part) in [
             (r#"{"kind": "linear"}"#, "rollout.interval"),
             (r#"{"knd": "linear"}"#, "rollout: "),
+            (
+                r#"{"kind": "linear", "interval": "1m", "gate": "verified", "verification": [{"name": "a", "http": {"path": "/"}, "success": "result.stat == 1"}]}"#,
+                "rollout.verification[0].success: at character 7",
+            ),
             (
                 r#"{"kind": "waves", "waves": [{"name": "a", "count": 1}, {"name": "b", "selector": "scope.nam == 1"}]}"#,
                 "rollout.waves[1].selector: at character 6",

@@ -28,6 +28,7 @@ mod checks;
 pub mod deployment;
 pub mod group;
 pub mod link;
+pub mod people;
 pub mod plan;
 
 /// A name in a field.
@@ -129,7 +130,8 @@ pub fn overrides(json: &str) -> Result<StrategySpec, Status> {
 /// # Errors
 /// Every wrong one, with its place in the text.
 pub fn check_conditions(what: &str, strategy: &StrategySpec) -> Result<(), Status> {
-    tidegate_coordinator_core::verification::check_strategy(strategy)
+    let checks = strategy.verification.as_deref().unwrap_or_default();
+    tidegate_coordinator_core::verification::check(checks)
         .into_result()
         .map_err(|errors| status::wrong_fields(what, errors))
 }
@@ -348,6 +350,11 @@ pub fn object_of(state: &State, kind: Kind, name: &Name) -> Option<pb::Object> {
             .parameters
             .get(name)
             .map(|found| parameter(name, found)),
+        Kind::Team => state.teams.get(name).map(|found| object(kind, name, found)),
+        Kind::RoleBinding => state
+            .role_bindings
+            .get(name)
+            .map(|found| object(kind, name, found)),
     }
 }
 
@@ -368,6 +375,8 @@ pub fn names_of(state: &State, kind: Kind) -> Vec<(Name, Labels)> {
         Kind::Strategy => all(&state.strategies),
         Kind::Policy => all(&state.policies),
         Kind::Parameter => all(&state.parameters),
+        Kind::Team => all(&state.teams),
+        Kind::RoleBinding => all(&state.role_bindings),
         Kind::Scope => state
             .scopes
             .iter()
@@ -454,6 +463,7 @@ pub fn token(id: TokenId, found: &Token) -> pb::Token {
         name: found.name.as_ref().map(Name::to_string).unwrap_or_default(),
         created_at_ms: found.created_at.millis(),
         created_by: found.created_by.to_string(),
+        roles: found.roles.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -550,6 +560,8 @@ mod tests {
                 Kind::Parameter,
                 r#"{"variable":"A","value":"1","target":{"application":"shop"}}"#,
             ),
+            (Kind::Team, r#"{"members":["ann"]}"#),
+            (Kind::RoleBinding, r#"{"role":"deployer","teams":["sre"]}"#),
         ];
         let name = Name::new("x").unwrap();
         for (kind, text) in specs {

@@ -1,5 +1,6 @@
-//! A forecast on the wire.
+//! What would happen, on the wire: a forecast, and what a scope makes of new releases.
 
+use tidegate_coordinator_core::auto::{AutoView, Looked};
 use tidegate_coordinator_core::forecast::{
     Approval, Forecast, Member, Moment, MomentEvent, Remark, RemarkWeight, Wait,
 };
@@ -106,5 +107,25 @@ fn remark(found: Remark) -> pb::PlanRemark {
             .scope
             .map_or_else(String::new, |scope| scope.to_string()),
         message: found.message,
+    }
+}
+
+/// What a scope makes of new releases.
+#[must_use]
+pub fn auto_deploy(found: AutoView) -> pb::AutoDeploy {
+    let looked = |found: Looked| pb::auto_deploy::Looked {
+        version: found.version.to_string(),
+        outlook: found.outlook.as_str().to_owned(),
+        why: found.why,
+    };
+    pb::AutoDeploy {
+        when: found.rule.when,
+        strategy: found
+            .rule
+            .strategy
+            .map_or_else(String::new, |name| name.to_string()),
+        since_ms: found.since.millis(),
+        stands: found.stands,
+        looked: found.looked.into_iter().map(looked).collect(),
     }
 }

@@ -123,6 +123,38 @@ impl HistoryStore {
         })
     }
 
+    /// Events before a position, newest first.
+    ///
+    /// # Errors
+    /// The disk's refusal, or damage.
+    pub fn events_before(
+        &self,
+        before: Option<(u64, u32)>,
+        through: u64,
+        limit: usize,
+    ) -> Result<Vec<Event>, HistoryError> {
+        self.reading(|read| {
+            let events = read.open_table(EVENTS)?;
+            let last = (through, u32::MAX);
+            let to = match before {
+                Some(before) if before <= last => Bound::Excluded(before),
+                Some(_) | None => Bound::Included(last),
+            };
+            let mut found = Vec::new();
+            for row in events
+                .range::<(u64, u32)>((Bound::Unbounded, to))?
+                .rev()
+                .take(limit)
+            {
+                match codec::decode(row?.1.value()) {
+                    Ok(event) => found.push(event),
+                    Err(error) => return Ok(Err(error.into())),
+                }
+            }
+            Ok(Ok(found))
+        })
+    }
+
     /// Events of one deployment behind a position, oldest first.
     ///
     /// # Errors

@@ -43,7 +43,7 @@ fn past(number: u64) -> Past {
             created_by: Actor::System,
             revision: number,
         },
-        origin: Origin {
+        origin: Arc::new(Origin {
             application: name("shop"),
             version: Version::new("1.0.0").unwrap(),
             release_digest: Digest::of(b"release"),
@@ -67,7 +67,7 @@ fn past(number: u64) -> Past {
             forced: false,
             link: None,
             auto: None,
-        },
+        }),
         status: Status::Cancelled,
         status_since: at,
         replaces: None,

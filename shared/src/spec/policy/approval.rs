@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::Name;
-use crate::spec::FieldErrors;
+use crate::spec::{FieldErrors, Role};
 use crate::time::Span;
 
 /// So many different people must grant.
@@ -18,7 +18,7 @@ pub struct ApprovalRule {
     /// with `on_true: deny`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub required: Option<u32>,
-    /// Whose decisions count; left out: everybody's.
+    /// Whose decisions count; left out: everybody's with the role approver where it goes.
     #[serde(default, skip_serializing_if = "Approvers::is_everybody")]
     pub from: Approvers,
     /// Whether the person who asked for the deployment has no say.
@@ -60,38 +60,6 @@ impl OnTrue {
     }
 }
 
-/// Roles of people (security.md §6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Sees.
-    Viewer,
-    /// Deploys.
-    Deployer,
-    /// Approves.
-    Approver,
-    /// Operates.
-    Operator,
-    /// Everything.
-    Admin,
-}
-
-impl Role {
-    const ALL: [(Self, &'static str); 5] = [
-        (Self::Viewer, "viewer"),
-        (Self::Deployer, "deployer"),
-        (Self::Approver, "approver"),
-        (Self::Operator, "operator"),
-        (Self::Admin, "admin"),
-    ];
-
-    /// The word in manifests.
-    pub fn as_str(self) -> &'static str {
-        let mut all = Self::ALL.into_iter();
-        all.find(|(role, _)| *role == self).map_or("", |(_, w)| w)
-    }
-}
-
 /// Somebody whose decisions count: `role:approver`, `team:sre` or `user:ann`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -122,15 +90,7 @@ impl FromStr for Approver {
             || format!("\"{text}\" names nobody: want role:approver, team:NAME or user:NAME");
         let (kind, name) = text.split_once(':').ok_or_else(wrong)?;
         match kind {
-            "role" => {
-                let mut roles = Role::ALL.into_iter();
-                let role = roles.find(|(_, word)| *word == name);
-                role.map(|(role, _)| Self::Role(role)).ok_or_else(|| {
-                    format!(
-                        "\"{name}\" is no role: want viewer, deployer, approver, operator or admin"
-                    )
-                })
-            }
+            "role" => name.parse().map(Self::Role),
             "team" => Name::new(name).map(Self::Team).map_err(|_| wrong()),
             "user" => Name::new(name).map(Self::User).map_err(|_| wrong()),
             _ => Err(wrong()),
@@ -153,7 +113,7 @@ impl From<Approver> for String {
 }
 
 /// People whose decisions count, written as one or as a list; anyone who is one of them may decide.
-/// Empty: everybody.
+/// Empty: every approver.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(transparent)]
 pub struct Approvers(pub Vec<Approver>);

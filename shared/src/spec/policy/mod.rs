@@ -8,7 +8,7 @@ mod rollout;
 mod rules;
 mod window;
 
-pub use approval::{ApprovalRule, Approver, Approvers, OnTrue, Role};
+pub use approval::{ApprovalRule, Approver, Approvers, OnTrue};
 pub use rollout::Backoff;
 pub use rollout::{ConcurrencyRule, GradualRolloutRule, GradualType, RetryOn, RetryRule};
 pub use rules::{

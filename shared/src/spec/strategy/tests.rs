@@ -1,3 +1,5 @@
+//! What is written, checked, overridden and resolved.
+
 use super::*;
 
 fn spec(json: &str) -> StrategySpec {

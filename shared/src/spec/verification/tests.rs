@@ -1,3 +1,5 @@
+//! What is written, its defaults and its mistakes.
+
 use super::*;
 
 fn spec(json: &str) -> VerificationSpec {

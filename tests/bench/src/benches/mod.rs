@@ -10,6 +10,7 @@ mod failover;
 mod proxy;
 mod reads;
 mod rollback;
+mod state;
 
 /// Time of one tick of Raft as Tidegate ships it; an election begins after ten of them.
 const DEFAULT_TICK: &str = "30ms";
@@ -29,17 +30,20 @@ pub enum Bench {
     Proxy,
     /// An idle agent beside the node exporter.
     Agent,
+    /// The state machine and the planner, beside themselves where there is little.
+    State,
 }
 
 impl Bench {
     /// Every bench.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Commits,
         Self::Reads,
         Self::Failover,
         Self::Rollback,
         Self::Proxy,
         Self::Agent,
+        Self::State,
     ];
 
     /// What it is called by.
@@ -51,6 +55,7 @@ impl Bench {
             Self::Rollback => "rollback",
             Self::Proxy => "proxy",
             Self::Agent => "agent",
+            Self::State => "state",
         }
     }
 
@@ -63,6 +68,7 @@ impl Bench {
             Self::Rollback => "first bad answer until all traffic is back on the old version",
             Self::Proxy => "requests per second and p99 on one core, beside HAProxy",
             Self::Agent => "memory, processor and network of an idle agent, beside node exporter",
+            Self::State => "a command, a look of the planner, a snapshot, at growing sizes",
         }
     }
 
@@ -78,6 +84,7 @@ impl Bench {
             Self::Rollback => rollback::run(effort).await,
             Self::Proxy => proxy::run(effort, machine).await,
             Self::Agent => agent::run(effort).await,
+            Self::State => state::run(effort).await,
         }
     }
 }

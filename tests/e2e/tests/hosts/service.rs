@@ -236,7 +236,9 @@ impl Service {
     }
 
     fn log_in(&self) -> anyhow::Result<()> {
-        let token = token(self.as_admin(&["token", "create", "user", "--name", "ann"])?)?;
+        let token = token(self.as_admin(&[
+            "token", "create", "user", "--name", "ann", "--role", "admin",
+        ])?)?;
         let arguments = [
             "login",
             "--name",

@@ -52,7 +52,8 @@ fn run(tx: &mut Tx<'_>, deployment: Deployment, action: &Action) -> Moved {
         Action::RequireApproval {
             policies,
             expires_at,
-        } => waiting::require_approval(tx, deployment, policies, *expires_at),
+            withdrawn,
+        } => waiting::require_approval(tx, deployment, policies, *expires_at, withdrawn),
         Action::ApprovalSatisfied => waiting::approval_satisfied(tx, deployment),
         Action::ApprovalDenied { expired } => waiting::deny(tx, deployment, *expired),
         Action::Start {

@@ -14,6 +14,7 @@ use crate::apply::lifecycle::{self, title};
 use crate::apply::tx::Tx;
 use crate::command::{Actor, GateEvidence};
 use crate::deployment::phase;
+use crate::people;
 use crate::policy;
 use crate::rejection::Rejection;
 use crate::state::{Deployment, EndCause, Required, ScopeStatus, Started, Status};
@@ -24,6 +25,7 @@ pub(super) fn require_approval(
     mut deployment: Deployment,
     policies: &[(Name, u32)],
     expires_at: Timestamp,
+    withdrawn: &[Name],
 ) -> Moved {
     if deployment.origin.fast {
         return refuse(&deployment, "a return needs no approval");
@@ -31,6 +33,7 @@ pub(super) fn require_approval(
     if policies.is_empty() {
         return refuse(&deployment, "no policy is named");
     }
+    let withdrew = approval::withdraw(tx, &mut deployment, withdrawn);
     let before = deployment.required.take();
     let asked = Required {
         policies: policies.to_vec(),
@@ -42,11 +45,12 @@ pub(super) fn require_approval(
     };
     let same = deployment.status == Status::CreatingApproval && before.as_ref() == Some(&asked);
     deployment.required = Some(asked);
-    if same {
+    if same && !withdrew {
         return refuse(&deployment, "it waits for just that already");
     }
     let unmet = approval::unmet(&deployment);
-    if unmet.is_empty() {
+    // Whose grant counts for which policy is the planner's to say, since people have roles.
+    if unmet.is_empty() && !people::in_force(&tx.state) {
         return refuse(&deployment, "the grants that it has suffice");
     }
     if deployment.status == Status::Pending {
@@ -57,7 +61,11 @@ pub(super) fn require_approval(
         .iter()
         .map(|(policy, has, needs)| format!("{policy} ({has} of {needs} grants)"))
         .collect();
-    let line = format!("waits for approval until {expires_at}: {}", asks.join(", "));
+    let asks = match asks.is_empty() {
+        true => "of others than those who granted".to_owned(),
+        false => asks.join(", "),
+    };
+    let line = format!("waits for approval until {expires_at}: {asks}");
     moved(tx, deployment, "creating_approval", &line)
 }
 

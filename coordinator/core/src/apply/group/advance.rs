@@ -12,7 +12,7 @@ use crate::apply::tx::Tx;
 use crate::command::{AdvanceGroup, GroupAction, Outcome};
 use crate::deployment::phase;
 use crate::rejection::Rejection;
-use crate::state::{Closed, EndCause, Fate, Group, GroupStatus, Halted, KEPT_GROUPS, Table, Wave};
+use crate::state::{Closed, EndCause, Fate, Group, GroupStatus, Halted, KEPT_GROUPS, Lean, Wave};
 
 /// The stable word of a halt by the failure budget.
 const BUDGET: &str = "budget";
@@ -93,7 +93,7 @@ fn begin(tx: &mut Tx<'_>, mut group: Group, order: &[u32], waves: &[u32]) -> Mov
     }
     group.open_wave = first.and_then(|wave| u32::try_from(wave).ok()).unwrap_or(0);
     let wave_of = wave_of(waves);
-    let mut fixed = Table::new();
+    let mut fixed = Lean::new();
     for (position, number) in order.iter().enumerate() {
         let position = u32::try_from(position).unwrap_or(u32::MAX);
         fixed.insert(position, *number);

@@ -21,7 +21,7 @@ use super::tx::Tx;
 use crate::command::{AddToGroup, CreateDeployments, CreateGroup, Decide, DecideGroup};
 use crate::command::{Outcome, Reply};
 use crate::rejection::Rejection;
-use crate::state::{Counts, Group, GroupMember, MOST_MEMBERS, Status, Table, Template};
+use crate::state::{Counts, Group, GroupMember, Lean, MOST_MEMBERS, Status, Table, Template};
 
 /// A member that is left as it is, with the reason.
 type Left = (Name, String);
@@ -66,9 +66,9 @@ pub(super) fn create(tx: &mut Tx<'_>, command: &CreateGroup) -> Outcome {
         },
         rollout,
         members: Table::new(),
-        scopes: Table::new(),
+        scopes: Lean::new(),
         begun_at: None,
-        order: Table::new(),
+        order: Lean::new(),
         waves: Vec::new(),
         open_wave: 0,
         given: None,

@@ -216,6 +216,7 @@ fn approvals_are_counted_and_denials_final() {
         Action::RequireApproval {
             policies,
             expires_at,
+            withdrawn: Vec::new(),
         },
     );
     let decide = |granted| {

@@ -186,6 +186,7 @@ fn only_those_who_are_asked_decide() {
     let ask = Action::RequireApproval {
         policies: vec![(name("two"), 1)],
         expires_at: world.state.at + Span::from_hours(72),
+        withdrawn: Vec::new(),
     };
     world.step(id, ask);
     let decide = |granted| {

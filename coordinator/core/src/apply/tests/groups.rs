@@ -653,3 +653,43 @@ fn the_newest_groups_that_ended_are_kept() {
     assert!(world.state.group_called("g2").is_err());
     assert_eq!(world.state.group_called("g3").unwrap().id, made_ones[3]);
 }
+
+#[test]
+fn members_take_the_checks_of_the_rollout_besides_their_own() {
+    let mut world = World::new();
+    world.must(world.object("api", Kind::Scope, SCOPE));
+    let own = r#"{"verification": [{"name": "own", "http": {"path": "/"}, "when": [1]}]}"#;
+    world.must(world.object("checked", Kind::Strategy, own));
+    let json = r#"{"kind": "linear", "interval": "1s", "gate": "verified",
+        "verification": [{"name": "front", "http": {"url": "http://example.com/"}}]}"#;
+    let mut create = command("1.0.0", &["web"], Some(rollout(json)));
+    create.deployments.strategy = Some(name("checked"));
+    let group = made(world.must(Command::CreateGroup(create.clone())));
+    world.must(Command::AddToGroup(AddToGroup {
+        group,
+        scopes: names(&["api"]),
+    }));
+    for member in world.state.groups[&group].members.values() {
+        let strategy = &world.state.deployments[&member.deployment].origin.strategy;
+        let checks = strategy.verification.iter();
+        let checks: Vec<String> = checks
+            .map(|check| format!("{} {:?}", check.name, check.when))
+            .collect();
+        assert_eq!(
+            checks,
+            ["own [Step(1)]", "front [Last]"],
+            "{}",
+            member.scope
+        );
+    }
+    // Names are unique over both lists.
+    let same = json.replace("front", "own");
+    create.rollout = Some(rollout(&same));
+    let refused = world.refused(Command::CreateGroup(create));
+    assert_eq!(refused.reason, Reason::InvalidField);
+    assert!(
+        refused.message.contains("\"own\" is there twice"),
+        "{}",
+        refused.message
+    );
+}

@@ -7,6 +7,7 @@ mod deployments;
 mod governance;
 mod groups;
 mod objects;
+mod people;
 mod preflight;
 mod random;
 mod requests;

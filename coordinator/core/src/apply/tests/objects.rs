@@ -31,6 +31,7 @@ fn invite(id: &str, kind: TokenKind, bound: Option<&str>, uses: u32, world: &Wor
         expires_at: world.now + Span::from_hours(1),
         uses,
         name: bound.map(name),
+        roles: Vec::new(),
     })
 }
 

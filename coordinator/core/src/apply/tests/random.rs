@@ -22,12 +22,13 @@ use crate::state::{State, Status};
 
 const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
 const RELEASES: [&str; 4] = ["1.0.0", "2.0.0", "3.0.0", "4.0.0"];
-const STRATEGIES: [&str; 5] = [
+const STRATEGIES: [&str; 6] = [
     "{}",
     r#"{"kind": "all_in"}"#,
     r#"{"kind": "rolling"}"#,
     r#"{"kind": "rolling", "batch": {"max_unavailable": 2, "overlap": false}, "on_stall": "finalize"}"#,
     r#"{"finalize": "manual", "bake_share": 10, "keep_releases": 2}"#,
+    r#"{"verification": [{"name": "a", "http": {"path": "/"}}, {"name": "b", "command": {"command": "c"}, "when": ["before_traffic"]}]}"#,
 ];
 
 /// One random draw: what, on which, with which argument.
@@ -233,7 +234,7 @@ fn deploy(which: u8, by: u8) -> (Actor, Command) {
         version: version(pick(&RELEASES, by).unwrap_or("1.0.0")),
         scopes: names(&["web"]),
         strategy: None,
-        overrides: serde_json::from_str(STRATEGIES[usize::from(which) % 5]).unwrap(),
+        overrides: serde_json::from_str(STRATEGIES[usize::from(which) % STRATEGIES.len()]).unwrap(),
         labels: std::collections::BTreeMap::new(),
         on_conflict: modes[usize::from(by / 4 % 3)],
     };

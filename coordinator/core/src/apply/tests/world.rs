@@ -100,6 +100,7 @@ impl World {
             expires_at: world.now + Span::from_days(365),
             uses: 100,
             name: None,
+            roles: Vec::new(),
         }));
         for agent in ["a1", "a2", "a3"] {
             world.must(join(agent));
@@ -470,6 +471,7 @@ pub(super) fn require_approval(now: Timestamp) -> Action {
     Action::RequireApproval {
         policies: vec![(name("two-eyes"), 1)],
         expires_at: now + Span::from_hours(72),
+        withdrawn: Vec::new(),
     }
 }
 

@@ -29,6 +29,7 @@ use crate::policy::expression::{Expression, Subject};
 use crate::policy::rules::{self, Told};
 use crate::policy::{gradual_rollout, subject};
 use crate::state::{Deployment, Fate, Group, GroupMember, Scope, State, Status};
+use crate::verification::{Verified, verified};
 
 /// The turn of one member.
 #[derive(Debug, Clone, Copy)]
@@ -128,8 +129,11 @@ pub(crate) fn passed(standing: &Standing<'_>, member: &GroupMember) -> Result<()
     };
     match gate {
         RolloutGate::None => Ok(()),
-        RolloutGate::Verified if ended.is_some() => Ok(()),
-        RolloutGate::Verified => Err(format!("{scope} is {}", deployment.status)),
+        RolloutGate::Verified => match verified(deployment) {
+            Verified::Yes => Ok(()),
+            Verified::NotYet => Err(format!("{scope} is {}", deployment.status)),
+            Verified::No(why) => Err(why),
+        },
         RolloutGate::Healthy => is_healthy(standing, deployment),
     }
 }
@@ -272,38 +276,21 @@ impl<'a> Round<'a> {
 
     /// After a start that counts for a rule, others that rest on the rules are left to the next look.
     fn admit(&mut self, next: Next) -> Next {
-        let admitted = next.action.as_ref();
-        if admitted.is_none_or(|action| admits(&mut self.counted, action)) {
+        let Some(Action::Start {
+            gates: Some(gates), ..
+        }) = &next.action
+        else {
             return next;
+        };
+        if self.counted {
+            return Next {
+                action: None,
+                waiting_for: "another start that counts for a rule comes first".to_owned(),
+                wake: next.wake,
+            };
         }
-        Next {
-            action: None,
-            waiting_for: "another start that counts for a rule comes first".to_owned(),
-            wake: next.wake,
-        }
-    }
-}
-
-/// Whether a move may come after the ones before it in the same look.
-fn admits(counted: &mut bool, action: &Action) -> bool {
-    let Action::Start {
-        gates: Some(gates), ..
-    } = action
-    else {
-        return true;
-    };
-    if *counted {
-        return false;
-    }
-    *counted = gates.counts;
-    true
-}
-
-/// The same of what was planned for each scope by itself.
-pub(super) fn is_admitted(counted: &mut bool, item: &Item) -> bool {
-    match &item.command {
-        Command::Advance(advance) => admits(counted, &advance.action),
-        _ => true,
+        self.counted = gates.counts;
+        next
     }
 }
 
@@ -402,7 +389,9 @@ fn begin(state: &State, group: &Group, now: Timestamp) -> GroupAction {
         last: rollout.pinned.last.clone(),
     };
     let order = Order::from(&rollout.order);
-    let names = order::arrange(&members, &order, &pinned, &group.id.to_string());
+    // Not of the group's id: what is planned before it is made has the same order.
+    let seed = format!("{} {}", group.application, group.version);
+    let names = order::arrange(&members, &order, &pinned, &seed);
     let numbers = |names: &[Name]| -> Vec<u32> {
         let numbers = names.iter().filter_map(|name| group.scopes.get(name));
         numbers.copied().collect()

@@ -101,6 +101,7 @@ fn approval_is_asked_for_and_counted() {
     let Some(Action::RequireApproval {
         policies,
         expires_at,
+        ..
     }) = world.action()
     else {
         panic!("{:?}", world.action());

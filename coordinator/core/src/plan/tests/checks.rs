@@ -7,6 +7,7 @@ use tidegate_shared::verdict::check::Outcome;
 
 use super::kind;
 use crate::command::{Action, Actor};
+use crate::deployment::checks::moment;
 use crate::fixture::{START, World, name};
 use crate::observed::Observed;
 use crate::state::{CheckRecord, Halted, Paused, Status};
@@ -35,10 +36,11 @@ fn status(status: u16) -> Sample {
 /// The agent's next measurement of its only instance.
 fn measured(world: &mut World, agent: &str, sequence: u64, sample: Sample) {
     let new = world.new;
+    let run = moment(world.candidate()).unwrap().run;
     world.report(agent, |report| {
         World::place_of(report, new).checks = vec![ObservedCheck {
             name: name("smoke"),
-            run: START,
+            run,
             instance: Some(0),
             sequence,
             sample,
@@ -125,7 +127,7 @@ fn one_agent_that_fails_takes_it_back_even_while_paused() {
     assert_eq!(cause.kind, "verification");
     assert_eq!(
         cause.message,
-        "check smoke failed: 2 bad measurements, 1 are borne, last: a2/0: no answer in 5s, step 1"
+        "check smoke failed: 2 bad measurements (1 borne), last: a2/0: no answer in 5s, step 1"
     );
 }
 

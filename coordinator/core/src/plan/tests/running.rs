@@ -1,5 +1,7 @@
 //! `RUNNING`: steps, rules, lost agents, the bake.
 
+use std::sync::Arc;
+
 use tidegate_shared::assignment::Counters;
 use tidegate_shared::time::Span;
 
@@ -138,7 +140,7 @@ fn a_step_without_data_waits_and_goes_on_unverified() {
 #[test]
 fn a_fast_one_skips_the_analysis() {
     let mut world = World::new(1, 1, RULED, Status::Running);
-    world.change(|new| new.origin.fast = true);
+    world.change(|new| Arc::make_mut(&mut new.origin).fast = true);
     world.at_step(0, 100, Some(START));
     requests(&mut world, 0, 0);
     world.now = START + Span::from_millis(350);

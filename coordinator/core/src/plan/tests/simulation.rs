@@ -89,6 +89,7 @@ impl Sim {
             expires_at: self.now + Span::from_hours(1),
             uses: 10,
             name: None,
+            roles: Vec::new(),
         }));
         for agent in AGENTS {
             self.must(Command::Join(Join {
@@ -204,12 +205,9 @@ impl Sim {
         let heard = std::mem::take(&mut self.heard);
         self.agenda
             .look(&self.state, &self.observed, &heard, self.now);
-        let asked = |items: Vec<&Item>| items.iter().map(|item| item.request).collect::<Vec<_>>();
-        assert_eq!(
-            asked(self.agenda.due().collect()),
-            asked(due.commands.iter().collect()),
-            "{due:?}"
-        );
+        let known: BTreeSet<_> = self.agenda.due().map(|item| item.request).collect();
+        let all: BTreeSet<_> = due.commands.iter().map(|item| item.request).collect();
+        assert_eq!(known, all, "{due:?}");
         let wake = self.agenda.next_wakeup();
         assert!(
             due.next_wakeup
@@ -381,11 +379,14 @@ impl Sim {
                 }));
                 self.observed.forget(&agent);
             }
-            _ => {
-                self.observed = Observed::new(self.now);
-                self.agenda = Agenda::default();
-            }
+            _ => self.new_leader(),
         }
+    }
+
+    /// Another node leads, which has heard of nobody and remembers nothing.
+    pub(super) fn new_leader(&mut self) {
+        self.observed = Observed::new(self.now);
+        self.agenda = Agenda::default();
     }
 
     fn scope_verb(&mut self, command: Command) {

@@ -1,5 +1,7 @@
 //! What agents are told meanwhile: weights, counts, batches, newcomers.
 
+use std::sync::Arc;
+
 use tidegate_shared::assignment::{InstanceState, WishedState};
 use tidegate_shared::weight::Weight;
 
@@ -149,7 +151,9 @@ fn parameters_go_before_the_assets_own_environment() {
             secret: None,
             file: None,
         };
-        new.origin.parameters.insert("A".to_owned(), parameter);
+        Arc::make_mut(&mut new.origin)
+            .parameters
+            .insert("A".to_owned(), parameter);
     });
     let wish = desired(&world.state, &name("a1"));
     let env = |id| {

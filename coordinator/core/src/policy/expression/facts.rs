@@ -106,6 +106,8 @@ pub struct StrategyFacts {
     pub steps: Vec<f64>,
     /// How many rollback rules it has that act.
     pub rollback_rules: i64,
+    /// How many checks it has.
+    pub checks: i64,
     /// `auto` or `manual`.
     pub finalize: String,
     /// Time at the last step.

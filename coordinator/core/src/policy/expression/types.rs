@@ -11,6 +11,8 @@ pub enum Subject {
     Environment,
     /// A release alone.
     Release,
+    /// A scope, without a deployment to it: `application`, `environment`, `scope`.
+    Place,
     /// The answer of an HTTP request: `result`.
     HttpResult,
     /// The end of a program: `result`.
@@ -56,26 +58,35 @@ pub(super) enum Object {
 
 impl Subject {
     pub(super) fn variable(self, name: &str) -> Option<Type> {
-        let about = |environment: bool, release: bool| match self {
-            Self::Deployment | Self::Creation => true,
-            Self::Environment => environment,
-            Self::Release => release,
-            Self::HttpResult | Self::CommandResult | Self::QueryResult => false,
+        let knows = match self {
+            Self::Deployment => !matches!(name, "strategy" | "result"),
+            Self::Creation => name != "result",
+            Self::Environment => name == "environment",
+            Self::Release => name == "release",
+            Self::Place => matches!(name, "application" | "environment" | "scope"),
+            Self::HttpResult | Self::CommandResult | Self::QueryResult => name == "result",
         };
         let object = match name {
-            "application" if about(false, false) => Object::Application,
-            "release" if about(false, true) => Object::Release,
-            "scope" if about(false, false) => Object::Scope,
-            "environment" if about(true, false) => Object::Environment,
-            "user" if about(false, false) => Object::User,
-            "strategy" if self == Self::Creation => Object::Strategy,
-            "result" if self == Self::HttpResult => Object::HttpResult,
-            "result" if self == Self::CommandResult => Object::CommandResult,
-            "result" if self == Self::QueryResult => Object::QueryResult,
-            "now" if about(false, false) => return Some(Type::Timestamp),
+            "application" => Object::Application,
+            "release" => Object::Release,
+            "scope" => Object::Scope,
+            "environment" => Object::Environment,
+            "user" => Object::User,
+            "strategy" => Object::Strategy,
+            "result" => match self {
+                Self::HttpResult => Object::HttpResult,
+                Self::CommandResult => Object::CommandResult,
+                Self::QueryResult => Object::QueryResult,
+                Self::Deployment
+                | Self::Creation
+                | Self::Environment
+                | Self::Release
+                | Self::Place => return None,
+            },
+            "now" => return knows.then_some(Type::Timestamp),
             _ => return None,
         };
-        Some(Type::Object(object))
+        knows.then_some(Type::Object(object))
     }
 
     pub(super) const fn variables(self) -> &'static str {
@@ -84,6 +95,7 @@ impl Subject {
             Self::Creation => "application, release, scope, environment, user, strategy and now",
             Self::Environment => "environment",
             Self::Release => "release",
+            Self::Place => "application, environment and scope",
             Self::HttpResult | Self::CommandResult | Self::QueryResult => "result",
         }
     }
@@ -107,7 +119,7 @@ impl Object {
             (Self::User, "teams" | "roles") => Some(Type::List(Box::new(Type::Text))),
             (Self::Strategy, "name" | "kind" | "finalize") => Some(Type::Text),
             (Self::Strategy, "steps") => Some(Type::List(Box::new(Type::Double))),
-            (Self::Strategy, "rollback_rules") => Some(Type::Int),
+            (Self::Strategy, "rollback_rules" | "checks") => Some(Type::Int),
             (Self::Strategy, "bake") => Some(Type::Duration),
             (Self::HttpResult, "status") | (Self::CommandResult, "exit_code") => Some(Type::Int),
             (Self::HttpResult | Self::CommandResult, "body") => Some(Type::Any),
@@ -139,7 +151,7 @@ impl Object {
             }
             Self::Environment => "name, labels and tier",
             Self::User => "name, teams and roles",
-            Self::Strategy => "name, kind, steps, rollback_rules, finalize and bake",
+            Self::Strategy => "name, kind, steps, rollback_rules, checks, finalize and bake",
             Self::HttpResult => "status, body and text",
             Self::CommandResult => "exit_code, output and body",
             Self::QueryResult => "value and values",
