@@ -1,7 +1,7 @@
 //! What a script leaves out: commands and values made of the few words that it says.
 
-use tidegate_coordinator_core::Command;
 use tidegate_coordinator_core::command::{PutObject, RollbackScope, ScopeName, StopScope};
+use tidegate_coordinator_core::{Command, State};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
@@ -79,4 +79,23 @@ pub(crate) fn release_spec(version: &Version) -> Result<ReleaseSpec, String> {
         assets: vec![asset],
         ..ReleaseSpec::default()
     })
+}
+
+/// Whether there is an object of a kind already.
+pub(crate) fn knows(state: &State, kind: &str, name: &Name) -> bool {
+    match kind {
+        "scope" => state.scopes.contains_key(name),
+        "strategy" => state.strategies.contains_key(name),
+        "policy" => state.policies.contains_key(name),
+        "environment" => state.environments.contains_key(name),
+        "application" => state.applications.contains_key(name),
+        "parameter" => state.parameters.contains_key(name),
+        _ => false,
+    }
+}
+
+/// Whether a release was ever deployed.
+pub(crate) fn is_deployed(state: &State, version: &Version) -> bool {
+    let mut deployments = state.deployments.values();
+    deployments.any(|deployment| deployment.origin.version == *version)
 }

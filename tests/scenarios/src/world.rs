@@ -32,7 +32,7 @@ use crate::conduct::conduct;
 use crate::groups::{Groups, Saying};
 use crate::invariants;
 use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
-use crate::told::{put, release_spec, scope_command, scope_json};
+use crate::told::{is_deployed, knows, put, release_spec, scope_command, scope_json};
 use crate::trace::{self, Names, Trace};
 
 /// Every story begins then.
@@ -123,7 +123,7 @@ impl World {
         match &line.statement {
             Statement::Agents(names) => names.iter().try_for_each(|name| self.join(name)),
             Statement::Object { kind, name, json } => {
-                let known = self.knows(kind, name);
+                let known = knows(&self.state, kind, name);
                 if known {
                     self.say(&format!("> {}", line.text));
                 }
@@ -164,18 +164,6 @@ impl World {
                 let (actor, command) = self.command(&line.statement)?;
                 self.ask(actor, command)
             }
-        }
-    }
-
-    fn knows(&self, kind: &str, name: &Name) -> bool {
-        match kind {
-            "scope" => self.state.scopes.contains_key(name),
-            "strategy" => self.state.strategies.contains_key(name),
-            "policy" => self.state.policies.contains_key(name),
-            "environment" => self.state.environments.contains_key(name),
-            "application" => self.state.applications.contains_key(name),
-            "parameter" => self.state.parameters.contains_key(name),
-            _ => false,
         }
     }
 
@@ -335,7 +323,7 @@ impl World {
             .state
             .releases
             .contains_key(&(shop.clone(), version.clone()));
-        if known && (on.is_none() || self.is_deployed(version)) {
+        if known && (on.is_none() || is_deployed(&self.state, version)) {
             self.say(&format!("> {text}"));
         }
         if !known {
@@ -363,11 +351,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    fn is_deployed(&self, version: &Version) -> bool {
-        let mut deployments = self.state.deployments.values();
-        deployments.any(|deployment| deployment.origin.version == *version)
     }
 
     fn id(&self, nth: Nth) -> Result<DeploymentId, String> {

@@ -147,6 +147,9 @@ fn actions(world: &World) -> Vec<Action> {
         Action::LeftoversGone {
             agents: names(&["a1", "a2", "a3"]),
         },
+        Action::Retry {
+            why: "a rule".to_owned(),
+        },
     ]
 }
 
@@ -237,7 +240,7 @@ const MOVES: [(Status, &[(&str, Status)]); 15] = {
             ],
         ),
         (S::RolledBack, &[]),
-        (S::Failed, &[]),
+        (S::Failed, &[("retry", S::Failed)]),
         (
             S::Deleting,
             &[

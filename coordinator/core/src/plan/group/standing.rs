@@ -65,8 +65,10 @@ pub(crate) struct Paced {
     members: u64,
     /// The one that started and stands furthest in the order.
     furthest: Option<Started>,
-    /// The last start in time.
-    latest: Option<Timestamp>,
+    /// The last start in time, and whose it was.
+    latest: Option<(Timestamp, u32)>,
+    /// The last one before it by another member.
+    before: Option<Timestamp>,
 }
 
 impl Paced {
@@ -81,6 +83,7 @@ impl Paced {
             members: members as u64,
             furthest: None,
             latest: None,
+            before: None,
         };
         for (number, member) in &group.members {
             if let Some(at) = member.started_at {
@@ -104,7 +107,28 @@ impl Paced {
         if self.furthest.is_none_or(|f| f.position <= position) {
             self.furthest = Some(Started { position, at });
         }
-        self.latest = Some(self.latest.map_or(at, |latest| latest.max(at)));
+        match self.latest {
+            Some((latest, of)) if latest > at => {
+                if of != number {
+                    self.before = self.before.max(Some(at));
+                }
+            }
+            Some((latest, of)) => {
+                if of != number {
+                    self.before = Some(latest);
+                }
+                self.latest = Some((at, number));
+            }
+            None => self.latest = Some((at, number)),
+        }
+    }
+
+    /// The last start of another member: what a start keeps its distance from.
+    fn latest_other(&self, number: u32) -> Option<Timestamp> {
+        match self.latest {
+            Some((_, of)) if of == number => self.before,
+            latest => latest.map(|(at, _)| at),
+        }
     }
 
     /// One step of the pace: what any two starts are apart at least.
@@ -125,8 +149,8 @@ impl Paced {
             }
         }
         Some(
-            self.latest
-                .map_or(at, |latest| at.max(latest + self.step())),
+            self.latest_other(number)
+                .map_or(at, |other| at.max(other + self.step())),
         )
     }
 
@@ -145,8 +169,8 @@ impl Paced {
             Some(_) => open.reach(base, Span::ZERO),
             None => schedule::due(self.pace, self.members, position, base, self.furthest, open),
         };
-        let apart = match self.latest {
-            Some(latest) => open.reach(latest, self.step()),
+        let apart = match self.latest_other(number) {
+            Some(other) => open.reach(other, self.step()),
             None => planned,
         };
         Some(
