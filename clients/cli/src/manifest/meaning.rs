@@ -138,6 +138,8 @@ fn filled(spec: &StrategySpec) -> StrategySpec {
     filled.on_stall = Some(resolved.on_stall);
     filled.max_lost = Some(resolved.max_lost);
     filled.keep_releases = Some(resolved.keep_releases);
+    filled.verification = Some(resolved.verification);
+    filled.capacity = Some(spec.capacity.unwrap_or_default());
     filled
 }
 
