@@ -34,24 +34,9 @@ pub fn needs(state: &State, command: &Command) -> Needs {
             let application = command.application.clone();
             vec![(Deployer, Place::Application(application, Reach::Every))]
         }
-        Command::CreateDeployments(command) => {
-            let scopes = command.scopes.iter();
-            scopes
-                .map(|name| (Deployer, Place::Scope(name.clone())))
-                .collect()
-        }
-        Command::CreateGroup(command) => {
-            let scopes = command.deployments.scopes.iter();
-            scopes
-                .map(|name| (Deployer, Place::Scope(name.clone())))
-                .collect()
-        }
-        Command::AddToGroup(command) => {
-            let scopes = command.scopes.iter();
-            scopes
-                .map(|name| (Deployer, Place::Scope(name.clone())))
-                .collect()
-        }
+        Command::CreateDeployments(command) => each(Deployer, &command.scopes),
+        Command::CreateGroup(command) => each(Deployer, &command.deployments.scopes),
+        Command::AddToGroup(command) => each(Deployer, &command.scopes),
         Command::ActOnGroup(command) => members(state, Deployer, command.group),
         Command::DecideGroup(command) => members(state, Viewer, command.group),
         Command::ActOnDeployment(command) => deployment(state, Deployer, command.deployment),
@@ -92,6 +77,13 @@ pub fn needs(state: &State, command: &Command) -> Needs {
         | Command::AdvanceGroup(_)
         | Command::Advance(_) => cluster(Admin),
     }
+}
+
+fn each(role: Role, scopes: &[Name]) -> Needs {
+    let scopes = scopes.iter();
+    scopes
+        .map(|name| (role, Place::Scope(name.clone())))
+        .collect()
 }
 
 /// Who may make and take back tokens of a kind.
