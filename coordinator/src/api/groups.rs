@@ -314,9 +314,10 @@ impl Groups for GroupsApi {
         }
         let sight = self.0.sight(&caller, state);
         let groups = state.groups.values().rev().filter(|group| {
-            sees(&sight, state, group) && application
-                .as_ref()
-                .is_none_or(|name| *name == group.application)
+            sees(&sight, state, group)
+                && application
+                    .as_ref()
+                    .is_none_or(|name| *name == group.application)
                 && !(message.unfinished && group.closed.is_some())
         });
         let rows = groups.map(|group| {

@@ -9,8 +9,8 @@ use tidegate_shared::time::Timestamp;
 use super::*;
 use crate::command::Actor;
 use crate::state::{
-    Addresses, CaRecord, Cluster, Indexed, Member, Meta, Object, Person, Scope, ScopeStatus, SealedKey,
-    Table,
+    Addresses, CaRecord, Cluster, Indexed, Member, Meta, Object, Person, Scope, ScopeStatus,
+    SealedKey, Table,
 };
 
 fn name(text: &str) -> Name {

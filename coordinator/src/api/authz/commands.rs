@@ -42,11 +42,15 @@ pub fn needs(state: &State, command: &Command) -> Needs {
         }
         Command::CreateGroup(command) => {
             let scopes = command.deployments.scopes.iter();
-            scopes.map(|name| (Deployer, Place::Scope(name.clone()))).collect()
+            scopes
+                .map(|name| (Deployer, Place::Scope(name.clone())))
+                .collect()
         }
         Command::AddToGroup(command) => {
             let scopes = command.scopes.iter();
-            scopes.map(|name| (Deployer, Place::Scope(name.clone()))).collect()
+            scopes
+                .map(|name| (Deployer, Place::Scope(name.clone())))
+                .collect()
         }
         Command::ActOnGroup(command) => members(state, Deployer, command.group),
         Command::DecideGroup(command) => members(state, Viewer, command.group),
@@ -108,8 +112,14 @@ fn deployment(state: &State, role: Role, id: DeploymentId) -> Needs {
 
 /// What is done to a group is done to all of its members.
 fn members(state: &State, role: Role, id: GroupId) -> Needs {
-    let scopes = state.groups.get(&id).into_iter().flat_map(|group| group.scopes.keys());
-    let needs: Needs = scopes.map(|name| (role, Place::Scope(name.clone()))).collect();
+    let scopes = state
+        .groups
+        .get(&id)
+        .into_iter()
+        .flat_map(|group| group.scopes.keys());
+    let needs: Needs = scopes
+        .map(|name| (role, Place::Scope(name.clone())))
+        .collect();
     match needs.is_empty() {
         true => vec![(role, Place::Somewhere)],
         false => needs,

@@ -183,7 +183,10 @@ fn every_rpc_times_every_role() {
     for (call, _) in table::TABLE {
         let lines = table::TABLE.iter().filter(|(name, _)| name == call);
         assert_eq!(lines.count(), 1, "{call}");
-        assert!(calls.iter().any(|found| found == call), "{call} is in no proto");
+        assert!(
+            calls.iter().any(|found| found == call),
+            "{call} is in no proto"
+        );
     }
 }
 
