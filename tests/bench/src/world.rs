@@ -162,6 +162,7 @@ impl World {
             expires_at: self.now + Span::from_days(365),
             uses: 1,
             name: None,
+            roles: Vec::new(),
         }))?;
         self.say(Command::Join(Join {
             token: id,

@@ -103,7 +103,9 @@ fn meaning(spec: &ObjectSpec) -> ObjectSpec {
         ObjectSpec::Application(_)
         | ObjectSpec::Environment(_)
         | ObjectSpec::Scope(_)
-        | ObjectSpec::Parameter(_) => spec.clone(),
+        | ObjectSpec::Parameter(_)
+        | ObjectSpec::Team(_)
+        | ObjectSpec::RoleBinding(_) => spec.clone(),
     }
 }
 
@@ -136,6 +138,8 @@ fn filled(spec: &StrategySpec) -> StrategySpec {
     filled.on_stall = Some(resolved.on_stall);
     filled.max_lost = Some(resolved.max_lost);
     filled.keep_releases = Some(resolved.keep_releases);
+    filled.verification = Some(resolved.verification);
+    filled.capacity = Some(spec.capacity.unwrap_or_default());
     filled
 }
 

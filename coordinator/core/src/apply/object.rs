@@ -47,15 +47,15 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         ObjectSpec::Team(spec) => {
             people::check_team(tx, &what, spec)?;
             let before = tx.state.clone();
-            let reply = put_plain(tx, command, spec, |state| &mut state.teams)?;
-            people::changed(tx, &before)?;
+            let reply = put_plain(tx, command, spec.clone(), |state| &mut state.teams)?;
+            people::written(tx, &before, &reply)?;
             Ok(reply)
         }
         ObjectSpec::RoleBinding(spec) => {
             people::check_binding(tx, &what, spec)?;
             let before = tx.state.clone();
-            let reply = put_plain(tx, command, spec, |state| &mut state.role_bindings)?;
-            people::changed(tx, &before)?;
+            let reply = put_plain(tx, command, spec.clone(), |state| &mut state.role_bindings)?;
+            people::written(tx, &before, &reply)?;
             Ok(reply)
         }
     }

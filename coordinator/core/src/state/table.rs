@@ -45,6 +45,10 @@ pub type Range<'a, K, V> = std::iter::Map<
     fn((&'a K, &'a Arc<V>)) -> Row<'a, K, V>,
 >;
 
+/// Values in order of their keys.
+pub type Values<'a, K, V> =
+    std::iter::Map<ordmap::Values<'a, K, Arc<V>, DefaultSharedPtr>, fn(&'a Arc<V>) -> &'a V>;
+
 fn opened<'a, K, V>((key, value): (&'a K, &'a Arc<V>)) -> Row<'a, K, V> {
     (key, &**value)
 }
@@ -130,13 +134,14 @@ impl<K: Ord, V> Table<K, V> {
     }
 
     /// Every key, in order.
-    pub fn keys(&self) -> impl DoubleEndedIterator<Item = &K> + ExactSizeIterator {
+    #[must_use]
+    pub fn keys(&self) -> ordmap::Keys<'_, K, Arc<V>, DefaultSharedPtr> {
         self.rows.keys()
     }
 
     /// Every value, in order of the keys.
-    pub fn values(&self) -> impl DoubleEndedIterator<Item = &V> + ExactSizeIterator {
-        self.rows.values().map(|value| &**value)
+    pub fn values(&self) -> Values<'_, K, V> {
+        self.rows.values().map(Arc::as_ref as fn(_) -> _)
     }
 
     /// Keys whose rows differ between this table and a later one, in order. Costs what differs, not

@@ -293,7 +293,7 @@ fn restart(
         let history = HistoryStore::open(&past, CLUSTER, Some((needed, world.index)))?;
         started.push(began.elapsed().as_secs_f64());
         ensure!(
-            history.tail().deployments == needed.deployments,
+            history.tail()?.deployments == needed.deployments,
             "rows are missing"
         );
         ensure!(state == world.state, "another state came back");
