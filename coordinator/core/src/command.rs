@@ -5,6 +5,7 @@ mod auto;
 mod governance;
 mod group;
 mod people;
+mod reply;
 mod subject;
 
 pub use governance::{CreateFreeze, CreateSkip, Named};
@@ -13,20 +14,18 @@ pub use group::{ActOnGroup, AddToGroup, AdvanceGroup, CreateGroup, DecideGroup, 
 pub use action::{Action, Advance, Cause, GateEvidence, GroupTurn};
 pub use auto::AutoDeploy;
 pub use people::{RemovePerson, UpdatePerson};
+pub use reply::{Applied, Outcome, Reply};
 pub use tidegate_shared::audit::Actor;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
-use tidegate_shared::id::{ClusterId, DeploymentId, GroupId, Name, RequestId, TokenId, Version};
+use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, Role, StrategySpec};
 use tidegate_shared::time::Timestamp;
 use tidegate_shared::weight::Weight;
 
-use crate::archive::Archived;
-use crate::event::Event;
-use crate::rejection::Rejection;
 use crate::state::{Addresses, CaRecord, NodeId};
 
 /// One Raft entry: 1…n commands at one instant. A command's position is (index, ordinal).
@@ -448,66 +447,4 @@ pub struct MemberId {
 pub struct RaiseLevel {
     /// The new level.
     pub level: u32,
-}
-
-/// What a command came to, on every node alike.
-pub type Outcome = Result<Reply, Rejection>;
-
-/// The good answer of a command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reply {
-    /// Done.
-    Done,
-    /// An object, with its revision now; `changed` is false if it was so already.
-    Object {
-        /// Its revision now.
-        revision: u64,
-        /// It was not there before.
-        created: bool,
-        /// It was otherwise before.
-        changed: bool,
-    },
-    /// Deployments that were made or acted on.
-    Deployments(Vec<DeploymentId>),
-    /// A group was made, or got more members.
-    Group {
-        /// Which.
-        group: GroupId,
-        /// The deployments that were made, in the order of the scopes.
-        deployments: Vec<DeploymentId>,
-    },
-    /// A group was acted on.
-    GroupActed {
-        /// Which.
-        group: GroupId,
-        /// The deployments that it was done to, or that it made.
-        done: Vec<DeploymentId>,
-        /// Scopes of the members that were left as they are, each with the reason.
-        left: Vec<(Name, String)>,
-    },
-    /// Something that was given a name.
-    Named(Name),
-    /// A newcomer is in.
-    Joined {
-        /// Its name.
-        name: Name,
-        /// What it became.
-        kind: TokenKind,
-        /// Coordinators: its node id.
-        node: Option<NodeId>,
-    },
-}
-
-/// What one item of an entry came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Applied {
-    /// The answer for whoever asked.
-    pub outcome: Outcome,
-    /// What happened, in order.
-    pub events: Vec<Event>,
-    /// What left the state, oldest first.
-    pub archived: Vec<Archived>,
-    /// The events are not in the state: they belong into the history, after `archived`.
-    pub events_leave: bool,
 }

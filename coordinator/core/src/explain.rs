@@ -104,7 +104,7 @@ pub fn explain(
     };
     let view = View::new(state, observed, now, scope, record);
     let waits = phase::is_waiting(record.status);
-    let member = state.membership(record);
+    let member = state.membership(record).filter(|_| waits);
     let standing = member.map(|(group, _)| Standing::new(state, observed, now, group));
     let turn = standing.as_ref().zip(member);
     let turn = turn.map(|(standing, (_, number))| Turn { standing, number });

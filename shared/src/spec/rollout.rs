@@ -21,7 +21,7 @@ const MOST_WAVES: usize = 50;
 /// Characters of a selector.
 const LONGEST_SELECTOR: usize = 4_096;
 /// Scopes that are pinned first, or last.
-const MOST_PINNED: usize = 10_000;
+const MOST_PINNED: usize = 1_000;
 /// No interval and no bake is longer.
 const LONGEST: Span = Span::from_days(366);
 

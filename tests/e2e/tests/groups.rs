@@ -120,6 +120,7 @@ fn a_group_rolls_out_is_rolled_back_and_is_steered() {
         linear(cluster)?;
         waves(cluster)?;
         steering(cluster)?;
+        names(cluster)?;
         wrong(cluster)
     });
 }
@@ -325,6 +326,51 @@ fn steering(cluster: &Cluster) -> anyhow::Result<()> {
         let found = member(&group, scope)?;
         ensure!(text(found, "status") == "CANCELLED", "{found}");
     }
+    Ok(())
+}
+
+/// A group without a name, and lists.
+fn names(cluster: &Cluster) -> anyhow::Result<()> {
+    let deploy = [
+        "deploy",
+        "fleet",
+        "3",
+        "--scope",
+        "fleet-a",
+        "--strategy",
+        "swap",
+        "--rollout",
+        "all_at_once",
+        "--wait",
+        "--timeout",
+        "2m",
+    ];
+    let group = ended(cluster.tidegate(&deploy)?, 0)?;
+    let called = text(&group["metadata"], "name").to_owned();
+    let short = text(&group, "shortId");
+    ensure!(called == format!("fleet-3-{short}"), "{group}");
+    for reference in [called.as_str(), short, text(&group, "id")] {
+        let found = get(cluster, reference)?;
+        ensure!(found["id"] == group["id"], "{reference}: {found}");
+    }
+    runs(cluster, "fleet-a", "3")?;
+    let deployment = text(member(&group, "fleet-a")?, "deployment");
+    let alone = cluster
+        .tidegate(&["deployment", "get", deployment])?
+        .json()?;
+    ensure!(text(&alone, "group") == called, "{alone}");
+    let listed = cluster
+        .tidegate(&["group", "list", "--limit", "3"])?
+        .json()?;
+    let names: Vec<&str> = listed["groups"]
+        .as_array()
+        .map(|all| {
+            all.iter()
+                .map(|one| text(&one["metadata"], "name"))
+                .collect()
+        })
+        .unwrap_or_default();
+    ensure!(names == [called.as_str(), "third", "second"], "{listed}");
     Ok(())
 }
 

@@ -12,8 +12,10 @@
 pub mod checks;
 pub mod conduct;
 pub mod governance;
+pub mod groups;
 pub mod invariants;
 pub mod script;
+mod told;
 pub mod trace;
 pub mod world;
 

@@ -16,10 +16,12 @@
 //! environment staging {json}              an environment, fields as in a manifest
 //! freeze 2h [let-run] [CEL] · thaw        nothing new starts; the oldest freeze is over
 //! skip two/approval [for 2h] [in web] [of 2.0.0] · unskip
+//! group 2.0.0 to web api [with slow] [queue|supersede] [{json of its rollout}]
+//! pause g1 · resume g1 · … · grant g1 by ann · add g1 db · look g1     the same verbs, on groups
 //! cut a1 · kill a1 · back a1 · stick a1 · free a1 · leader
 //! measure 2.0.0 smoke good|bad|away [on a1]   what a check finds from now on
 //! vanish d2 [on a1] · open d2 5 [on a1]
-//! wait 30s · wait d2 RUNNING · wait d2 step 2 · wait d2 end · wait quiet
+//! wait 30s · wait d2 RUNNING · wait d2 step 2 · wait d2 end · wait quiet · wait g1 end
 //! show                                    the deployments at this moment
 //! ```
 //!
@@ -27,6 +29,7 @@
 
 use crate::checks::Measure;
 use crate::governance::Word;
+use crate::groups::{self, Saying};
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::parse_percent;
@@ -141,6 +144,8 @@ pub enum Statement {
     },
     /// People's word over rules.
     Word(Word),
+    /// What people say to groups.
+    Group(Saying),
     /// A fault, or its end.
     Fault(Fault),
     /// What a check finds from now on.
@@ -204,6 +209,8 @@ pub enum Wait {
     End(Nth),
     /// Nothing is under way, waiting or left over.
     Quiet,
+    /// A group has a status, or `end`.
+    Group(usize, String),
 }
 
 /// Reads the script of a scenario: everything above the separator.
@@ -286,6 +293,9 @@ impl<'a> Words<'a> {
 fn statement(line: &str) -> Result<Statement, String> {
     let mut words = Words(line);
     let first = words.need("a statement")?;
+    if groups::is_about(first, words.0) {
+        return Saying::parse(first, words.0).map(Statement::Group);
+    }
     let statement = match first {
         "agents" => {
             let mut names = Vec::new();
@@ -471,6 +481,10 @@ fn wait(words: &mut Words<'_>) -> Result<Wait, String> {
     let word = words.need("what to wait for")?;
     if word == "quiet" {
         return Ok(Wait::Quiet);
+    }
+    if let Some(nth) = groups::nth(word) {
+        let status = words.need("a status or `end`")?;
+        return Ok(Wait::Group(nth, status.to_owned()));
     }
     if !word.starts_with('d') {
         return word

@@ -23,7 +23,12 @@ pub struct Names {
 impl Names {
     /// Gives names to deployments that are new.
     pub fn learn(&mut self, state: &State) {
-        for id in state.deployments.keys() {
+        // Members of a group in the order in which they were listed.
+        let groups = state.open_groups.keys();
+        let members = groups.filter_map(|id| state.groups.get(id));
+        let members = members.flat_map(|group| group.members.values());
+        let members = members.map(|member| &member.deployment);
+        for id in members.chain(state.deployments.keys()) {
             if !self.ids.contains(id) {
                 self.ids.push(*id);
             }

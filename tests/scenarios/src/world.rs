@@ -11,27 +11,28 @@ use tidegate_agent_core::testing::AgentModel;
 use tidegate_coordinator_core::apply::apply;
 use tidegate_coordinator_core::command::{
     ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, InitCluster, Join,
-    OnConflict, PutObject, RollbackScope, ScopeName, SetReleaseStatus, StopScope, TokenKind, Verb,
+    OnConflict, SetReleaseStatus, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
 use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
-use tidegate_coordinator_core::{Actor, Command, Entry, Item, Observed, Outcome, RequestKey};
+use tidegate_coordinator_core::{
+    Actor, Command, Entry, Item, Observed, Outcome, Reply, RequestKey,
+};
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::{
-    AssetKind, AssetSource, AssetSpec, Kind, ObjectSpec, ReleaseSpec, ReleaseStatus, RunSpec,
-    StrategySpec,
-};
+use tidegate_shared::spec::{ReleaseStatus, StrategySpec};
 use tidegate_shared::time::{Span, Timestamp};
 
 use crate::checks::Checks;
 use crate::conduct::conduct;
+use crate::groups::{Groups, Saying};
 use crate::invariants;
 use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
+use crate::told::{put, release_spec, scope_command, scope_json};
 use crate::trace::{self, Names, Trace};
 
 /// Every story begins then.
@@ -64,6 +65,7 @@ pub struct World {
     hosts: BTreeMap<Name, Host>,
     conduct: BTreeMap<(Version, Option<Name>), Vec<Behaviour>>,
     names: Names,
+    groups: Groups,
     trace: Trace,
     guard: invariants::Guard,
     planner_wakes: Option<Timestamp>,
@@ -88,6 +90,7 @@ impl World {
             hosts: BTreeMap::new(),
             conduct: BTreeMap::new(),
             names: Names::default(),
+            groups: Groups::default(),
             trace: Trace::new(BEGIN),
             guard: invariants::Guard::default(),
             planner_wakes: None,
@@ -141,6 +144,10 @@ impl World {
                 self.say(&format!("> {}", line.text));
                 self.fault(fault)
             }
+            Statement::Group(saying) => {
+                self.say(&format!("> {}", line.text));
+                self.group(saying)
+            }
             Statement::Measure(measure) => {
                 self.say(&format!("> {}", line.text));
                 self.checks.told(measure);
@@ -193,7 +200,9 @@ impl World {
         };
         let mut applied = apply(&mut self.state, self.index, &entry);
         self.names.learn(&self.state);
-        for line in trace::states(&before, &self.state, &self.names) {
+        let mut lines = trace::states(&before, &self.state, &self.names);
+        lines.extend(self.groups.changes(&before, &self.state));
+        for line in lines {
             self.trace.line(self.now, &line);
         }
         let broken = self.guard.state(&before, &self.state);
@@ -215,7 +224,8 @@ impl World {
         let request = RequestKey::Client(self.mint());
         if let Err(rejection) = self.enter(actor, request, command)? {
             let text = format!("{} {rejection}", rejection.reason.code());
-            let line = format!("refused: {}", self.names.in_text(&text));
+            let text = self.groups.in_text(&self.state, &self.names.in_text(&text));
+            let line = format!("refused: {text}");
             self.say(&line);
         }
         Ok(())
@@ -448,11 +458,41 @@ impl World {
             | Statement::Object { .. }
             | Statement::Release { .. }
             | Statement::Fault(_)
+            | Statement::Group(_)
             | Statement::Measure(_)
             | Statement::Wait(_)
             | Statement::Show => return Err("is no command".to_owned()),
         };
         Ok((admin()?, command))
+    }
+
+    /// Something said to a group; what was left as it is is told.
+    fn group(&mut self, saying: &Saying) -> Result<(), String> {
+        if let Saying::Look(nth) = saying {
+            let found = self
+                .groups
+                .look(&self.state, &self.observed, self.now, *nth)?;
+            for line in found {
+                let line = self.groups.in_text(&self.state, &self.names.in_text(&line));
+                self.say(&line);
+            }
+            return Ok(());
+        }
+        let Some((actor, command)) = saying.command(&self.groups)? else {
+            return Ok(());
+        };
+        let request = RequestKey::Client(self.mint());
+        let text = match self.enter(actor, request, command)? {
+            Ok(Reply::GroupActed { left, .. }) if !left.is_empty() => {
+                let left = left.iter().map(|(scope, why)| format!("{scope}: {why}"));
+                format!("left: {}", left.collect::<Vec<_>>().join("; "))
+            }
+            Ok(_) => return Ok(()),
+            Err(rejection) => format!("refused: {} {rejection}", rejection.reason.code()),
+        };
+        let text = self.groups.in_text(&self.state, &self.names.in_text(&text));
+        self.say(&text);
+        Ok(())
     }
 
     fn show(&mut self) {
@@ -574,7 +614,9 @@ impl World {
     fn wait(&mut self, wait: &Wait) -> Result<(), String> {
         let until = match wait {
             Wait::For(span) => self.now + *span,
-            Wait::Status(..) | Wait::Step(..) | Wait::End(_) | Wait::Quiet => self.now + PATIENCE,
+            Wait::Status(..) | Wait::Step(..) | Wait::End(_) | Wait::Quiet | Wait::Group(..) => {
+                self.now + PATIENCE
+            }
         };
         self.settle()?;
         loop {
@@ -620,6 +662,7 @@ impl World {
                     .step
                     .is_some_and(|step| step.index + 1 == *number && step.reached_at.is_some())
             }
+            Wait::Group(nth, status) => self.groups.is(&self.state, *nth, status)?,
             Wait::End(nth) => self.id(*nth).is_ok() && deployment(nth)?.status.is_end(),
             Wait::Quiet => self.state.scopes.values().all(|scope| {
                 scope.candidate.is_none()
@@ -768,71 +811,4 @@ fn name(text: &str) -> Result<Name, String> {
 
 fn admin() -> Result<Actor, String> {
     name("admin").map(Actor::User)
-}
-
-fn put(kind: &str, name: &Name, json: &str) -> Result<Command, String> {
-    let kind: Kind = kind.parse()?;
-    Ok(Command::PutObject(PutObject {
-        name: name.clone(),
-        labels: Labels::new(),
-        spec: ObjectSpec::from_json(kind, json).map_err(|error| error.to_string())?,
-        expected_revision: None,
-        must_not_exist: false,
-    }))
-}
-
-/// The fields of a scope that a script does not say.
-fn scope_json(json: &str) -> Result<String, String> {
-    let mut scope = serde_json::json!({
-        "application": "shop",
-        "environment": "production",
-        "port": 8080,
-        "health_check": {"http": {"path": "/"}, "interval": "5s", "healthy_threshold": 1},
-    });
-    let told: serde_json::Value = serde_json::from_str(if json.is_empty() { "{}" } else { json })
-        .map_err(|error| error.to_string())?;
-    let (Some(scope), Some(told)) = (scope.as_object_mut(), told.as_object()) else {
-        return Err("a scope is a JSON object".to_owned());
-    };
-    for (key, value) in told {
-        scope.insert(key.clone(), value.clone());
-    }
-    serde_json::to_string(scope).map_err(|error| error.to_string())
-}
-
-fn scope_command(verb: &str, name: &Name, version: Option<&Version>, flag: bool) -> Command {
-    let scope = ScopeName { name: name.clone() };
-    match verb {
-        "stop" => Command::StopScope(StopScope {
-            name: name.clone(),
-            cancel: flag,
-        }),
-        "start" => Command::StartScope(scope),
-        "restart" => Command::RestartScope(scope),
-        _ => Command::RollbackScope(RollbackScope {
-            name: name.clone(),
-            version: version.cloned(),
-            force: flag,
-            reason: "told by the script".to_owned(),
-        }),
-    }
-}
-
-fn release_spec(version: &Version) -> Result<ReleaseSpec, String> {
-    let asset = AssetSpec {
-        name: name("app")?,
-        kind: AssetKind::Archive,
-        platform: "any".to_owned(),
-        sha256: Digest::of(version.as_str().as_bytes()),
-        size: 1_000,
-        source: AssetSource::Store,
-        run: RunSpec {
-            command: "./app".to_owned(),
-            ..RunSpec::default()
-        },
-    };
-    Ok(ReleaseSpec {
-        assets: vec![asset],
-        ..ReleaseSpec::default()
-    })
 }

@@ -47,5 +47,10 @@ fn checks() {
 
 #[test]
 fn policies() {
-    tell("h-policies", 9);
+    tell("h-policies", 11);
+}
+
+#[test]
+fn groups() {
+    tell("i-groups", 20);
 }

@@ -13,7 +13,7 @@ use crate::output::{Format, to_json};
 use crate::session::Session;
 
 /// Stands before a secret, whose value is not told.
-const WITHHELD_NOTE: &str = "# (secret) leaves the value as it is; where there is none yet, say value_from with env or file instead.\n";
+const WITHHELD_NOTE: &str = "# The value is withheld: it stays as it is. Where there is none yet, say value_from with env or file instead.\n";
 
 /// What to export.
 #[derive(Debug, Args)]
@@ -164,7 +164,7 @@ mod tests {
             status: String::new(),
         };
         let text = manifest_of(&object).unwrap();
-        assert!(text.starts_with("# (secret) leaves the value"), "{text}");
+        assert!(text.starts_with("# The value is withheld"), "{text}");
         assert!(text.contains("value: (secret)"), "{text}");
         assert_eq!(read_back(&text)[0].secret, None);
     }

@@ -12,6 +12,9 @@ use tidegate_shared::time::Span;
 use crate::errors::{Failure, Result};
 use crate::manifest::{self, part::Part};
 
+/// The fields of a rollout, with the file that they come from.
+type Base = (Map<String, Value>, Option<Part<RolloutSpec>>);
+
 /// Words of `--rollout` that are no files.
 const KINDS: [&str; 4] = ["all_at_once", "linear", "linear_normalized", "waves"];
 
@@ -116,7 +119,7 @@ impl RolloutArgs {
     }
 
     /// What the flags are put over.
-    fn base(&self) -> Result<(Map<String, Value>, Option<Part<RolloutSpec>>)> {
+    fn base(&self) -> Result<Base> {
         let mut fields = Map::new();
         let Some(given) = &self.rollout else {
             if !self.waves.is_empty() {

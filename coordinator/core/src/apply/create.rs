@@ -6,11 +6,12 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, GroupId, Name, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{
-    AssetSpec, Capacity, Port, Protocol, ReleaseStatus, ScopeSpec, ScopeType, Strategy,
-    StrategyKind, StrategySpec, validate_labels,
+    AssetSpec, Port, ReleaseStatus, ScopeSpec, Strategy, StrategyKind, StrategySpec,
+    validate_labels,
 };
 
 use super::auto;
+use super::fits;
 use super::lifecycle::{self, title};
 use super::parameters;
 use super::tx::Tx;
@@ -218,71 +219,8 @@ pub(super) fn strategy_for(
     spec.validate()
         .into_result()
         .map_err(|errors| Rejection::fields("strategy", errors))?;
-    check_rules(&spec, name, scope)?;
-    check_checks(&spec, name, scope)?;
-    check_capacity(&spec, name, scope)?;
+    fits::check(&spec, name, scope)?;
     Ok(spec.resolve())
-}
-
-/// A worker has no port that its instances could be asked on.
-fn check_checks(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
-    let mut asking = spec.verification.iter().flatten().filter(|check| {
-        let http = check.http.as_ref();
-        http.is_some_and(|http| http.path.is_some())
-    });
-    match (scope.port, asking.next()) {
-        (Port::Number(_), _) | (Port::None, None) => Ok(()),
-        (Port::None, Some(check)) => Err(Rejection::new(
-            Reason::CheckNotOffered,
-            format!(
-                "scope \"{name}\" is a worker (port: none): check \"{}\" has no port to ask its instances on",
-                check.name
-            ),
-        )),
-    }
-}
-
-/// On hosts every agent runs `instances_per_agent` of a version, whatever its share.
-fn check_capacity(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
-    match (spec.capacity.unwrap_or_default(), scope.kind) {
-        (Capacity::Full, ScopeType::Hosts) => Ok(()),
-        (Capacity::Proportional, ScopeType::Hosts) => Err(Rejection::new(
-            Reason::CapacityNotOffered,
-            format!(
-                "scope \"{name}\" is of type hosts: capacity: proportional is for kubernetes scopes alone"
-            ),
-        )),
-    }
-}
-
-/// Raw connections have no statuses and no times of answers that a rule could be judged by; a worker
-/// has no port to ask for metrics unless its scope names one.
-fn check_rules(spec: &StrategySpec, name: &Name, scope: &ScopeSpec) -> Result<(), Rejection> {
-    let rules = spec.rollback.iter().flat_map(|rollback| &rollback.rules);
-    let is_silent = scope.port == Port::None && scope.metrics.iter().all(|m| m.port.is_none());
-    if let Some(rule) = rules
-        .clone()
-        .find(|r| is_silent && r.metric.app().is_some())
-    {
-        return Err(Rejection::new(
-            Reason::NotOffered,
-            format!(
-                "scope \"{name}\" is a worker (port: none), so nobody knows where to read {}: set metrics.port of the scope, or leave the rule out",
-                rule.metric
-            ),
-        ));
-    }
-    let mut blind = rules.filter(|rule| rule.metric.is_of_requests());
-    match (scope.protocol, blind.next()) {
-        (Protocol::Http, _) | (Protocol::Tcp, None) => Ok(()),
-        (Protocol::Tcp, Some(rule)) => Err(Rejection::new(
-            Reason::NotOffered,
-            format!(
-                "scope \"{name}\" speaks tcp, where a rule on {} has nothing to judge by: use system.* or http.healthcheck_*, or leave the rule out",
-                rule.metric
-            ),
-        )),
-    }
 }
 
 /// The parameters that a scope's TLS is made of must be there when a deployment begins.

@@ -15,6 +15,7 @@ mod cluster;
 mod create;
 mod delete;
 mod end;
+mod fits;
 mod governance;
 mod group;
 mod lifecycle;

@@ -48,14 +48,14 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
             people::check_team(tx, &what, spec)?;
             let before = tx.state.clone();
             let reply = put_plain(tx, command, spec.clone(), |state| &mut state.teams)?;
-            people::changed(tx, &before)?;
+            people::written(tx, &before, &reply)?;
             Ok(reply)
         }
         ObjectSpec::RoleBinding(spec) => {
             people::check_binding(tx, &what, spec)?;
             let before = tx.state.clone();
             let reply = put_plain(tx, command, spec.clone(), |state| &mut state.role_bindings)?;
-            people::changed(tx, &before)?;
+            people::written(tx, &before, &reply)?;
             Ok(reply)
         }
     }

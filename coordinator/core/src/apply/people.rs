@@ -273,7 +273,21 @@ fn known_people(
     }
 }
 
-/// After a team or a binding was written or deleted.
+/// After a team or a binding was written.
+pub(super) fn written(tx: &mut Tx<'_>, before: &State, reply: &Reply) -> Result<(), Rejection> {
+    match reply {
+        Reply::Object { changed: true, .. } => changed(tx, before),
+        Reply::Object { .. }
+        | Reply::Done
+        | Reply::Deployments(_)
+        | Reply::Named(_)
+        | Reply::Joined { .. }
+        | Reply::Group { .. }
+        | Reply::GroupActed { .. } => Ok(()),
+    }
+}
+
+/// After a team or a binding was deleted.
 pub(super) fn changed(tx: &mut Tx<'_>, before: &State) -> Result<(), Rejection> {
     keep_an_admin(tx, before)?;
     standings_changed(tx);

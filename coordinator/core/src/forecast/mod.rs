@@ -12,6 +12,7 @@ mod remarks;
 mod run;
 #[cfg(test)]
 mod tests;
+mod waits;
 mod world;
 
 use tidegate_shared::id::{DeploymentId, Name, Version};

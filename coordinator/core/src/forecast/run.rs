@@ -5,21 +5,20 @@ use std::sync::Arc;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{DeploymentId, GroupId, Name};
+use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::spec::{FinalizeMode, Hold};
 use tidegate_shared::time::{Span, Timestamp};
 
 use super::remarks::{self, Cut};
 use super::world::World;
-use super::{Approval, Forecast, HORIZON, Member, Moment, MomentEvent, Question, Wait, moments};
+use super::{Approval, Forecast, HORIZON, Member, Moment, MomentEvent, Question, moments};
 use crate::apply::apply;
 use crate::command::{
     ActOnDeployment, Action, Command, Entry, Item, Outcome, Reply, RequestKey, Verb,
 };
 use crate::deployment::{phase, steps};
 use crate::observed::Observed;
-use crate::plan::group::{Standing, Turn};
-use crate::plan::{GateAnswer, gates, plan, sooner};
+use crate::plan::{plan, sooner};
 use crate::policy::approval;
 use crate::policy::guardrail;
 use crate::rejection::Rejection;
@@ -31,8 +30,8 @@ const REHEARSAL: u64 = u64::MAX / 2;
 /// More rounds at one instant are a planner that never rests.
 const MOST_ROUNDS: u32 = 500;
 
-/// Deployments that are looked at in all, each look counted: seconds of work.
-const MOST_LOOKS: u64 = 300_000;
+/// Scopes that the planner is shown in all, each look counted: seconds of work.
+const MOST_LOOKS: u64 = 400_000;
 
 /// A member with what its record was when last looked at.
 pub(super) struct Tracked {
@@ -40,6 +39,8 @@ pub(super) struct Tracked {
     last: Option<Deployment>,
     /// It has rules that would be judged.
     pub(super) judged: bool,
+    /// What is in its way rests on time alone until then; none: on other things too.
+    pub(super) next_look: Option<Timestamp>,
     /// Windows that were open at its start, with when they close.
     pub(super) closing: Vec<(String, Timestamp)>,
 }
@@ -48,13 +49,13 @@ pub(super) struct Tracked {
 pub(super) struct Run<'a> {
     question: &'a Question,
     pub(super) state: State,
-    world: World,
-    now: Timestamp,
+    pub(super) world: World,
+    pub(super) now: Timestamp,
     index: u64,
     looks: u64,
     pub(super) members: Vec<Tracked>,
     /// Positions in `members`.
-    by_scope: BTreeMap<Name, usize>,
+    pub(super) by_scope: BTreeMap<Name, usize>,
     /// Deployments that waited in the members' scopes before.
     pub(super) older: Vec<DeploymentId>,
 }
@@ -161,6 +162,7 @@ impl<'a> Run<'a> {
                 judged: !(made.origin.strategy.rules.is_empty()
                     && made.origin.strategy.verification.is_empty()),
                 last: Some(made),
+                next_look: None,
                 closing: Vec::new(),
             });
         }
@@ -196,6 +198,7 @@ impl<'a> Run<'a> {
             self.world.look(&self.state, self.now);
             let mut moved = self.let_people_act();
             let planned = plan(&self.state, &self.world.observed, self.now);
+            self.looks += self.state.unfinished_scopes().count() as u64;
             for item in planned.commands {
                 moved |= self.enter(item).is_ok();
             }
@@ -297,7 +300,6 @@ impl<'a> Run<'a> {
                 })
             })
             .collect();
-        self.looks += 1;
         for id in judged {
             self.state.deployments.change(&id, |found| {
                 let strategy = &mut Arc::make_mut(&mut found.origin).strategy;
@@ -314,10 +316,10 @@ impl<'a> Run<'a> {
             let Some(tracked) = self.members.get(position) else {
                 continue;
             };
-            if tracked.member.status.is_end() {
+            let status = tracked.member.status;
+            if !matches!(status, Status::CreatingApproval | Status::Running) {
                 continue;
             }
-            self.looks += 1;
             let Some(found) = self.state.deployments.get(&tracked.member.deployment) else {
                 continue;
             };
@@ -411,77 +413,6 @@ impl<'a> Run<'a> {
             command,
         };
         self.enter(item).is_ok()
-    }
-
-    /// Windows that are open as a member starts.
-    fn note_windows(&mut self, id: DeploymentId) {
-        let Some(found) = self.state.deployments.get(&id) else {
-            return;
-        };
-        let name = &found.origin.scope;
-        let (Some(scope), Some(position)) = (self.state.scopes.get(name), self.by_scope.get(name))
-        else {
-            return;
-        };
-        let Some(tracked) = self.members.get_mut(*position) else {
-            return;
-        };
-        if tracked.member.deployment != id {
-            return;
-        }
-        let windows = gates(&self.state, self.now, name, scope, found, None)
-            .into_iter()
-            .filter(|gate| gate.kind == "window" && gate.answer == GateAnswer::Allowed);
-        tracked.closing = windows
-            .filter_map(|gate| Some((gate.rule, gate.next_evaluation?)))
-            .collect();
-    }
-
-    /// Notes the first closed gate of each member that waits.
-    fn note_waits(&mut self) {
-        let (state, observed) = (&self.state, &self.world.observed);
-        let open = state.open_groups.keys();
-        let open = open.filter_map(|id| state.groups.get(id));
-        let standings: BTreeMap<GroupId, Standing<'_>> = open
-            .map(|group| (group.id, Standing::new(state, observed, self.now, group)))
-            .collect();
-        for tracked in &mut self.members {
-            let member = &mut tracked.member;
-            if !phase::is_waiting(member.status) {
-                continue;
-            }
-            self.looks += 1;
-            let Some(found) = self.state.deployments.get(&member.deployment) else {
-                continue;
-            };
-            let Some(scope) = self.state.scopes.get(&member.scope) else {
-                continue;
-            };
-            let turn = state.membership(found).and_then(|(group, number)| {
-                let standing = standings.get(&group.id)?;
-                Some(Turn { standing, number })
-            });
-            let all = gates(state, self.now, &member.scope, scope, found, turn);
-            let Some(closed) = all
-                .into_iter()
-                .find(|gate| gate.answer != GateAnswer::Allowed)
-            else {
-                continue;
-            };
-            if let Some(last) = member.waits.last_mut() {
-                if (last.kind, &last.rule) == (closed.kind, &closed.rule) {
-                    continue;
-                }
-                last.until = last.until.or(Some(self.now));
-            }
-            member.waits.push(Wait {
-                kind: closed.kind,
-                rule: closed.rule,
-                why: closed.why,
-                from: self.now,
-                until: None,
-            });
-        }
     }
 }
 

@@ -32,6 +32,7 @@ pub fn rollout(json: &str) -> Result<Option<RolloutSpec>, Status> {
         .map_err(|error| status::wrong_field("rollout", error.to_string()))?;
     let mut errors = spec.validate();
     errors.0.extend(conditions(&spec).0);
+    errors.0.extend(check_rollout(&spec).0);
     let mut placed = FieldErrors::default();
     placed.nest("rollout", errors);
     match placed.into_result() {
@@ -386,6 +387,10 @@ mod tests {
         for (json, part) in [
             (r#"{"kind": "linear"}"#, "rollout.interval"),
             (r#"{"knd": "linear"}"#, "rollout: "),
+            (
+                r#"{"kind": "linear", "interval": "1m", "gate": "verified", "verification": [{"name": "a", "http": {"path": "/"}, "success": "result.stat == 1"}]}"#,
+                "rollout.verification[0].success: at character 7",
+            ),
             (
                 r#"{"kind": "waves", "waves": [{"name": "a", "count": 1}, {"name": "b", "selector": "scope.nam == 1"}]}"#,
                 "rollout.waves[1].selector: at character 6",

@@ -14,7 +14,6 @@ use crate::command::{
     DecideGroup, Named, OnConflict, Reply, Verb,
 };
 use crate::fixture::name;
-use crate::observed::Observed;
 use crate::state::{Fate, Group, GroupMember, State, Status};
 
 /// What must hold of every entry of the log.
@@ -174,7 +173,7 @@ impl Groups {
             17 => self.act_on_member(which, VERBS[usize::from(how) % VERBS.len()]),
             18 => self.sim.deliver_late(),
             19 => self.rules(which, how),
-            20 => self.sim.observed = Observed::new(self.sim.now),
+            20 => self.sim.new_leader(),
             21 => self.grow(which),
             _ => self.decide(how % 3 > 0),
         }

@@ -379,11 +379,14 @@ impl Sim {
                 }));
                 self.observed.forget(&agent);
             }
-            _ => {
-                self.observed = Observed::new(self.now);
-                self.agenda = Agenda::default();
-            }
+            _ => self.new_leader(),
         }
+    }
+
+    /// Another node leads, which has heard of nobody and remembers nothing.
+    pub(super) fn new_leader(&mut self) {
+        self.observed = Observed::new(self.now);
+        self.agenda = Agenda::default();
     }
 
     fn scope_verb(&mut self, command: Command) {
