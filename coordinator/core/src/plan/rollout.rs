@@ -65,7 +65,11 @@ pub(super) fn waiting_for_instances(view: &View<'_>) -> Next {
         let action = Action::Progress {
             outstanding: everywhere,
         };
-        return Next::act(action, format!("{everywhere} instances are outstanding"));
+        let line = match everywhere {
+            1 => "1 instance is outstanding".to_owned(),
+            more => format!("{more} instances are outstanding"),
+        };
+        return Next::act(action, line);
     }
     if let Some(paused) = paused {
         return paused;
