@@ -766,8 +766,8 @@ impl World {
         let heard = std::mem::take(&mut self.heard);
         self.agenda
             .look(&self.state, &self.observed, &heard, self.now);
-        let due: Vec<_> = self.agenda.due().map(|item| item.request).collect();
-        let all: Vec<_> = planned.commands.iter().map(|item| item.request).collect();
+        let due: BTreeSet<_> = self.agenda.due().map(|item| item.request).collect();
+        let all: BTreeSet<_> = planned.commands.iter().map(|item| item.request).collect();
         let wake = self.agenda.next_wakeup();
         let late = planned
             .next_wakeup
