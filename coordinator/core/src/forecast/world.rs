@@ -182,13 +182,18 @@ impl World {
     }
 }
 
-/// The deployments of a scope that agents are asked about; none: nothing moves there.
+/// The deployments of a scope that agents are asked about; none: nothing moves there. A group under
+/// way asks for those of its members that have ended well too.
 fn in_motion(state: &State, scope: &Scope) -> Option<Vec<DeploymentId>> {
-    let deleting = scope.active.filter(|id| {
+    let asked = scope.active.filter(|id| {
         let active = state.deployments.get(id);
-        active.is_some_and(|active| active.status == Status::Deleting)
+        active.is_some_and(|active| {
+            let group = active.group.as_ref();
+            active.status == Status::Deleting
+                || group.is_some_and(|group| state.open_groups.get(group).is_some())
+        })
     });
-    if scope.candidate.is_none() && scope.retired.is_empty() && deleting.is_none() {
+    if scope.candidate.is_none() && scope.retired.is_empty() && asked.is_none() {
         return None;
     }
     let ids = scope.candidate.iter().chain(&scope.active);
