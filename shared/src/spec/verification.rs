@@ -181,7 +181,7 @@ pub enum CommandPlace {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PrometheusMeasurement {
-    /// Of the server, as `https://prometheus.example.com`.
+    /// Of the server, as `https://example.com:9090`.
     pub address: String,
     /// PromQL for an instant; its result is a number, or one per series.
     pub query: String,

@@ -172,6 +172,13 @@ impl<'a> Check<'a> {
             ("maxItems", Value::Array(items)) => {
                 self.require(within(items.len(), argument), place, what());
             }
+            ("uniqueItems", Value::Array(items)) => {
+                let twice = items
+                    .iter()
+                    .enumerate()
+                    .any(|(n, item)| items[..n].contains(item));
+                self.require(!twice || argument == &Value::Bool(false), place, what());
+            }
             (
                 "properties"
                 | "additionalProperties"
@@ -179,7 +186,8 @@ impl<'a> Check<'a> {
                 | "required"
                 | "maxProperties"
                 | "items"
-                | "maxItems",
+                | "maxItems"
+                | "uniqueItems",
                 _,
             ) => {}
             (keyword, _) if REMARKS.contains(&keyword) => {}

@@ -233,15 +233,8 @@ fn decide(
         match count(demand, &votes, may, now) {
             Outcome::Satisfied { .. } => {}
             Outcome::Denied { by } => {
-                let decision = decisions.iter().find(|d| !d.granted);
-                let reason = decision.map_or("", |d| d.reason.as_str());
-                let reason = match reason {
-                    "" => String::new(),
-                    reason => format!(": {reason}"),
-                };
-                return Answer::Denied {
-                    why: format!("denied by user:{by}{reason}"),
-                };
+                let why = denial(&by, decisions);
+                return Answer::Denied { why };
             }
             Outcome::Pending { .. } | Outcome::Expired => open.push(*rule),
         }
@@ -279,6 +272,15 @@ fn decide(
         expires_at,
         granted: u32::try_from(people.len()).unwrap_or(u32::MAX),
         from: wanted(&open),
+    }
+}
+
+/// Who denied it, and why, in one line.
+fn denial(by: &str, decisions: &[Decision]) -> String {
+    let decision = decisions.iter().find(|d| !d.granted);
+    match decision.map_or("", |d| d.reason.as_str()) {
+        "" => format!("denied by user:{by}"),
+        reason => format!("denied by user:{by}: {reason}"),
     }
 }
 

@@ -5,7 +5,7 @@
 //! running tally is kept ([`Lanes`]): measurements are not replicated. What a check came to is
 //! ([`CheckRecord`](crate::state::CheckRecord)), before anything follows from it. So a new leader
 //! makes running checks anew and repeats none that is settled
-//! (`docs/decisions/0015-checks-between-steps.md`).
+//! (`docs/decisions/0014-checks-between-steps.md`).
 
 mod conditions;
 mod lanes;

@@ -77,7 +77,7 @@ impl PrometheusMeasurement {
         errors.require(
             !self.address.contains(['?', '#']),
             "address",
-            "want the address of the server alone, such as http://prometheus.example.com:9090",
+            "want the address of the server alone, such as http://example.com:9090",
         );
         errors.require(
             !self.query.trim().is_empty() && self.query.len() <= 8_192,
