@@ -229,11 +229,14 @@ fn what_is_wrong_is_told_by_place_and_holds_nothing_else_up() {
     });
 }
 
+/// A name, the files that are applied, and what the refusal says.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
 /// Mistakes that are seen before anything is sent: nothing is written.
 fn malformed(cluster: &Cluster) -> anyhow::Result<()> {
     let before = everything(cluster)?;
     let unknown = SCOPE.replace("port: 8080", "prot: 8080");
-    let cases: [(&str, &[(&str, &str)], &[&str]); 5] = [
+    let cases: [Case; 5] = [
         (
             "unknown",
             &[("a.yaml", SHOP), ("deep/b.yaml", &unknown)],
