@@ -210,10 +210,8 @@ fn decide(
     facts: &Facts,
     now: Timestamp,
 ) -> Answer {
-    let decisions = deployment
-        .required
-        .as_ref()
-        .map_or(&[][..], |r| &r.decisions);
+    let required = deployment.required.as_ref();
+    let decisions = required.map_or(&[][..], |r| &r.decisions);
     let votes: Vec<Vote<'_>> = decisions.iter().filter_map(vote).collect();
     let requester = subject::requester(deployment);
     let standings = standings(state, decisions, facts);
