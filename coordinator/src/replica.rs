@@ -177,24 +177,9 @@ impl Replica {
         at: Timestamp,
         applied: Vec<Applied>,
     ) -> (Arc<AppliedEntry>, Vec<Outcome>) {
-        let mut outcomes = Vec::with_capacity(applied.len());
-        let (mut events, mut archived) = (Vec::new(), Vec::new());
-        let mut stayed = 0;
-        for one in applied {
-            outcomes.push(one.outcome);
-            archived.extend(one.archived);
-            events.extend(one.events);
-            // Once they leave, all later ones do.
-            if !one.events_leave {
-                stayed = events.len();
-            }
-        }
-        let events = Arc::new(events);
-        history.write_soon(Left {
-            archived,
-            events: events.clone(),
-            from: stayed,
-        });
+        let (outcomes, left) = sort_out(applied);
+        let events = left.events.clone();
+        history.write_soon(left);
         (Arc::new(AppliedEntry { index, at, events }), outcomes)
     }
 
@@ -221,5 +206,79 @@ impl Replica {
         self.publish();
         tracing::info!(index = file.head.mark.index, "continued from a snapshot");
         Ok(())
+    }
+}
+
+/// What an entry came to, and what of it leaves the state.
+fn sort_out(applied: Vec<Applied>) -> (Vec<Outcome>, Left) {
+    let mut outcomes = Vec::with_capacity(applied.len());
+    let (mut events, mut archived) = (Vec::new(), Vec::new());
+    let mut from = 0;
+    for one in applied {
+        outcomes.push(one.outcome);
+        archived.extend(one.archived);
+        // Once they leave, all later ones do. A repeated request has none.
+        let stay = !one.events_leave && !one.events.is_empty();
+        events.extend(one.events);
+        if stay {
+            from = events.len();
+        }
+    }
+    let events = Arc::new(events);
+    let left = Left {
+        archived,
+        events,
+        from,
+    };
+    (outcomes, left)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tidegate_coordinator_core::Actor;
+    use tidegate_shared::digest::Digest;
+
+    use super::*;
+
+    fn applied(ordinal: u32, events_leave: bool) -> Applied {
+        let event = Event {
+            index: 1,
+            ordinal,
+            at: Timestamp::from_millis(1),
+            actor: Actor::System,
+            kind: "done".to_owned(),
+            object_kind: "application".to_owned(),
+            object: "shop".to_owned(),
+            outcome: "ok".to_owned(),
+            message: String::new(),
+            details: BTreeMap::new(),
+            previous_hash: Digest::ZERO,
+            hash: Digest::ZERO,
+        };
+        Applied {
+            events: vec![event],
+            events_leave,
+            ..Applied::default()
+        }
+    }
+
+    #[test]
+    fn a_repeated_request_keeps_no_event_beside_it_from_the_history() {
+        let (outcomes, left) = sort_out(vec![
+            applied(0, true),
+            Applied::default(),
+            applied(1, true),
+            Applied::default(),
+        ]);
+        assert_eq!((outcomes.len(), left.events.len(), left.from), (4, 2, 0));
+        // The entry with which events begin to leave.
+        let (_, left) = sort_out(vec![
+            applied(0, false),
+            Applied::default(),
+            applied(1, true),
+        ]);
+        assert_eq!((left.events.len(), left.from), (2, 1));
     }
 }
