@@ -1,7 +1,7 @@
 //! `Groups`: one release published to many scopes, with one view and one handle.
 //!
 //! A selection is resolved here, at the front: the log carries the names of scopes. What each member
-//! does is told by [`convert::group`](super::convert::group).
+//! does is told by [`convert::group`].
 
 use std::sync::Arc;
 
