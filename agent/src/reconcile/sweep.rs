@@ -1,8 +1,9 @@
 //! Removes what lies in the agent's folder and belongs to nothing that it knows: what a kill at the
 //! wrong instant, or a lost ledger, left behind. Everything else goes when its place does.
 //!
-//! Looked at after the first wish, and now and then. Nothing younger than a day is touched: after
-//! the loss of a ledger there is time to see what was there.
+//! Looked at after the first wish, and then every hour. What changed within a day stays: it may be in
+//! the making. A lost ledger no longer says which older releases were kept for a return; those go, and
+//! a return fetches them again.
 
 use std::collections::BTreeSet;
 use std::path::Path;
