@@ -7,7 +7,7 @@ use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate
 
 use super::tx::{Tx, expect_revision};
 use super::{auto, governance, lifecycle, parameters, people};
-use crate::command::{Outcome, PutObject, Reply};
+use crate::command::{Command, Outcome, PutObject, Reply};
 use crate::rejection::Rejection;
 use crate::state::{Indexed, Listed, Meta, Object, Scope, ScopeStatus, State, Table};
 
@@ -58,6 +58,18 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
             people::written(tx, &before, &reply)?;
             Ok(reply)
         }
+    }
+}
+
+/// Whether [`put`] finds out everything that speaks against this command before it changes anything,
+/// and then touches neither scopes nor agents.
+pub(super) const fn refuses_first(command: &Command) -> bool {
+    match command {
+        Command::PutObject(command) => matches!(
+            command.spec,
+            ObjectSpec::Application(_) | ObjectSpec::Environment(_) | ObjectSpec::Parameter(_)
+        ),
+        _ => false,
     }
 }
 

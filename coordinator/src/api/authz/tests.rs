@@ -33,7 +33,7 @@ fn state() -> State {
         joined_at: Timestamp::ZERO,
     };
     let mut state = State {
-        cluster: Some(Cluster {
+        cluster: Some(std::sync::Arc::new(Cluster {
             id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
             trust_domain: "td".to_owned(),
             level: ROLES_LEVEL,
@@ -48,7 +48,7 @@ fn state() -> State {
                     sealed: Vec::new(),
                 },
             },
-        }),
+        })),
         ..State::default()
     };
     for role in Role::ALL {
@@ -270,7 +270,7 @@ fn commands_need_their_role_where_their_object_is() {
 fn below_the_level_of_roles_everybody_may_and_new_commands_wait() {
     use tidegate_shared::spec::Kind;
     let mut state = state();
-    state.cluster.as_mut().unwrap().level = ROLES_LEVEL - 1;
+    std::sync::Arc::make_mut(state.cluster.as_mut().unwrap()).level = ROLES_LEVEL - 1;
     let nobody = Actor::User(name("nobody"));
     let policy = put(Kind::Policy, "p", r#"{"approval": {"required": 1}}"#);
     assert!(may_give(&state, &nobody, &policy, Timestamp::ZERO).is_ok());
