@@ -126,9 +126,7 @@ fn dependencies(cluster: &Cluster) -> anyhow::Result<()> {
     cluster
         .tidegate(&["application", "delete", "nowhere"])?
         .refused(1, &["dependencies[0] of policy \"needs\"", "TG-1103"])?;
-    cluster
-        .tidegate(&["policy", "delete", "needs"])?
-        .ok()?;
+    cluster.tidegate(&["policy", "delete", "needs"])?.ok()?;
     cluster
         .tidegate(&["application", "delete", "nowhere"])?
         .ok()?;
