@@ -1,6 +1,8 @@
 //! Every RPC × every role, written down by hand: who gives a call another role has to say so here
 //! too.
 
+use std::sync::Arc;
+
 use prost::Message;
 use tidegate_coordinator_core::command::{CreateDeployments, CreateGroup, OnConflict};
 use tidegate_coordinator_core::people::{Place, ROLES_LEVEL};
@@ -35,7 +37,7 @@ fn state() -> State {
         joined_at: Timestamp::ZERO,
     };
     let mut state = State {
-        cluster: Some(std::sync::Arc::new(Cluster {
+        cluster: Some(Arc::new(Cluster {
             id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
             trust_domain: "td".to_owned(),
             level: ROLES_LEVEL,
@@ -272,7 +274,7 @@ fn commands_need_their_role_where_their_object_is() {
 fn below_the_level_of_roles_everybody_may_and_new_commands_wait() {
     use tidegate_shared::spec::Kind;
     let mut state = state();
-    std::sync::Arc::make_mut(state.cluster.as_mut().unwrap()).level = ROLES_LEVEL - 1;
+    Arc::make_mut(state.cluster.as_mut().unwrap()).level = ROLES_LEVEL - 1;
     let nobody = Actor::User(name("nobody"));
     let policy = put(Kind::Policy, "p", r#"{"approval": {"required": 1}}"#);
     assert!(may_give(&state, &nobody, &policy, Timestamp::ZERO).is_ok());
@@ -298,7 +300,7 @@ fn below_the_level_of_roles_everybody_may_and_new_commands_wait() {
         );
     }
     // The fields of the next level wait for the next one.
-    state.cluster.as_mut().unwrap().level = ROLES_LEVEL;
+    Arc::make_mut(state.cluster.as_mut().unwrap()).level = ROLES_LEVEL;
     let admin = Actor::User(name("admin"));
     let may = |state: &State, spec: &str| {
         let policy = put(Kind::Policy, "p", spec);
@@ -312,7 +314,7 @@ fn below_the_level_of_roles_everybody_may_and_new_commands_wait() {
         refused.message.contains("from cluster level 4 on"),
         "{refused}"
     );
-    state.cluster.as_mut().unwrap().level = REFERENCES_LEVEL;
+    Arc::make_mut(state.cluster.as_mut().unwrap()).level = REFERENCES_LEVEL;
     assert!(may(&state, ordered).is_ok());
 }
 
