@@ -253,8 +253,8 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         document,
         tree: locate::tree(&document.text),
     };
-    if place.tree.as_ref().is_some_and(Located::is_list) {
-        let (line, column) = place.in_file(None);
+    if let Some(list) = place.tree.as_ref().filter(|tree| tree.is_list()) {
+        let (line, column) = place.in_file(list.position_of(""));
         let name = path.display();
         return Err(vec![format!(
             "{name}:{line}:{column}: is a list, which is read in JSON alone: want one object, or several with --- between them"
@@ -430,9 +430,9 @@ mod tests {
         }
         let wrong = dev.replace("tier", "teir");
         let text = mistakes(&format!("[{app},\n\n  {wrong}]"));
-        assert!(text.starts_with("3:49: spec.teir: unknown field"), "{text}");
+        assert!(text.starts_with("3:46: spec.teir: unknown field"), "{text}");
         let text = mistakes(&format!("{app}\n{wrong}\n[[{app}]]"));
-        assert!(text.starts_with("2:47: spec.teir: "), "{text}");
+        assert!(text.starts_with("2:44: spec.teir: "), "{text}");
         assert!(text.contains("3:2: is a list"), "{text}");
         let text = mistakes(&format!("[{app},\n{dev}"));
         assert!(text.starts_with("2:") || text.starts_with("1:"), "{text}");
