@@ -167,21 +167,29 @@ pub(super) fn check_conflicts(tx: &Tx<'_>, scopes: &[Name]) -> Result<(), Reject
     let mut conflicts = Vec::new();
     for name in scopes {
         if let Some(other) = tx.state.candidate_of(tx.state.scope(name)?) {
-            conflicts.push(format!(
-                "scope \"{name}\" is busy: deployment {} of {} {} by {} is {} since {}",
+            let why = format!(
+                "deployment {} of {} {} by {} is {} since {}",
                 other.id,
                 other.origin.application,
                 other.origin.version,
                 other.meta.created_by,
                 other.status,
                 other.status_since
-            ));
+            );
+            conflicts.push((name.clone(), why));
         }
     }
-    if conflicts.is_empty() {
-        return Ok(());
+    match conflicts.as_slice() {
+        [] => Ok(()),
+        [(name, why)] => {
+            let message = format!("scope \"{name}\" is busy: {why}");
+            Err(Rejection::new(Reason::Conflict, message))
+        }
+        several => {
+            let message = format!("{} of {} scopes are busy", several.len(), scopes.len());
+            Err(Rejection::of_scopes(Reason::Conflict, message, several))
+        }
     }
-    Err(Rejection::new(Reason::Conflict, conflicts.join("; ")))
 }
 
 pub(super) fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {

@@ -411,7 +411,7 @@ pub(super) fn append_refusal(
         object_kind: object_kind.to_owned(),
         object,
         outcome: rejection.reason.code().to_owned(),
-        message: rejection.message.clone(),
+        message: rejection.to_string(),
         details: BTreeMap::from([("reason".to_owned(), rejection.reason.as_str().to_owned())]),
         previous_hash: Digest::ZERO,
         hash: Digest::ZERO,

@@ -103,21 +103,10 @@ impl Selection {
                 "the selector holds for none of the {count} scopes of application \"{}\"{place}",
                 self.application
             ),
-            (_, left) => {
-                let names: Vec<String> = left
-                    .iter()
-                    .map(|(name, why)| format!("\"{name}\": {why}"))
-                    .collect();
-                format!(
-                    "every scope that it is about is left out: {}",
-                    names.join("; ")
-                )
-            }
+            (_, _) => "every scope that it is about is left out".to_owned(),
         };
-        Rejection::new(
-            Reason::NothingSelected,
-            format!("nothing is selected: {why}"),
-        )
+        let message = format!("nothing is selected: {why}");
+        Rejection::of_scopes(Reason::NothingSelected, message, left)
     }
 }
 
@@ -130,6 +119,7 @@ fn wrong(message: &str) -> Rejection {
             field,
             message: message.to_owned(),
         }],
+        scopes: Vec::new(),
     }
 }
 
@@ -220,7 +210,7 @@ mod tests {
                 Some("scope.name == \"old\""),
                 None,
                 Reason::NothingSelected,
-                "left out: \"old\": it is stopped",
+                "left out: old: it is stopped",
             ),
             (
                 None,
@@ -237,7 +227,7 @@ mod tests {
         ] {
             let refused = find(selector, environment).unwrap_err();
             assert_eq!(refused.reason, reason, "{refused}");
-            assert!(refused.message.contains(part), "{refused}");
+            assert!(refused.to_string().contains(part), "{refused}");
         }
     }
 }
