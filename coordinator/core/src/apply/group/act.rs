@@ -152,7 +152,8 @@ fn on_member(
 }
 
 fn pause(tx: &Tx<'_>, group: &mut Group, reason: &str) -> bool {
-    if group.paused.is_some() {
+    // One that is taken back waits for nobody.
+    if group.paused.is_some() || group.given.is_some() {
         return false;
     }
     group.paused = Some(Paused {
