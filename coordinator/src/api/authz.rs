@@ -18,6 +18,7 @@ use tidegate_shared::time::Timestamp;
 use crate::api::authn::{Caller, Kind};
 
 pub mod commands;
+pub mod levels;
 pub mod table;
 
 use table::Need;
@@ -152,7 +153,7 @@ pub fn may_give(
     command: &Command,
     now: Timestamp,
 ) -> Result<(), Rejection> {
-    commands::is_understood(state, command)?;
+    levels::is_understood(state, command)?;
     let Actor::User(user) = actor else {
         return Ok(());
     };

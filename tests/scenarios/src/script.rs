@@ -12,6 +12,7 @@
 //! pause d2 · resume d2 · promote d2 · promote-full d2 · traffic d2 30% · finalize d2
 //! cancel d2 · rollback d2 · retry d2 · grant d2 by ann · deny d2 by ann
 //! stop web [cancel] · start web · restart web · return web [1.0.0] [force]
+//! level 4 · delete application db         of the cluster; of an object of a kind
 //! reject 2.0.0 · hold 2.0.0 · release-ready 2.0.0
 //! environment staging {json}              an environment, fields as in a manifest
 //! freeze 2h [let-run] [CEL] · thaw        nothing new starts; the oldest freeze is over
@@ -30,6 +31,7 @@
 use crate::checks::Measure;
 use crate::governance::Word;
 use crate::groups::{self, Saying};
+use crate::manage::Manage;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::parse_percent;
@@ -142,6 +144,8 @@ pub enum Statement {
         /// Which release.
         version: Version,
     },
+    /// What administrators do.
+    Manage(Manage),
     /// People's word over rules.
     Word(Word),
     /// What people say to groups.
@@ -351,6 +355,7 @@ fn statement(line: &str) -> Result<Statement, String> {
         "freeze" | "thaw" | "skip" | "unskip" => {
             Statement::Word(Word::parse(first, &words.json())?)
         }
+        "level" | "delete" => Statement::Manage(Manage::parse(first, &words.json())?),
         "measure" => Statement::Measure(Measure::parse(&words.json())?),
         _ => Statement::Fault(fault(first, &mut words)?),
     };

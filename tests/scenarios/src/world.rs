@@ -10,19 +10,19 @@ use tidegate_agent_core::place::PlaceKey;
 use tidegate_agent_core::testing::AgentModel;
 use tidegate_coordinator_core::apply::apply;
 use tidegate_coordinator_core::command::{
-    ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, InitCluster, Join,
-    OnConflict, SetReleaseStatus, TokenKind, Verb,
+    ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, Join, OnConflict,
+    SetReleaseStatus, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
 use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
-use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
+use tidegate_coordinator_core::state::{State, Status};
 use tidegate_coordinator_core::{
     Actor, Command, Entry, Item, Observed, Outcome, Reply, RequestKey,
 };
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::id::{DeploymentId, Name, RequestId, TokenId, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{ReleaseStatus, StrategySpec};
 use tidegate_shared::time::{Span, Timestamp};
@@ -31,6 +31,7 @@ use crate::checks::Checks;
 use crate::conduct::conduct;
 use crate::groups::{Groups, Saying};
 use crate::invariants;
+use crate::manage;
 use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
 use crate::told::{is_deployed, knows, put, release_spec, scope_command, scope_json};
 use crate::trace::{self, Names, Trace};
@@ -98,7 +99,8 @@ impl World {
             agenda: Agenda::default(),
             heard: BTreeSet::new(),
         };
-        let first = world.found().and_then(|()| {
+        let first = manage::init(BEGIN).and_then(|init| {
+            world.must(Actor::System, init)?;
             world.object("application", &name("shop")?, "{}")?;
             world.object("environment", &name("production")?, "{}")
         });
@@ -148,6 +150,11 @@ impl World {
                 self.say(&format!("> {}", line.text));
                 self.group(saying)
             }
+            Statement::Manage(manage) => {
+                self.say(&format!("> {}", line.text));
+                let mut commands = manage.commands().into_iter();
+                commands.try_for_each(|command| self.ask(admin()?, command))
+            }
             Statement::Measure(measure) => {
                 self.say(&format!("> {}", line.text));
                 self.checks.told(measure);
@@ -176,6 +183,9 @@ impl World {
         request: RequestKey,
         command: Command,
     ) -> Result<Outcome, String> {
+        if let Err(refused) = manage::checked(&command) {
+            return Ok(Err(refused));
+        }
         self.index += 1;
         let before = self.state.clone();
         let entry = Entry {
@@ -228,25 +238,6 @@ impl World {
     }
 
     // ---- what a story is made of ----
-
-    fn found(&mut self) -> Result<(), String> {
-        let command = Command::InitCluster(InitCluster {
-            cluster: ClusterId::derived(BEGIN, "scenario", 0, 0),
-            trust_domain: "scenario.test".to_owned(),
-            name: name("c1")?,
-            addresses: Addresses::default(),
-            ca: CaRecord {
-                certificate: "scenario".to_owned(),
-                key: SealedKey {
-                    nonce: vec![0; 12],
-                    sealed: vec![0; 16],
-                },
-            },
-            admin: name("admin")?,
-            level: 1,
-        });
-        self.must(Actor::System, command)
-    }
 
     fn join(&mut self, agent: &Name) -> Result<(), String> {
         self.serial += 1;
@@ -442,6 +433,7 @@ impl World {
             | Statement::Release { .. }
             | Statement::Fault(_)
             | Statement::Group(_)
+            | Statement::Manage(_)
             | Statement::Measure(_)
             | Statement::Wait(_)
             | Statement::Show => return Err("is no command".to_owned()),

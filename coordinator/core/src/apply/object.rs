@@ -5,11 +5,14 @@ use std::sync::Arc;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate_labels};
+use tidegate_shared::spec::{
+    Kind, ObjectSpec, ParameterSpec, PolicySpec, ScopeSpec, validate_labels,
+};
 
 use super::tx::{Tx, expect_revision};
 use super::{auto, governance, lifecycle, parameters, people};
-use crate::command::{Outcome, PutObject, Reply};
+use crate::command::{Command, Outcome, PutObject, Reply};
+use crate::policy;
 use crate::rejection::Rejection;
 use crate::state::{Indexed, Listed, Meta, Object, Scope, ScopeStatus, State, Table};
 
@@ -33,6 +36,7 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         }
         ObjectSpec::Policy(spec) => {
             // What a policy's texts mean is checked by the front: see `policy::check`.
+            check_dependencies(tx, &what, spec)?;
             let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.policies);
             if let Ok(Reply::Object { changed: true, .. }) = outcome {
                 governance::gates_changed(tx);
@@ -60,6 +64,18 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
             people::written(tx, &before, &reply)?;
             Ok(reply)
         }
+    }
+}
+
+/// Whether [`put`] finds out everything that speaks against this command before it changes anything,
+/// and then touches neither scopes nor agents.
+pub(super) const fn refuses_first(command: &Command) -> bool {
+    match command {
+        Command::PutObject(command) => matches!(
+            command.spec,
+            ObjectSpec::Application(_) | ObjectSpec::Environment(_) | ObjectSpec::Parameter(_)
+        ),
+        _ => false,
     }
 }
 
@@ -106,6 +122,19 @@ fn check_target(tx: &Tx<'_>, what: &str, spec: &ParameterSpec) -> Result<(), Rej
         )
         .next();
     found.map_or(Ok(()), Err)
+}
+
+/// The applications that the dependency rules of a policy name.
+fn check_dependencies(tx: &Tx<'_>, what: &str, spec: &PolicySpec) -> Result<(), Rejection> {
+    if !tx.state.is_at(policy::REFERENCES_LEVEL) {
+        return Ok(());
+    }
+    let mut rules = spec.dependencies.iter().enumerate();
+    let unknown = rules.find(|(_, rule)| !tx.state.applications.contains_key(&rule.application));
+    unknown.map_or(Ok(()), |(index, rule)| {
+        let field = format!("dependencies[{index}].application");
+        Err(missing(what, &field, Kind::Application, &rule.application))
+    })
 }
 
 /// What a write meets: nothing, or an object of this revision.

@@ -122,8 +122,7 @@ pub(super) fn forget(state: &mut State, items: usize) {
             Some(_) | None => break,
         }
     }
-    let level = state.cluster.as_ref().map_or(0, |cluster| cluster.level);
-    let most = match level >= PACKED_LEVEL {
+    let most = match state.is_at(PACKED_LEVEL) {
         true => PLANNER_MOST,
         false => usize::MAX,
     };

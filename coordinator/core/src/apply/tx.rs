@@ -1,7 +1,7 @@
-//! One command's workspace: a clone of the state, the events to append, and what was touched.
+//! One command's workspace: the state, the events to append, and what was touched.
 //!
-//! Handlers change `state` only through it; a handler that refuses drops it. `commit` raises the
-//! generations of agents whose wish changed and chains the events.
+//! Handlers change `state` only through it; when one refuses, the state before it comes back.
+//! `commit` raises the generations of agents whose wish changed and chains the events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -58,10 +58,10 @@ pub(super) struct Committed {
 }
 
 impl<'a> Tx<'a> {
-    pub(super) fn new(state: &State, index: u64, item: u32, actor: &'a Actor) -> Self {
+    pub(super) fn new(state: State, index: u64, item: u32, actor: &'a Actor) -> Self {
         Self {
-            state: state.clone(),
             at: state.at,
+            state,
             actor,
             index,
             item,
@@ -281,9 +281,18 @@ impl<'a> Tx<'a> {
         self.note_with(kind, "deployment", deployment.id, message, &details);
     }
 
-    /// The state as it is now, and the events of the command in their places.
-    pub(super) fn commit(mut self, before: &State, ordinal: u32, command: &Command) -> Committed {
-        self.raise_generations(before);
+    /// The state as it is now, and the events of the command in their places. `before` is the state
+    /// before the command; none: a command that touches neither scopes nor agents.
+    pub(super) fn commit(
+        mut self,
+        before: Option<&State>,
+        ordinal: u32,
+        command: &Command,
+    ) -> Committed {
+        match before {
+            Some(before) => self.raise_generations(before),
+            None => debug_assert!(self.scopes.is_empty() && self.agents.is_empty()),
+        }
         for scope in &self.scopes {
             let rows = archive::leave(&mut self.state, self.index, scope);
             self.archived.extend(rows);

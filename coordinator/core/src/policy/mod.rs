@@ -26,6 +26,10 @@ pub mod subject;
 pub mod window;
 pub mod zone;
 
+/// From this cluster level on the applications that dependency rules name have to be there, and stay;
+/// below it some member would decide otherwise about the same entries.
+pub const REFERENCES_LEVEL: u32 = 4;
+
 pub use answer::{Answer, Mistake, Verdict};
 
 #[cfg(test)]

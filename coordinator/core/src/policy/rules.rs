@@ -328,7 +328,12 @@ impl Case<'_> {
 
     fn dependencies(&mut self, name: &Name, rules: &[DependencyRule]) {
         for (index, rule) in rules.iter().enumerate() {
+            // A selector may be about many applications, the one that the others need among them.
+            let is_itself = rule.application == self.deployment.origin.application;
             let answer = match dependency::Requirement::parse(&rule.version) {
+                _ if is_itself => {
+                    Answer::allowed(format!("{} does not depend on itself", rule.application))
+                }
                 Ok(requirement) => dependency::answer(rule, &requirement, &self.places(rule)),
                 Err(mistake) => Answer::broken(mistake.to_string()),
             };

@@ -35,6 +35,8 @@ pub use scope::{Scope, ScopeStatus};
 pub use table::{Lean, Table};
 pub use terms::{AutoTerm, Label, Place, PlaceTerm, ScopeTerm, TargetTerm};
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, GroupId, Name, ShortId, TokenId, Version};
@@ -57,7 +59,7 @@ pub struct State {
     /// Last revision that was given; never used again.
     pub last_revision: u64,
     /// Identity, members, certificate authority; none before `init`.
-    pub cluster: Option<Cluster>,
+    pub cluster: Option<Arc<Cluster>>,
     /// By name.
     pub applications: Table<Name, Object<ApplicationSpec>>,
     /// By name.

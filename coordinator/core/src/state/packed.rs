@@ -104,8 +104,7 @@ pub enum Unpackable {
 
 /// Whether every member can read a packed snapshot of this state.
 pub fn is_packed(state: &State) -> bool {
-    let cluster = state.cluster.as_ref();
-    cluster.is_some_and(|cluster| cluster.level >= PACKED_LEVEL)
+    state.is_at(PACKED_LEVEL)
 }
 
 /// All of a state, in order; each piece is made when it is asked for.

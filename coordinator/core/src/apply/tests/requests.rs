@@ -1,5 +1,7 @@
 //! Requests are done once; the audit log is a chain.
 
+use std::sync::Arc;
+
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::time::Span;
@@ -114,7 +116,7 @@ fn of_very_many_moves_of_the_planner_only_the_newest_are_remembered() {
             world.state.planner_requests.insert((number, 1), key);
             world.state.requests.insert(key, known.clone().unwrap());
         }
-        world.state.cluster.as_mut().unwrap().level = level;
+        Arc::make_mut(world.state.cluster.as_mut().unwrap()).level = level;
         world.is_checked = false;
         let before = world.state.planner_requests.len();
         world.must(create_release("9.0.0"));

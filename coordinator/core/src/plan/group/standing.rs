@@ -3,18 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use tidegate_shared::spec::RolloutGate;
+use tidegate_shared::spec::{RolloutGate, RolloutOrder};
 use tidegate_shared::time::{Span, Timestamp};
 
-use super::passed;
+use super::{order, passed};
 use crate::group::open_time::{Openings, Stop};
 use crate::group::schedule::{self, Pace, Started};
 use crate::group::wave_name;
 use crate::observed::Observed;
 use crate::policy::clock::{Clock, clock};
 use crate::policy::expression::{Expression, Subject};
+use crate::policy::gradual_rollout::place;
 use crate::policy::subject;
-use crate::state::{Deployment, Group, State};
+use crate::state::{Deployment, Group, GroupMember, State};
 
 /// See the module.
 #[derive(Debug)]
@@ -64,7 +65,10 @@ pub(crate) struct Paced {
     pub(crate) pace: Pace,
     /// Positions by number of the member; none: all, by their position in the group.
     positions: Option<BTreeMap<u32, u64>>,
-    members: u64,
+    /// What `positions` were counted in, where that is not the group's order.
+    pub(crate) order: Option<RolloutOrder>,
+    /// How many it is about.
+    pub(crate) members: u64,
     /// The one that started and stands furthest in the order.
     furthest: Option<Started>,
     /// The last start in time, and whose it was.
@@ -82,6 +86,7 @@ impl Paced {
             rule,
             pace,
             positions,
+            order: None,
             members: members as u64,
             furthest: None,
             latest: None,
@@ -313,7 +318,8 @@ impl<'a> Standing<'a> {
             "" => String::new(),
             rule => format!("policy {rule}: "),
         };
-        format!("{which}member {} of {}", position + 1, paced.members)
+        let place = place(position, paced.members, paced.order.as_ref());
+        format!("{which}{place}")
     }
 
     /// Paces that are about a member.
@@ -406,7 +412,8 @@ fn stopped(group: &Group) -> Option<Closed> {
     })
 }
 
-/// The paces that policies ask for, over the members that they match, in the group's order.
+/// The paces that policies ask for, over the members that they match, in the rule's order or else the
+/// group's.
 fn rules(state: &State, group: &Group, now: Timestamp) -> Vec<Paced> {
     let asking = state.policies.iter().filter_map(|(name, policy)| {
         let rule = policy.spec.gradual_rollout.as_ref()?;
@@ -415,26 +422,28 @@ fn rules(state: &State, group: &Group, now: Timestamp) -> Vec<Paced> {
     asking
         .map(|(name, policy, rule)| {
             let selector = Expression::compile(&policy.spec.selector, Subject::Deployment);
-            let mut positions = BTreeMap::new();
-            for (number, member) in group.in_order() {
-                let Some(deployment) = state.deployments.get(&member.deployment) else {
-                    continue;
-                };
+            let about = |member: &GroupMember| {
+                let deployment = state.deployments.get(&member.deployment);
                 // A selector that cannot be evaluated is about everybody: it holds back.
-                let about = selector.as_ref().map_or(true, |selector| {
-                    let facts = subject::facts(state, deployment, now);
-                    selector.holds(&facts).unwrap_or(true)
-                });
-                if about {
-                    positions.insert(number, positions.len() as u64);
-                }
-            }
+                deployment.is_some_and(|deployment| {
+                    selector.as_ref().map_or(true, |selector| {
+                        let facts = subject::facts(state, deployment, now);
+                        selector.holds(&facts).unwrap_or(true)
+                    })
+                })
+            };
+            let members: Vec<_> = group.in_order().filter(|(_, m)| about(m)).collect();
+            let counted = order::counted(state, group, rule.order.as_ref(), &members);
             let pace = Pace {
                 kind: rule.kind,
                 interval: rule.interval,
             };
-            let rule = format!("{name}/gradual_rollout");
-            Paced::new(rule, pace, group, Some(positions))
+            let named = format!("{name}/gradual_rollout");
+            let positions = Some(counted.into_iter().zip(0..).collect());
+            Paced {
+                order: rule.order.clone(),
+                ..Paced::new(named, pace, group, positions)
+            }
         })
         .collect()
 }
