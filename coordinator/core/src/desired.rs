@@ -13,7 +13,7 @@ use tidegate_shared::assignment::{
 };
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::AppMetric;
+use tidegate_shared::spec::{AppMetric, HealthCheck};
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
@@ -322,7 +322,7 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
         parameters,
         port: origin.scope_spec.port,
         traffic: origin.scope_spec.traffic(),
-        health_check: origin.health_check.clone(),
+        health_check: HealthCheck::clone(&origin.health_check),
         state: wish.state,
         weight: wish.weight,
         may_interrupt: wish.may_interrupt,

@@ -12,7 +12,7 @@ use tidegate_coordinator_core::{Actor, Command, Rejection, State};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::{ParameterTarget, Role};
+use tidegate_shared::spec::{ParameterTarget, Role, ScopeSpec};
 use tidegate_shared::time::Timestamp;
 
 use crate::api::authn::{Caller, Kind};
@@ -177,7 +177,11 @@ pub fn place_of(state: &State, origin: &Origin) -> Place {
     if state.scopes.contains_key(&name) {
         Place::Scope(name)
     } else {
-        Place::NewScope(name, Labels::new(), Box::new(origin.scope_spec.clone()))
+        Place::NewScope(
+            name,
+            Labels::new(),
+            Box::new(ScopeSpec::clone(&origin.scope_spec)),
+        )
     }
 }
 

@@ -1,5 +1,7 @@
 //! Objects whose state is their spec: created and changed.
 
+use std::sync::Arc;
+
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::Labels;
@@ -272,7 +274,7 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
     let Some(mut scope) = present else {
         let scope = Scope {
             meta: tx.new_meta(command.labels.clone()),
-            spec: spec.clone(),
+            spec: Arc::new(spec.clone()),
             status: ScopeStatus::Creating,
             active: None,
             candidate: None,
@@ -287,10 +289,10 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
         return Ok(written(tx, command, revision, true));
     };
     check_immutable(&what, &scope.spec, spec)?;
-    if scope.spec == *spec && scope.meta.labels == command.labels {
+    if *scope.spec == *spec && scope.meta.labels == command.labels {
         return Ok(unchanged(&scope.meta));
     }
-    let before = std::mem::replace(&mut scope.spec, spec.clone());
+    let before = std::mem::replace(&mut scope.spec, Arc::new(spec.clone()));
     scope.meta.labels.clone_from(&command.labels);
     let under_way = scope.candidate;
     tx.put_scope(&command.name, scope);

@@ -4,6 +4,7 @@
 //! `commit` raises the generations of agents whose wish changed and chains the events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tidegate_shared::assignment::Generation;
 use tidegate_shared::digest::Digest;
@@ -17,7 +18,7 @@ use crate::command::{Actor, Command, Item};
 use crate::event::Event;
 use crate::people;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, Group, Meta, Scope, State};
+use crate::state::{Deployment, Group, Meta, Origin, Scope, State};
 use crate::verification::wishes;
 
 /// What an event says, before it has its place in the chain.
@@ -43,6 +44,7 @@ pub(super) struct Tx<'a> {
     scopes: BTreeSet<Name>,
     agents: BTreeSet<Name>,
     archived: Vec<Archived>,
+    like: Option<Arc<Origin>>,
 }
 
 /// What an accepted command comes to.
@@ -67,7 +69,18 @@ impl<'a> Tx<'a> {
             scopes: BTreeSet::new(),
             agents: BTreeSet::new(),
             archived: Vec::new(),
+            like: None,
         }
+    }
+
+    /// What the last deployment that this command made was made with.
+    pub(super) fn like(&self) -> Option<&Arc<Origin>> {
+        self.like.as_ref()
+    }
+
+    /// Remembers what a deployment is made with: the next one shares what is equal.
+    pub(super) fn made_with(&mut self, origin: Origin) -> Arc<Origin> {
+        Arc::clone(self.like.insert(Arc::new(origin)))
     }
 
     /// From now on rows leave the state, if the cluster's level allows it and they do not already.

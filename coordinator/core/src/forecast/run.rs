@@ -302,7 +302,7 @@ impl<'a> Run<'a> {
             .collect();
         for id in judged {
             self.state.deployments.change(&id, |found| {
-                let strategy = &mut Arc::make_mut(&mut found.origin).strategy;
+                let strategy = Arc::make_mut(&mut Arc::make_mut(&mut found.origin).strategy);
                 strategy.rules.clear();
                 strategy.verification.clear();
             });

@@ -125,6 +125,8 @@ fn wrong(message: &str) -> Rejection {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::fixture::{START, World, meta, name};
     use crate::state::{Object, Status};
@@ -148,12 +150,18 @@ mod tests {
         };
         put("eu", &|scope| {
             let dimension = ("region".to_owned(), "eu".to_owned());
-            scope.spec.dimensions.extend([dimension]);
+            Arc::make_mut(&mut scope.spec)
+                .dimensions
+                .extend([dimension]);
         });
         put("old", &|scope| scope.status = ScopeStatus::Stopped);
         put("gone", &|scope| scope.status = ScopeStatus::Deleted);
-        put("try", &|scope| scope.spec.environment = name("staging"));
-        put("other", &|scope| scope.spec.application = name("blog"));
+        put("try", &|scope| {
+            Arc::make_mut(&mut scope.spec).environment = name("staging")
+        });
+        put("other", &|scope| {
+            Arc::make_mut(&mut scope.spec).application = name("blog")
+        });
         state
     }
 

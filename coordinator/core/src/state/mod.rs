@@ -9,6 +9,7 @@ mod deployment;
 mod governance;
 mod group;
 mod indexed;
+mod packed;
 mod scope;
 mod table;
 mod terms;
@@ -29,6 +30,7 @@ pub use group::{
     KEPT_GROUPS, MOST_MEMBERS, MemberEnd, Return, Stopped, Template, Wave,
 };
 pub use indexed::{Indexed, Listed};
+pub use packed::{Assembly, PACKED_LEVEL, Piece, Unpackable, is_packed, pieces};
 pub use scope::{Scope, ScopeStatus};
 pub use table::{Lean, Table};
 pub use terms::{AutoTerm, Label, Place, PlaceTerm, ScopeTerm, TargetTerm};

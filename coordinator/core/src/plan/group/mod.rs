@@ -194,7 +194,8 @@ impl<'a> Round<'a> {
         now: Timestamp,
         groups: impl Iterator<Item = &'a Group>,
     ) -> Self {
-        let standings = groups.map(|group| (group.id, Standing::new(state, observed, now, group)));
+        let standing = |group| Standing::new(state, observed, now, group).silent();
+        let standings = groups.map(|group: &Group| (group.id, standing(group)));
         Self {
             state,
             observed,

@@ -24,6 +24,8 @@ pub(crate) struct Standing<'a> {
     pub(crate) observed: &'a Observed,
     pub(crate) now: Timestamp,
     pub(crate) group: &'a Group,
+    /// The planner reads no reasons, and most members of a large group wait for the others.
+    is_silent: bool,
     /// Closes every member's turn.
     stopped: Option<Closed>,
     /// Linear kinds: a member that started and has not passed the gate.
@@ -198,6 +200,7 @@ impl<'a> Standing<'a> {
             observed,
             now,
             group,
+            is_silent: false,
             stopped: stopped(group),
             blocker: None,
             paces: Vec::new(),
@@ -214,6 +217,21 @@ impl<'a> Standing<'a> {
             standing.blocker = standing.first_blocker();
         }
         standing
+    }
+
+    /// The same for somebody who reads no reasons.
+    pub(crate) fn silent(self) -> Self {
+        Self {
+            is_silent: true,
+            ..self
+        }
+    }
+
+    fn told(&self, why: impl FnOnce() -> String) -> String {
+        match self.is_silent {
+            true => String::new(),
+            false => why(),
+        }
     }
 
     /// The first member in the order that started and has not passed the gate.
@@ -261,7 +279,7 @@ impl<'a> Standing<'a> {
             .filter(|(at, _)| *at > self.now)
             .max_by_key(|(at, _)| *at);
         latest.map(|(at, paced)| Closed {
-            why: format!("{}: not before {at}", self.turn_of(paced, number)),
+            why: self.told(|| format!("{}: not before {at}", self.turn_of(paced, number))),
             until: Some(at),
             needs: String::new(),
         })
@@ -274,20 +292,18 @@ impl<'a> Standing<'a> {
         }
         let member = self.group.members.get(&number)?;
         if let Some(wave) = member.wave.filter(|wave| *wave > self.group.open_wave) {
-            return Some(Closed::new(
-                format!(
-                    "{} waits until {} is done and baked",
+            let why = || {
+                let (name, open) = (
                     wave_name(self.group, wave),
-                    wave_name(self.group, self.group.open_wave)
-                ),
-                "",
-            ));
+                    wave_name(self.group, self.group.open_wave),
+                );
+                format!("{name} waits until {open} is done and baked")
+            };
+            return Some(Closed::new(self.told(why), ""));
         }
         let blocker = self.blocker.as_ref()?;
-        Some(Closed::new(
-            format!("gate {}: {blocker}", self.group.rollout.gate.as_str()),
-            "",
-        ))
+        let why = || format!("gate {}: {blocker}", self.group.rollout.gate.as_str());
+        Some(Closed::new(self.told(why), ""))
     }
 
     /// What stops the group as a whole.
