@@ -21,8 +21,10 @@
 //! cut a1 · kill a1 · back a1 · stick a1 · free a1 · leader
 //! measure 2.0.0 smoke good|bad|away [on a1]   what a check finds from now on
 //! vanish d2 [on a1] · open d2 5 [on a1]
+//! load web 50                             so many requests per second on each host from now on
 //! wait 30s · wait d2 RUNNING · wait d2 step 2 · wait d2 end · wait quiet · wait g1 end
 //! show                                    the deployments at this moment
+//! explain d2                              every gate's answer, and what it waits for
 //! ```
 //!
 //! Statements between two waits happen at one instant, before the planner looks.
@@ -154,6 +156,8 @@ pub enum Statement {
     Wait(Wait),
     /// Prints where everything is.
     Show,
+    /// Prints what a deployment waits for.
+    Explain(Nth),
 }
 
 /// How a release behaves where that is not ordinary.
@@ -173,6 +177,12 @@ pub enum Behaviour {
     Unreachable,
     /// Staging fails for good: a word of `PermanentErrorKind`.
     Refused(String),
+    /// Such a share of its answers is 5xx.
+    ServerErrors(Weight),
+    /// Such a share of its answers is 4xx.
+    ClientErrors(Weight),
+    /// Each answer takes so long.
+    Latency(Span),
 }
 
 /// What goes wrong, or is right again.
@@ -194,6 +204,8 @@ pub enum Fault {
     Vanish(Nth, Option<Name>),
     /// So many requests of a version are open and stay so.
     Open(Nth, u64, Option<Name>),
+    /// So many requests per second come to a scope on each host.
+    Load(Name, u64),
 }
 
 /// What is waited for.
@@ -348,6 +360,7 @@ fn statement(line: &str) -> Result<Statement, String> {
         },
         "wait" => Statement::Wait(wait(&mut words)?),
         "show" => Statement::Show,
+        "explain" => Statement::Explain(words.nth()?),
         "freeze" | "thaw" | "skip" | "unskip" => {
             Statement::Word(Word::parse(first, &words.json())?)
         }
@@ -378,6 +391,9 @@ fn release(words: &mut Words<'_>) -> Result<Statement, String> {
             "stages-in" => Behaviour::StagesIn(words.parse("a time")?),
             "unreachable" => Behaviour::Unreachable,
             "refused" => Behaviour::Refused(words.need("a kind of error")?.to_owned()),
+            "server-errors" => Behaviour::ServerErrors(percent(words.need("a percentage")?)?),
+            "client-errors" => Behaviour::ClientErrors(percent(words.need("a percentage")?)?),
+            "latency" => Behaviour::Latency(words.parse("a time")?),
             other => return Err(format!("\"{other}\" is no behaviour")),
         });
     }
@@ -467,6 +483,7 @@ fn fault(first: &str, words: &mut Words<'_>) -> Result<Fault, String> {
         "stick" => Fault::Stick(words.parse("an agent")?),
         "free" => Fault::Free(words.parse("an agent")?),
         "leader" => Fault::Leader,
+        "load" => Fault::Load(words.parse("a scope")?, words.parse("requests per second")?),
         "vanish" => Fault::Vanish(words.nth()?, words.optional_on()?),
         "open" => Fault::Open(
             words.nth()?,
