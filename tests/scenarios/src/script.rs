@@ -16,6 +16,7 @@
 //! environment staging {json}              an environment, fields as in a manifest
 //! freeze 2h [let-run] [CEL] · thaw        nothing new starts; the oldest freeze is over
 //! skip two/approval [for 2h] [in web] [of 2.0.0] · unskip
+//! person ann approver                     joins with roles, or has these from now on
 //! group 2.0.0 to web api [with slow] [queue|supersede] [{json of its rollout}]
 //! pause g1 · resume g1 · … · grant g1 by ann · add g1 db · look g1     the same verbs, on groups
 //! cut a1 · kill a1 · back a1 · stick a1 · free a1 · leader
@@ -34,7 +35,7 @@ use crate::governance::Word;
 use crate::groups::{self, Saying};
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::parse_percent;
+use tidegate_shared::spec::{Role, parse_percent};
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
@@ -144,6 +145,8 @@ pub enum Statement {
         /// Which release.
         version: Version,
     },
+    /// Somebody with roles; from the first one on people have roles at all.
+    Person(Name, Vec<Role>),
     /// People's word over rules.
     Word(Word),
     /// What people say to groups.
@@ -360,6 +363,14 @@ fn statement(line: &str) -> Result<Statement, String> {
         },
         "wait" => Statement::Wait(wait(&mut words)?),
         "show" => Statement::Show,
+        "person" => {
+            let name = words.parse("a person")?;
+            let mut roles = Vec::new();
+            while let Some(word) = words.next() {
+                roles.push(word.parse().map_err(|_| format!("\"{word}\" is no role"))?);
+            }
+            Statement::Person(name, roles)
+        }
         "explain" => Statement::Explain(words.nth()?),
         "freeze" | "thaw" | "skip" | "unskip" => {
             Statement::Word(Word::parse(first, &words.json())?)

@@ -36,6 +36,7 @@ use crate::told::{is_deployed, knows, put, release_spec, scope_command, scope_js
 use crate::trace::{self, Names, Trace};
 
 mod faults;
+mod people;
 
 /// Every story begins then.
 const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -144,6 +145,10 @@ impl World {
                 self.say("> show");
                 self.show();
                 Ok(())
+            }
+            Statement::Person(name, roles) => {
+                self.say(&format!("> {}", line.text));
+                self.person(name, roles)
             }
             Statement::Explain(nth) => {
                 self.say(&format!("> {}", line.text));
@@ -454,6 +459,7 @@ impl World {
             | Statement::Measure(_)
             | Statement::Wait(_)
             | Statement::Explain(_)
+            | Statement::Person(..)
             | Statement::Show => return Err("is no command".to_owned()),
         };
         Ok((admin()?, command))
