@@ -266,9 +266,15 @@ fn items_of(
     known: &Agent,
 ) -> Vec<Assignment> {
     let mut items = Vec::new();
+    // Whoever goes, the old version or the candidate itself, drains as the exchange under way says.
+    let exchange = candidate(state, scope)
+        .filter(|found| is_participant(found, agent) || leaves(found, agent, known));
+    let drain = exchange.map(|candidate| candidate.origin.strategy.drain);
     let mut add = |id: DeploymentId, wish: Option<Wish>| {
         if let (Some(deployment), Some(wish)) = (state.deployments.get(&id), wish) {
-            items.push(item(name, deployment, wish));
+            let mut item = item(name, deployment, wish);
+            item.drain = drain.unwrap_or(item.drain);
+            items.push(item);
         }
     };
     if let Some(id) = scope.active {

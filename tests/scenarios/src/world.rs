@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidegate_agent_core::place::PlaceKey;
 use tidegate_agent_core::testing::AgentModel;
 use tidegate_coordinator_core::apply::apply;
 use tidegate_coordinator_core::command::{
@@ -14,6 +13,7 @@ use tidegate_coordinator_core::command::{
     SetReleaseStatus, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
+use tidegate_coordinator_core::explain::explain;
 use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
 use tidegate_coordinator_core::state::{State, Status};
 use tidegate_coordinator_core::{
@@ -32,9 +32,12 @@ use crate::conduct::conduct;
 use crate::groups::{Groups, Saying};
 use crate::invariants;
 use crate::manage;
-use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
+use crate::script::{Behaviour, Line, Nth, Statement, Wait};
 use crate::told::{is_deployed, knows, put, release_spec, scope_command, scope_json};
 use crate::trace::{self, Names, Trace};
+
+mod faults;
+mod people;
 
 /// Every story begins then.
 const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -74,6 +77,8 @@ pub struct World {
     /// What a leader remembers between its looks, with the agents that it heard since.
     agenda: Agenda,
     heard: BTreeSet<Name>,
+    /// Scopes that get requests: what is counted there is reported at every interval.
+    loaded: BTreeSet<Name>,
 }
 
 impl World {
@@ -98,6 +103,7 @@ impl World {
             checks: Checks::default(),
             agenda: Agenda::default(),
             heard: BTreeSet::new(),
+            loaded: BTreeSet::new(),
         };
         let first = manage::init(BEGIN).and_then(|init| {
             world.must(Actor::System, init)?;
@@ -141,6 +147,14 @@ impl World {
                 self.say("> show");
                 self.show();
                 Ok(())
+            }
+            Statement::Person(name, roles) => {
+                self.say(&format!("> {}", line.text));
+                self.person(name, roles)
+            }
+            Statement::Explain(nth) => {
+                self.say(&format!("> {}", line.text));
+                self.explain(*nth)
             }
             Statement::Fault(fault) => {
                 self.say(&format!("> {}", line.text));
@@ -436,6 +450,8 @@ impl World {
             | Statement::Manage(_)
             | Statement::Measure(_)
             | Statement::Wait(_)
+            | Statement::Explain(_)
+            | Statement::Person(..)
             | Statement::Show => return Err("is no command".to_owned()),
         };
         Ok((admin()?, command))
@@ -467,6 +483,16 @@ impl World {
         };
         let text = self.groups.in_text(&self.state, &self.names.in_text(&text));
         self.say(&text);
+        Ok(())
+    }
+
+    /// What people are told who ask why it waits.
+    fn explain(&mut self, nth: Nth) -> Result<(), String> {
+        let found = explain(&self.state, &self.observed, self.now, self.id(nth)?);
+        for line in trace::explanation(&found, self.now) {
+            let line = self.groups.in_text(&self.state, &self.names.in_text(&line));
+            self.say(&line);
+        }
         Ok(())
     }
 
@@ -505,83 +531,6 @@ impl World {
         for (_, line) in lines {
             self.say(&line);
         }
-    }
-
-    // ---- faults ----
-
-    fn fault(&mut self, fault: &Fault) -> Result<(), String> {
-        let now = self.now;
-        match fault {
-            Fault::Cut(agent) => self.host(agent)?.connected = false,
-            Fault::Kill(agent) => {
-                let host = self.host(agent)?;
-                host.connected = false;
-                for instance in host.model.host.running() {
-                    host.model.host.kill_process(&instance, now);
-                    host.excused.insert(instance.place.deployment);
-                }
-                host.model.kill();
-            }
-            Fault::Back(agent) => {
-                let host = self.host(agent)?;
-                host.connected = true;
-                if host.model.observed().is_none() {
-                    host.model.advance(now);
-                    host.model.start();
-                }
-            }
-            Fault::Stick(agent) => self.host(agent)?.model.host.data_plane_down(true),
-            Fault::Free(agent) => self.host(agent)?.model.host.data_plane_down(false),
-            Fault::Leader => {
-                self.observed = Observed::new(now);
-                self.checks.new_leader();
-                self.planner_wakes = None;
-                self.agenda = Agenda::default();
-            }
-            Fault::Vanish(nth, on) => {
-                let id = self.id(*nth)?;
-                for (_, host) in self.hosts_on(on.as_ref()) {
-                    for instance in host.model.host.running() {
-                        if instance.place.deployment == id {
-                            host.model.host.kill_process(&instance, now);
-                            host.excused.insert(id);
-                        }
-                    }
-                }
-            }
-            Fault::Open(nth, requests, on) => {
-                let id = self.id(*nth)?;
-                let scope = self
-                    .state
-                    .deployments
-                    .get(&id)
-                    .map(|deployment| deployment.origin.scope.clone())
-                    .ok_or_else(|| format!("{nth} is gone"))?;
-                for (_, host) in self.hosts_on(on.as_ref()) {
-                    let place = PlaceKey {
-                        scope: scope.clone(),
-                        deployment: id,
-                    };
-                    host.model.host.hold_open(&place, *requests);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn host(&mut self, name: &Name) -> Result<&mut Host, String> {
-        self.hosts
-            .get_mut(name)
-            .ok_or_else(|| format!("there is no host {name}"))
-    }
-
-    fn hosts_on<'a>(
-        &'a mut self,
-        on: Option<&'a Name>,
-    ) -> impl Iterator<Item = (&'a Name, &'a mut Host)> {
-        self.hosts
-            .iter_mut()
-            .filter(move |(name, _)| on.is_none_or(|on| on == *name))
     }
 
     // ---- time ----
@@ -659,7 +608,19 @@ impl World {
         hosts
             .chain(self.planner_wakes)
             .chain(self.checks.next(self.now))
+            .chain(self.next_report())
             .min()
+    }
+
+    /// When counts are told next: while a deployment moves in a scope that gets requests.
+    fn next_report(&self) -> Option<Timestamp> {
+        let moving = self.loaded.iter().any(|scope| {
+            let scope = self.state.scopes.get(scope);
+            scope.is_some_and(|scope| scope.candidate.is_some())
+        });
+        let hosts = self.hosts.values().filter(|host| host.connected && moving);
+        let spans = hosts.filter_map(|host| host.model.report_interval());
+        spans.min().map(|span| self.now + span)
     }
 
     fn pass(&mut self, to: Timestamp) -> Result<(), String> {

@@ -52,7 +52,7 @@ impl Requirement {
             .map_err(|mistake| mistake.within("version"))
     }
 
-    fn accepts(&self, release: &ReleaseFacts) -> Result<bool, String> {
+    pub(super) fn accepts(&self, release: &ReleaseFacts) -> Result<bool, String> {
         match self {
             Self::Range(range) => {
                 let version = version(&release.version)

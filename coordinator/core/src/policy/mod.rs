@@ -11,6 +11,7 @@ pub mod clock;
 pub mod concurrency;
 pub mod cooldown;
 pub mod dependency;
+pub mod dependents;
 pub mod expression;
 pub mod freeze;
 pub mod gradual_rollout;
