@@ -130,14 +130,17 @@ pub fn explain(
         | Status::Deleting
         | Status::Deleted => Vec::new(),
     };
-    let deadline = plan::waiting_deadline(record, turn);
+    let deadline = plan::waiting_deadline(state, now, record, turn);
     Explanation {
         gates: if waits {
             plan::gates(state, now, name, scope, record, turn)
         } else {
             Vec::new()
         },
-        waiting_for: again.as_ref().map_or(next.waiting_for, plan::retry_line),
+        waiting_for: match &again {
+            Some(due) => plan::retry_line(due),
+            None => plan::retry_refusal(state, now, record).unwrap_or(next.waiting_for),
+        },
         deadline,
         steps: step_views(record, scope),
         actual: view.actual(),

@@ -3,14 +3,15 @@
 
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
+use tidegate_shared::time::Timestamp;
 
 use super::token::person;
 use super::tx::Tx;
 use crate::command::{CreateFreeze, CreateSkip, Outcome, Reply};
 use crate::deployment::phase::FREEZE_MAX;
-use crate::policy::skip::covers;
+use crate::policy::{self, skip::covers};
 use crate::rejection::Rejection;
-use crate::state::{Freeze, Skip};
+use crate::state::{Freeze, Skip, State};
 
 /// Skips and freezes that a cluster keeps; those that are over are forgotten first.
 const MOST: usize = 1_000;
@@ -202,10 +203,13 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     Ok(Reply::Done)
 }
 
-/// The clocks of groups under way stood meanwhile.
+/// The clocks of groups under way stood meanwhile, and what waits was planned to start after it.
 fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
-    if !tx.state.open_groups.is_empty() {
+    if !tx.state.open_groups.is_empty() || first_waiting(&tx.state).is_some() {
         tx.state.past_freezes.insert(freeze.meta.revision, freeze);
+    }
+    if tx.state.is_at(policy::REFERENCES_LEVEL) {
+        forget_freezes(tx);
     }
     while tx.state.past_freezes.len() > MOST_PAST {
         let Some((oldest, _)) = tx.state.past_freezes.get_min() else {
@@ -216,5 +220,32 @@ fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
     }
 }
 
-/// Past freezes that are remembered for groups under way.
+/// Freezes that ended before any group under way was made, and before anything began to wait, stop no
+/// clock.
+pub(super) fn forget_freezes(tx: &mut Tx<'_>) {
+    let open = tx.state.open_groups.keys();
+    let made = open.filter_map(|id| tx.state.groups.get(id));
+    let made = made.map(|group| group.meta.created_at);
+    let first = made.chain(first_waiting(&tx.state)).min();
+    let past = tx.state.past_freezes.iter();
+    let over = past.filter(|(_, freeze)| first.is_none_or(|first| first >= freeze.until));
+    for key in over.map(|(key, _)| *key).collect::<Vec<_>>() {
+        tx.state.past_freezes.remove(&key);
+    }
+}
+
+/// When the first deployment that still waits was made; below its level nobody asks.
+fn first_waiting(state: &State) -> Option<Timestamp> {
+    let scopes = state
+        .is_at(policy::REFERENCES_LEVEL)
+        .then(|| state.unfinished_scopes());
+    let waiting = scopes
+        .into_iter()
+        .flatten()
+        .flat_map(|(_, scope)| &scope.waiting);
+    let waiting = waiting.filter_map(|id| state.deployments.get(id));
+    waiting.map(|deployment| deployment.meta.created_at).min()
+}
+
+/// Past freezes that are remembered for groups under way, and for what waits.
 const MOST_PAST: usize = 1_000;

@@ -4,11 +4,13 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::spec::Kind;
 use tidegate_shared::time::Span;
 
-use super::world::{World, name, names, user};
+use super::world::{World, name, names, user, verb_command};
 use crate::command::{
-    Action, Actor, Command, CreateFreeze, CreateSkip, Decide, GateEvidence, Named, Reply,
+    Action, Actor, Command, CreateFreeze, CreateSkip, Decide, GateEvidence, Named, RaiseLevel,
+    Reply, UpdateMember, Verb,
 };
-use crate::state::Status;
+use crate::policy::REFERENCES_LEVEL;
+use crate::state::{Addresses, Status};
 
 fn freeze(world: &World, hours: u64, reason: &str) -> Command {
     Command::Freeze(CreateFreeze {
@@ -204,4 +206,33 @@ fn only_those_who_are_asked_decide() {
     world.run_as(user("bob"), decide(true)).unwrap();
     world.step(id, Action::ApprovalSatisfied);
     assert_eq!(world.status(id), Status::Pending);
+}
+
+/// What waits was planned to start after a freeze, so the freeze is remembered; older programs of the
+/// cluster would forget it, so not before the level.
+#[test]
+fn a_freeze_that_ended_is_remembered_as_long_as_what_it_held_up_waits() {
+    let mut world = World::with_active();
+    let id = world.deploy("2.0.0");
+    let thaw = |world: &mut World| {
+        let order = freeze(world, 1, "a drill");
+        let frozen = named(world.must(order));
+        world.must(Command::Thaw(Named { name: frozen }));
+        world.state.past_freezes.len()
+    };
+    assert_eq!(thaw(&mut world), 0);
+    world.must(Command::UpdateMember(UpdateMember {
+        node: 1,
+        addresses: Addresses::default(),
+        version: "next".to_owned(),
+        level: REFERENCES_LEVEL,
+    }));
+    world.must(Command::RaiseLevel(RaiseLevel {
+        level: REFERENCES_LEVEL,
+    }));
+    world.now = world.now + Span::from_mins(1);
+    assert_eq!(thaw(&mut world), 1);
+    assert_eq!(thaw(&mut world), 2);
+    world.must(verb_command(id, Verb::Cancel));
+    assert_eq!(thaw(&mut world), 0);
 }
