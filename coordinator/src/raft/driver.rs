@@ -26,8 +26,8 @@ use super::snapshot::Start;
 use super::transport::Outbox;
 use super::writer::{LogWriter, WriteTask, Written};
 use super::{
-    Committed, CommittedEntry, Fate, MembershipChange, MembershipError, OnFatal, PeerProgress,
-    RaftSettings, RaftStatus, Role, Ticket, spawn_thread,
+    Committed, CommittedEntry, Fate, MembershipChange, MembershipError, OnFatal, RaftSettings,
+    RaftStatus, Role, Ticket, spawn_thread,
 };
 use crate::storage::codec;
 use crate::storage::log::{HardState, Mark, Membership, WriteBatch};
