@@ -29,9 +29,10 @@ pub(crate) mod view;
 mod waiting;
 
 pub use agenda::Agenda;
+pub(crate) use planned::told_deadline as waiting_deadline;
 pub(crate) use retry::{due as retry_due, line as retry_line, refusal as retry_refusal};
 pub use waiting::{Gate, GateAnswer};
-pub(crate) use waiting::{gates, next as waiting_next, told_deadline as waiting_deadline};
+pub(crate) use waiting::{gates, next as waiting_next};
 
 use std::collections::BTreeSet;
 

@@ -4,8 +4,9 @@ use tidegate_shared::id::Name;
 use tidegate_shared::spec::ReleaseStatus;
 use tidegate_shared::time::Timestamp;
 
+use super::Next;
 use super::group::Turn;
-use super::{Next, planned};
+use super::planned::{Exact, deadline};
 use crate::command::{Action, GateEvidence, GroupTurn};
 use crate::deployment::phase;
 use crate::policy::approval::{self, Answer};
@@ -207,79 +208,6 @@ fn approval_line(answer: &Answer) -> String {
             let policies = policies.collect::<Vec<_>>().join(", ");
             format!("approval by policy: {policies}{from}; {granted} granted, until {expires_at}")
         }
-    }
-}
-
-/// How far a deadline is worked out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Exact {
-    /// No later than the true one, which costs more: that is asked for when this one has come.
-    AtTheEnd,
-    /// For people.
-    Yes,
-}
-
-/// When it ends by itself, as people are told.
-pub(crate) fn told_deadline(
-    state: &State,
-    now: Timestamp,
-    deployment: &Deployment,
-    turn: Option<Turn<'_>>,
-) -> Option<Timestamp> {
-    deadline(state, now, deployment, turn, Exact::Yes)
-}
-
-/// When it ends by itself: from its planned start on it has its time. None: its turn waits for others,
-/// which have deadlines of their own.
-fn deadline(
-    state: &State,
-    now: Timestamp,
-    deployment: &Deployment,
-    turn: Option<Turn<'_>>,
-    exact: Exact,
-) -> Option<Timestamp> {
-    let own = phase::deadline(deployment)?;
-    if deployment.paused.is_some() {
-        return Some(own);
-    }
-    let limits = &deployment.origin.strategy.deadlines;
-    match (deployment.status, turn) {
-        (Status::CreatingApproval, Some(turn)) => {
-            let asked = deployment.required.as_ref().map(|asked| asked.expires_at);
-            let late = turn.standing.group.planned_start(turn.number) + limits.approval;
-            Some(asked.map_or(own, |asked| asked.min(own.max(late))))
-        }
-        (Status::Pending, Some(turn)) => {
-            // The halt of a group has a limit of its own.
-            if turn.standing.group.halted.is_some() {
-                return None;
-            }
-            let exact = exact == Exact::Yes;
-            let planned = turn.standing.planned(turn.number, deployment, exact)?;
-            Some(own.max(planned + limits.pending))
-        }
-        (Status::Pending, None) if exact == Exact::Yes || own <= now => {
-            let planned = planned::first_start(state, deployment, now);
-            Some(planned.map_or(own, |planned| own.max(planned + limits.pending)))
-        }
-        (
-            Status::CreatingApproval
-            | Status::Pending
-            | Status::CreatingApprovalDenied
-            | Status::Creating
-            | Status::WaitingForInstances
-            | Status::Running
-            | Status::Finalizing
-            | Status::Finalized
-            | Status::Cancelling
-            | Status::Cancelled
-            | Status::RollingBack
-            | Status::RolledBack
-            | Status::Failed
-            | Status::Deleting
-            | Status::Deleted,
-            _,
-        ) => Some(own),
     }
 }
 
