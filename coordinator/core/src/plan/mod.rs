@@ -40,7 +40,7 @@ use tidegate_shared::time::Timestamp;
 
 use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
-use crate::deployment::phase::{self, Expiry};
+use crate::deployment::phase::Expiry;
 use crate::observed::Observed;
 use crate::state::{Deployment, Scope, State, Status};
 use group::Round;
