@@ -1,6 +1,7 @@
 //! What `preflight` tells of a scope, against a state that commands have made.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
@@ -194,7 +195,7 @@ fn limits_that_a_host_cannot_hold_are_told() {
     assert!(seen.questions.iter().all(|asked| asked.limits.is_empty()));
     let key = name("web");
     world.state.scopes.change(&key, |scope| {
-        scope.spec.limits.processes = Some(50);
+        Arc::make_mut(&mut scope.spec).limits.processes = Some(50);
     });
     let seen = look_at(&world, "web", "2.0.0");
     let question = &seen.questions[0];
