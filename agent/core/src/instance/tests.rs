@@ -84,8 +84,13 @@ fn thresholds_count_in_a_row() {
 #[test]
 fn the_start_period_forgives_failures() {
     use InstanceState::{Starting, Unhealthy};
+    // Each of these checks is an ordinary one.
+    let check = HealthCheck {
+        interval: Span::from_millis(1),
+        ..check(1_000)
+    };
     run(
-        &check(1_000),
+        &check,
         5,
         &[
             (0, up, Starting),
