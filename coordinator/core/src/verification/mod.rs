@@ -18,7 +18,7 @@ mod written;
 
 pub use conditions::classify;
 pub use lanes::{Lanes, Maker};
-pub(crate) use look::look;
+pub(crate) use look::{look, makers};
 pub use look::{CheckView, ViewState};
 pub use member::{Verified, verified};
 pub use wish::{LeaderCheck, LeaderKind, leader_checks, wishes};
