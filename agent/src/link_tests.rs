@@ -32,7 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::asset::ReleaseStore;
 use crate::config::{Config, Layout};
 use crate::enroll::{JoinOptions, join};
-use crate::executor::{Capabilities, OutputPlace};
+use crate::executor::fake::FakeExecutor;
 use crate::identity;
 use crate::session::{self, Coordinators, SessionParts, Wish};
 use crate::tls::{Tls, provider};
@@ -387,11 +387,7 @@ async fn a_session_outlives_bad_messages_refreshes_its_list_and_renews() {
         instances: watch::channel(Default::default()).1,
         store: Arc::new(ReleaseStore::open(layout.releases()).unwrap()),
         listen_address: [127, 0, 0, 1].into(),
-        executor: Capabilities {
-            name: "process",
-            survives_agent: true,
-            output: OutputPlace::Files,
-        },
+        executor: Arc::new(FakeExecutor::new(mpsc::unbounded_channel().0)),
         connected: watch::Sender::new(None),
     }));
     let up = tokio::time::timeout(LIMIT, ups.recv())

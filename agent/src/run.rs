@@ -131,6 +131,7 @@ pub async fn run(
     let (instances, instance_receiver) = watch::channel(Arc::default());
     let (wishes, wish_receiver) = mpsc::channel(4);
     let capabilities = executor.capabilities();
+    let asked = Arc::clone(&executor);
     let mut facts = telemetry::host::facts(settings.listen_address);
     facts.insert("executor".to_owned(), capabilities.name.to_owned());
     info!(
@@ -188,7 +189,7 @@ pub async fn run(
         instances: instance_receiver,
         store,
         listen_address,
-        executor: capabilities,
+        executor: asked,
         connected,
     }));
     let attending = service::attend(attended, pulse, reload, hang_up);

@@ -93,6 +93,8 @@ pub struct UnitState {
     pub result: String,
     /// What the service says of itself (`STATUS=`).
     pub status_text: String,
+    /// The most memory that it may use, in bytes; none: no limit.
+    pub memory_max: Option<u64>,
 }
 
 /// The manager of this host.
@@ -287,6 +289,14 @@ fn number(value: &Variant<'_>) -> i64 {
     }
 }
 
+/// A limit; the manager writes none as the largest number.
+fn most(value: &Variant<'_>) -> Option<u64> {
+    match value {
+        Variant::U64(number) if *number < u64::MAX => Some(*number),
+        _ => None,
+    }
+}
+
 fn hexadecimal(value: &Variant<'_>) -> String {
     let Variant::Array(bytes) = value else {
         return String::new();
@@ -325,5 +335,6 @@ fn state_of(all: &HashMap<String, OwnedVariant>) -> UnitState {
         status: small("ExecMainStatus"),
         result: of_text("Result"),
         status_text: of_text("StatusText"),
+        memory_max: all.get("MemoryMax").and_then(|value| most(value)),
     }
 }

@@ -21,6 +21,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Handle;
 
+/// The state's tables copy nodes of one to four KiB with every command: that is where the system's
+/// allocator spends most of a command's time. See docs/decisions/0017-an-allocator.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A Tidegate coordinator.
 #[derive(Parser)]
 #[command(name = "tidegate-coordinator", version, about)]

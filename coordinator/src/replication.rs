@@ -186,21 +186,18 @@ impl Replication {
             stop.clone(),
         );
 
-        let (writes, write_tasks) = mpsc::channel();
         let (committed, committed_work) = mpsc::channel();
         let boot = entropy::number().map_err(|e| system(&e))?;
         let mut threads = Vec::new();
-        threads.push(
-            writer::spawn(
-                Box::new(store),
-                write_tasks,
-                Arc::new(transport.clone()),
-                driver::persisted_callback(&raft),
-                killed.clone(),
-                config.on_fatal.clone(),
-            )
-            .map_err(|e| system(&e))?,
-        );
+        let (writer, thread) = writer::start(
+            Box::new(store),
+            Arc::new(transport.clone()),
+            driver::persisted_callback(&raft),
+            killed.clone(),
+            config.on_fatal.clone(),
+        )
+        .map_err(|e| system(&e))?;
+        threads.push(thread);
         let snapshotter = Snapshotter::new(
             snapshots.clone(),
             history.clone(),
@@ -243,7 +240,7 @@ impl Replication {
                     settings: config.raft.clone(),
                     start,
                     boot,
-                    writes,
+                    writer,
                     committed,
                     outbox: Arc::new(transport),
                     killed: killed.clone(),

@@ -32,8 +32,9 @@ use crate::storage::snapshot::SnapshotStore;
 use crate::tls::{SpiffeId, Tls, TlsError, TlsMaterial};
 
 /// The cluster level that this program supports. 2: rows leave the state for the history; 3: people
-/// have roles.
-pub const LEVEL: u32 = 3;
+/// have roles; 4: dependency rules hold on to the applications that they name, gradual rollout rules
+/// have an order of their own, and snapshots are packed.
+pub const LEVEL: u32 = 4;
 
 /// The file of the cluster key in a data folder.
 pub const KEY_FILE: &str = "cluster.key";

@@ -15,7 +15,8 @@ pub const FIRST_BACKOFF: Span = Span::from_millis(500);
 pub const MAX_BACKOFF: Span = Span::from_secs(30);
 /// An instance that was healthy for so long has its restarts forgiven.
 pub const STABLE_AFTER: Span = Span::from_mins(5);
-/// The first check comes so long after the start, or one interval if that is shorter.
+/// The first check comes so long after the start, or one interval if that is shorter. While no check
+/// has succeeded, early ones follow at twice the distance each time, up to the interval.
 pub const FIRST_CHECK: Span = Span::from_millis(250);
 
 /// Where the process of an instance is.
@@ -102,6 +103,10 @@ pub struct Instance {
     failures: u32,
     probing: bool,
     next_check: Timestamp,
+    /// When the next check is due that counts whatever it says; any before it is an early one.
+    next_ordinary: Timestamp,
+    /// From an early check to the next.
+    early: Span,
 }
 
 /// What is known of a process that was running before this agent started.
@@ -142,6 +147,8 @@ impl Instance {
             failures: 0,
             probing: false,
             next_check: Timestamp::ZERO,
+            next_ordinary: Timestamp::ZERO,
+            early: FIRST_CHECK,
         }
     }
 
@@ -159,6 +166,7 @@ impl Instance {
             pid: adopted.pid,
             port: adopted.port,
             next_check: now,
+            next_ordinary: now,
             ..Self::new(now)
         }
     }
@@ -248,7 +256,9 @@ impl Instance {
         self.pid = pid;
         self.port = port;
         self.phase = Phase::Up { since: now };
-        self.next_check = now + settings.check.interval.min(FIRST_CHECK);
+        self.early = settings.check.interval.min(FIRST_CHECK);
+        self.next_check = now + self.early;
+        self.next_ordinary = self.next_check;
     }
 
     /// It cannot be started, and trying again will not help.
@@ -331,12 +341,34 @@ impl Instance {
             return;
         }
         self.probing = false;
-        self.next_check = now + settings.check.interval;
-        self.health_checks += 1;
+        let is_early = self.next_check < self.next_ordinary;
         match sample {
-            Ok(()) => self.succeeded(settings.check, now),
-            Err(why) => self.failed(why, settings.check, since, now),
+            // An early failure says that it is not up yet, no more: thresholds and counts are of
+            // checks that are an interval apart, and so is a success from the one before it.
+            Err(why) if is_early => self.last_failure = Some(why),
+            Ok(()) => {
+                self.next_ordinary = now + settings.check.interval;
+                self.health_checks += 1;
+                self.succeeded(settings.check, now);
+            }
+            Err(why) => {
+                self.next_ordinary = now + settings.check.interval;
+                self.health_checks += 1;
+                self.failed(why, settings.check, since, now);
+            }
         }
+        self.next_check = self.after_check(settings.check.interval, now);
+    }
+
+    /// When the next check is due after one that ended now: early while none has succeeded since the
+    /// start, so that an instance that begins to listen late does not wait a whole interval.
+    fn after_check(&mut self, interval: Span, now: Timestamp) -> Timestamp {
+        if self.health != Health::Unknown || self.successes > 0 {
+            return self.next_ordinary;
+        }
+        let early = now + self.early;
+        self.early = self.early.times(2).min(interval);
+        early.min(self.next_ordinary)
     }
 
     fn succeeded(&mut self, check: &HealthCheck, now: Timestamp) {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tidegate_agent_core::observed::Event;
 use tidegate_agent_core::place::InstanceKey;
+use tidegate_shared::spec::Limits;
 
 use super::{Capabilities, Events, Executor, Launch, OutputPlace, Running, Task};
 use crate::ledger::ProcessId;
@@ -21,6 +22,7 @@ struct State {
     running: BTreeMap<InstanceKey, Running>,
     unstartable: BTreeSet<String>,
     next_pid: u32,
+    limit_trouble: Option<String>,
 }
 
 impl FakeExecutor {
@@ -39,6 +41,11 @@ impl FakeExecutor {
     /// From now on this command cannot be started.
     pub fn refuse(&self, command: &str) {
         self.state().unstartable.insert(command.to_owned());
+    }
+
+    /// From now on it cannot hold an instance to any limit.
+    pub fn cannot_limit(&self, why: &str) {
+        self.state().limit_trouble = Some(why.to_owned());
     }
 
     /// Ends the process of an instance.
@@ -102,6 +109,10 @@ impl Executor for FakeExecutor {
             survives_agent: false,
             output: OutputPlace::Files,
         }
+    }
+
+    fn limit_trouble(&self, _limits: &Limits) -> Option<String> {
+        self.state().limit_trouble.clone()
     }
 
     fn observe(&self) -> Vec<Running> {

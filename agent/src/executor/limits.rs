@@ -3,22 +3,20 @@
 //!
 //! Both have to hold before the first instruction of the program, and a process can be given them
 //! safely only by itself: the executor starts `tidegate-agent exec-limited`, which enters the
-//! cgroup, sets the rlimit and becomes the program. A cgroup needs version 2 and a subtree that was
-//! delegated to the agent (`Delegate=yes` of its unit). Where there is none, a limit that needs it
-//! is refused with that reason: it is never ignored.
+//! cgroup, sets the rlimit and becomes the program. Where cgroups lie is [`super::cgroup`]'s. Where there
+//! can be none, a limit that needs one is refused with that reason: it is never ignored.
 
 use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 
 use clap::Args;
 use rustix::process::{Resource, Rlimit, setrlimit};
-use tidegate_shared::spec::Limits;
-use tracing::{info, warn};
+use tidegate_shared::spec::{Bytes, Limits};
 
+use super::cgroup::{Group, Home};
 use super::process::Refusal;
 
 /// The hidden subcommand that becomes a limited program.
@@ -67,181 +65,115 @@ pub fn exec(arguments: ExecArgs) -> String {
     )
 }
 
-/// The cgroups of instances, below the agent's own.
+/// The control groups that hold limited instances.
+#[derive(Default)]
 pub struct Cgroups {
-    /// The agent's own cgroup, once it is ready to have others below it.
-    ready: Mutex<Option<PathBuf>>,
-    /// Where to look for it; none: this process's own.
-    own: Option<PathBuf>,
-}
-
-impl Default for Cgroups {
-    fn default() -> Self {
-        Self {
-            ready: Mutex::new(None),
-            own: None,
-        }
-    }
+    /// Where they lie; none: looked for at each need, because the agent may be moved.
+    home: Option<Home>,
 }
 
 impl Cgroups {
-    /// Below a given cgroup.
+    /// In a given place.
     #[must_use]
-    pub fn below(own: PathBuf) -> Self {
-        Self {
-            ready: Mutex::new(None),
-            own: Some(own),
-        }
+    pub const fn in_home(home: Home) -> Self {
+        Self { home: Some(home) }
     }
 
-    /// Makes the cgroup of an instance with its limits; none: no limit needs one.
+    fn home(&self) -> Result<Home, String> {
+        self.home.clone().map_or_else(Home::find, Ok)
+    }
+
+    /// Why a limit cannot be enforced here, and what to do; none: each can. Nothing is changed.
+    #[must_use]
+    pub fn trouble(&self, limits: &Limits) -> Option<String> {
+        let wanted = wanted(limits);
+        let controllers: Vec<&str> = wanted.iter().map(|(controller, _)| *controller).collect();
+        let home = self.home();
+        let offers = |home: Home| home.offers(&controllers);
+        let why = home.and_then(offers).err().filter(|_| !wanted.is_empty())?;
+        Some(cannot(&wanted, &why))
+    }
+
+    /// Makes the group of a start of an instance with its limits; none: no limit needs one.
     ///
     /// # Errors
     /// Permanent: this host cannot enforce a limit; says which and what to do.
-    pub fn prepare(&self, instance: &str, limits: &Limits) -> Result<Option<PathBuf>, Refusal> {
-        let wanted: Vec<(&str, &str)> = [
-            ("memory", "limits.memory", limits.memory.is_some()),
-            ("cpu", "limits.cpu", limits.cpu.is_some()),
-            ("pids", "limits.processes", limits.processes.is_some()),
-        ]
-        .into_iter()
-        .filter_map(|(controller, field, is_set)| is_set.then_some((controller, field)))
-        .collect();
+    pub fn prepare(&self, name: &str, limits: &Limits) -> Result<Option<Group>, Refusal> {
+        let wanted = wanted(limits);
         if wanted.is_empty() {
             return Ok(None);
         }
-        let refused = |why: String| {
-            let fields: Vec<&str> = wanted.iter().map(|(_, field)| *field).collect();
-            Refusal {
-                permanent: true,
-                message: format!(
-                    "{} cannot be enforced on this host: {why}; run the agent as a systemd unit with Delegate=yes on cgroup v2, or leave the limit out",
-                    fields.join(", ")
-                ),
-            }
-        };
         let controllers: Vec<&str> = wanted.iter().map(|(controller, _)| *controller).collect();
-        let own = self.ready(&controllers).map_err(refused)?;
-        let path = own.join(instance);
-        set(&path, limits).map_err(|error| refused(format!("{}: {error}", path.display())))?;
-        Ok(Some(path))
+        let made = self.home().and_then(|home| {
+            let group = home.make(name, &controllers)?;
+            let path = group.path();
+            set(path, limits).map_err(|error| format!("{}: {error}", path.display()))?;
+            Ok(group)
+        });
+        made.map(Some).map_err(|why| Refusal {
+            permanent: true,
+            message: cannot(&wanted, &why),
+        })
     }
 
-    /// Removes the cgroup of an instance whose processes have ended.
-    pub fn remove(&self, instance: &str) {
-        let ready = self.ready.lock().ok().and_then(|ready| ready.clone());
-        let Some(own) = ready else { return };
-        match fs::remove_dir(own.join(instance)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(instance, %error, "the cgroup stays");
-            }
-            Ok(()) | Err(_) => {}
+    /// Removes what ended starts of an instance left.
+    pub fn forget(&self, instance: &str) {
+        if let Ok(home) = self.home() {
+            home.forget(instance);
         }
-    }
-
-    fn ready(&self, controllers: &[&str]) -> Result<PathBuf, String> {
-        let mut ready = self
-            .ready
-            .lock()
-            .map_err(|_| "an earlier attempt failed".to_owned())?;
-        let own = match (&*ready, &self.own) {
-            (Some(own), _) | (None, Some(own)) => own.clone(),
-            (None, None) => own_cgroup()?,
-        };
-        let offered = fs::read_to_string(own.join("cgroup.controllers"))
-            .map_err(|error| format!("{}: {error}", own.display()))?;
-        let missing: Vec<&str> = controllers
-            .iter()
-            .copied()
-            .filter(|wanted| !offered.split_ascii_whitespace().any(|c| c == *wanted))
-            .collect();
-        if !missing.is_empty() {
-            return Err(format!(
-                "the agent's cgroup {} does not have the controllers {}",
-                own.display(),
-                missing.join(", ")
-            ));
-        }
-        delegate(&own, controllers).map_err(|error| {
-            format!(
-                "the agent's cgroup {} is not delegated to it: {error}",
-                own.display()
-            )
-        })?;
-        if ready.is_none() {
-            info!(cgroup = %own.display(), "instances with limits get cgroups of their own");
-            *ready = Some(own.clone());
-        }
-        Ok(own)
     }
 }
 
-/// The cgroup v2 of this process.
-fn own_cgroup() -> Result<PathBuf, String> {
-    let none = || "it has no cgroup v2".to_owned();
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
-    let mount = mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        after
-            .starts_with("cgroup2 ")
-            .then(|| before.split(' ').nth(4))?
-    });
-    let groups = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-    Ok(Path::new(mount.ok_or_else(none)?).join(path.ok_or_else(none)?))
+/// The controllers that limits need, each with the field that needs it.
+fn wanted(limits: &Limits) -> Vec<(&'static str, &'static str)> {
+    let all = [
+        ("memory", "limits.memory", limits.memory.is_some()),
+        ("cpu", "limits.cpu", limits.cpu.is_some()),
+        ("pids", "limits.processes", limits.processes.is_some()),
+    ];
+    let set = all.into_iter().filter(|(_, _, is_set)| *is_set);
+    set.map(|(controller, field, _)| (controller, field))
+        .collect()
 }
 
-/// Gives controllers to the groups below. A group with groups below may hold no process itself, so
-/// those that are there move into one of their own first.
-fn delegate(own: &Path, controllers: &[&str]) -> io::Result<()> {
-    let given = fs::read_to_string(own.join("cgroup.subtree_control"))?;
-    let lacks = |wanted: &&str| !given.split_ascii_whitespace().any(|c| c == *wanted);
-    let lacking: Vec<String> = controllers
-        .iter()
-        .filter(|wanted| lacks(wanted))
-        .map(|wanted| format!("+{wanted}"))
-        .collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    let agent = own.join("agent");
-    make(&agent)?;
-    for pid in fs::read_to_string(own.join("cgroup.procs"))?.lines() {
-        // One that has ended meanwhile is no error.
-        if let Err(error) = fs::write(agent.join("cgroup.procs"), pid)
-            && error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error())
-        {
-            return Err(error);
-        }
-    }
-    fs::write(own.join("cgroup.subtree_control"), lacking.join(" "))
+fn cannot(wanted: &[(&str, &str)], why: &str) -> String {
+    let fields: Vec<&str> = wanted.iter().map(|(_, field)| *field).collect();
+    format!(
+        "{} cannot be enforced on this host by the executor process: {why}; it needs cgroup v2 and a group that is delegated to it (Delegate=yes): take the executor systemd, or leave the limit out",
+        fields.join(", ")
+    )
 }
 
-fn make(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+/// What is said of an instance that the kernel ended for want of memory.
+#[must_use]
+pub fn out_of_memory(limit: Option<u64>) -> String {
+    match limit {
+        Some(most) => format!(
+            "was ended by the kernel: out of memory; its limits.memory is {}",
+            Bytes(most)
+        ),
+        None => "was ended by the kernel: out of memory; it has no limit, the host had none left"
+            .to_owned(),
     }
 }
 
 fn set(path: &Path, limits: &Limits) -> io::Result<()> {
-    make(path)?;
-    let put = |file: &str, value: Option<String>| {
-        fs::write(path.join(file), value.unwrap_or_else(|| "max".to_owned()))
-    };
+    let put = |file: &str, value: String| fs::write(path.join(file), value);
     if let Some(memory) = limits.memory {
-        put("memory.max", Some(memory.0.to_string()))?;
+        put("memory.max", memory.0.to_string())?;
+        // Half an instance would be worse than none: if one of its processes goes, all go.
+        put("memory.oom.group", "1".to_owned())?;
         // Without swap accounting there is no such file, and nothing to limit.
         if path.join("memory.swap.max").exists() {
-            put("memory.swap.max", Some("0".to_owned()))?;
+            put("memory.swap.max", "0".to_owned())?;
         }
     }
     if let Some(cores) = limits.cpu {
         let quota = u64::from(cores.0) * CPU_PERIOD / 10_000;
-        put("cpu.max", Some(format!("{quota} {CPU_PERIOD}")))?;
+        put("cpu.max", format!("{quota} {CPU_PERIOD}"))?;
     }
     if let Some(processes) = limits.processes {
-        put("pids.max", Some(processes.to_string()))?;
+        put("pids.max", processes.to_string())?;
     }
     Ok(())
 }
@@ -258,7 +190,7 @@ mod tests {
     fn a_limit_that_cannot_be_enforced_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cgroup.controllers"), "cpu io\n").unwrap();
-        let cgroups = Cgroups::below(folder.path().to_owned());
+        let cgroups = Cgroups::in_home(Home::at(folder.path().to_owned()));
         let refusal = cgroups
             .prepare("i-0", &limits(r#"{"memory": "1GiB", "cpu": "1"}"#))
             .unwrap_err();
@@ -266,7 +198,10 @@ mod tests {
         for word in ["limits.memory", "controllers memory", "Delegate=yes"] {
             assert!(refusal.message.contains(word), "{}", refusal.message);
         }
-        let nothing = Cgroups::below(folder.path().join("none"));
+        let told = cgroups.trouble(&limits(r#"{"memory": "1GiB"}"#));
+        assert!(told.is_some_and(|told| told.contains("limits.memory")));
+        assert_eq!(cgroups.trouble(&limits(r#"{"open_files": 64}"#)), None);
+        let nothing = Cgroups::in_home(Home::at(folder.path().join("none")));
         assert!(
             nothing
                 .prepare("i-0", &limits(r#"{"processes": 5}"#))
@@ -274,5 +209,11 @@ mod tests {
         );
         let by_rlimit = nothing.prepare("i-0", &limits(r#"{"open_files": 64}"#));
         assert_eq!(by_rlimit, Ok(None));
+    }
+
+    #[test]
+    fn an_end_for_want_of_memory_names_the_limit() {
+        assert!(out_of_memory(Some(32 << 20)).contains("limits.memory is 32MiB"));
+        assert!(out_of_memory(None).contains("out of memory"));
     }
 }

@@ -5,6 +5,7 @@
 //! that is gone is complete at once. Long work returns at once and shows up as an event and in the
 //! next [`Executor::observe`]. All executors pass the conformance suite.
 
+pub mod cgroup;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 #[cfg(any(test, feature = "testing"))]
@@ -24,7 +25,7 @@ use tidegate_agent_core::observed::Event;
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::secret::Secret;
-use tidegate_shared::spec::{FileSpec, RunSpec};
+use tidegate_shared::spec::{FileSpec, Limits, RunSpec};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::ledger::ProcessId;
@@ -42,6 +43,10 @@ pub trait Executor: Send + Sync {
 
     /// Does something; the answer is an event.
     fn perform(&self, task: Task);
+
+    /// Why this host cannot hold an instance to a limit, and what to do; none: it can. Nothing is
+    /// changed.
+    fn limit_trouble(&self, limits: &Limits) -> Option<String>;
 
     /// What went wrong lately without changing what runs, such as a failed stop hook.
     fn troubles(&self) -> Vec<String> {

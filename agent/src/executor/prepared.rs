@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_agent_core::observed::Event;
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
-use tidegate_shared::spec::HookKind;
+use tidegate_shared::spec::{HookKind, Limits};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::warn;
 
@@ -360,6 +360,10 @@ impl Shared {
 impl Executor for Prepared {
     fn capabilities(&self) -> Capabilities {
         self.0.inner.capabilities()
+    }
+
+    fn limit_trouble(&self, limits: &Limits) -> Option<String> {
+        self.0.inner.limit_trouble(limits)
     }
 
     fn observe(&self) -> Vec<Running> {

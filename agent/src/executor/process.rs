@@ -3,7 +3,8 @@
 //! Nothing of an instance hangs on the agent: its group is its own and its output goes to files, so
 //! `kill -9` of the agent leaves it serving, and the next agent adopts it by number, start time and
 //! boot, watching a pidfd. A stop is SIGTERM to the group, a time of grace, SIGKILL. The exit
-//! status of an adopted process, which is not a child, cannot be known, and that is said.
+//! status of an adopted process, which is not a child, cannot be known, and that is said. An instance
+//! with limits has a control group besides ([`super::cgroup`]), which ends with it, whatever it started.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use tidegate_agent_core::observed::Event;
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
+use tidegate_shared::spec::Limits;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
@@ -23,7 +25,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::limits::{Cgroups, SUBCOMMAND};
+use super::cgroup::Group;
+use super::limits::{Cgroups, SUBCOMMAND, out_of_memory};
 use super::{
     Capabilities, Events, Executor, Launch, OutputPlace, Running, Task, instance_dir, output,
     procfs,
@@ -49,6 +52,8 @@ pub struct ProcessExecutor {
 /// A process that this executor watches.
 struct Held {
     running: Running,
+    /// Its control group, if its limits need one.
+    group: Option<Group>,
     /// How it ended, once it has.
     ended: watch::Receiver<Option<String>>,
     /// The end was ordered: no `Exited` for it.
@@ -95,10 +100,10 @@ impl ProcessExecutor {
             return self.started(&known, launch.port);
         }
         match self.spawn(launch) {
-            Ok((running, child)) => {
+            Ok((running, child, group)) => {
                 info!(instance = %key, pid = running.process.pid, "started");
                 self.started(&running, launch.port);
-                self.watch(running, Watched::Child(child));
+                self.watch(running, group, Watched::Child(child));
             }
             Err(Refusal { permanent, message }) => {
                 warn!(instance = %key, permanent, message, "cannot be started");
@@ -121,7 +126,7 @@ impl ProcessExecutor {
         });
     }
 
-    fn spawn(&self, launch: &Launch) -> Result<(Running, Child), Refusal> {
+    fn spawn(&self, launch: &Launch) -> Result<(Running, Child, Option<Group>), Refusal> {
         let dir = instance_dir(&self.instances, &launch.instance);
         let local = |error: io::Error| Refusal {
             permanent: false,
@@ -142,7 +147,7 @@ impl ProcessExecutor {
             .args
             .iter()
             .map(|arg| launch.substitute(arg, &dir));
-        let mut command = self.command(&program, launch)?;
+        let (mut command, group) = self.command(&program, launch)?;
         command
             .args(args)
             .env_clear()
@@ -170,16 +175,22 @@ impl ProcessExecutor {
             incarnation: launch.incarnation,
             process,
         };
-        Ok((running, child))
+        Ok((running, child, group))
     }
 
-    /// The command of a program; with limits, of the helper that becomes it.
-    fn command(&self, program: &Path, launch: &Launch) -> Result<Command, Refusal> {
+    /// The command of a program; with limits, of the helper that becomes it in its group.
+    fn command(
+        &self,
+        program: &Path,
+        launch: &Launch,
+    ) -> Result<(Command, Option<Group>), Refusal> {
         let limits = &launch.run.limits;
         if limits.is_empty() {
-            return Ok(Command::new(program));
+            return Ok((Command::new(program), None));
         }
-        let cgroup = self.cgroups.prepare(&launch.instance.id(), limits)?;
+        let instance = launch.instance.id();
+        let name = Group::name(launch.agent.as_str(), &instance, launch.incarnation);
+        let group = self.cgroups.prepare(&name, limits)?;
         // What the helper could not say: it has become a process by then.
         if program.is_absolute() && !program.exists() {
             let missing = io::Error::from(io::ErrorKind::NotFound);
@@ -191,14 +202,14 @@ impl ProcessExecutor {
         })?;
         let mut command = Command::new(helper);
         command.arg(SUBCOMMAND);
-        if let Some(cgroup) = cgroup {
-            command.arg("--cgroup").arg(cgroup);
+        if let Some(group) = &group {
+            command.arg("--cgroup").arg(group.path());
         }
         if let Some(count) = limits.open_files {
             command.arg("--open-files").arg(count.to_string());
         }
         command.arg("--").arg(program);
-        Ok(command)
+        Ok((command, group))
     }
 
     fn adopt(&self, running: Running) {
@@ -210,13 +221,15 @@ impl ProcessExecutor {
             return;
         }
         info!(instance = %running.instance, pid = running.process.pid, "adopted");
-        self.watch(running, Watched::Stranger);
+        let group = Group::of(&running);
+        self.watch(running, group, Watched::Stranger);
     }
 
-    fn watch(&self, running: Running, watched: Watched) {
+    fn watch(&self, running: Running, group: Option<Group>, watched: Watched) {
         let (sender, ended) = watch::channel(None);
         let held = Held {
             running: running.clone(),
+            group: group.clone(),
             ended,
             stopping: false,
         };
@@ -234,6 +247,11 @@ impl ProcessExecutor {
                     wait_for_stranger(&running.process).await;
                     "ended; its exit status is unknown, because it was started by an earlier agent process".to_owned()
                 }
+            };
+            // Before its group goes, which takes the count with it.
+            let how = match group.as_ref().and_then(Group::out_of_memory) {
+                Some(limit) => out_of_memory(limit),
+                None => how,
             };
             let ordered = {
                 let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
@@ -259,6 +277,9 @@ impl ProcessExecutor {
                 if procfs::group_is_of(&running.process) {
                     signal(running.process.pid, Signal::KILL);
                 }
+                if let Some(group) = &group {
+                    group.end().await;
+                }
                 let instance = running.instance.clone();
                 let incarnation = running.incarnation;
                 events
@@ -280,10 +301,11 @@ impl ProcessExecutor {
             held.filter(|held| held.running.incarnation == incarnation)
                 .map(|held| {
                     let again = std::mem::replace(&mut held.stopping, true);
-                    (held.running.process.clone(), held.ended.clone(), again)
+                    let (process, group) = (held.running.process.clone(), held.group.clone());
+                    (process, group, held.ended.clone(), again)
                 })
         };
-        let Some((process, mut ended, again)) = found else {
+        let Some((process, group, mut ended, again)) = found else {
             return self.tell(Event::Stopped {
                 instance: key,
                 incarnation,
@@ -301,6 +323,10 @@ impl ProcessExecutor {
                 Ok(how) => how.clone(),
                 Err(_) => None,
             };
+            // After the time of grace, which members of the process group have had, too.
+            if let Some(group) = group {
+                group.end().await;
+            }
             table
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -326,7 +352,7 @@ impl ProcessExecutor {
                     place: place.clone(),
                     ordinal,
                 };
-                cgroups.remove(&instance.id());
+                cgroups.forget(&instance.id());
             }
             if let Err(error) = files::remove(&folder) {
                 warn!(folder = %folder.display(), %error, "cannot be removed; it stays");
@@ -343,6 +369,10 @@ impl Executor for ProcessExecutor {
             survives_agent: true,
             output: OutputPlace::Files,
         }
+    }
+
+    fn limit_trouble(&self, limits: &Limits) -> Option<String> {
+        self.cgroups.trouble(limits)
     }
 
     fn observe(&self) -> Vec<Running> {

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use tidegate_agent_core::observed::Event;
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
+use tidegate_shared::spec::Limits;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
@@ -104,6 +105,12 @@ impl Executor for SystemdExecutor {
             survives_agent: true,
             output: OutputPlace::Journal,
         }
+    }
+
+    fn limit_trouble(&self, limits: &Limits) -> Option<String> {
+        limits::properties(limits)
+            .err()
+            .map(|refusal| refusal.message)
     }
 
     fn observe(&self) -> Vec<Running> {

@@ -317,7 +317,8 @@ fn hooks(from: Vec<wire::Hook>) -> Vec<Hook> {
         .collect()
 }
 
-fn limits(from: wire::Limits) -> Limits {
+/// What an instance may use.
+pub fn limits(from: wire::Limits) -> Limits {
     let some = |number: u64| (number > 0).then_some(number);
     Limits {
         memory: some(from.memory_bytes).map(Bytes),

@@ -6,11 +6,18 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use tidegate_proto::agent::v1 as wire;
 use tidegate_shared::digest::Digest;
 
+use super::convert::limits;
 use crate::asset::ReleaseStore;
+use crate::executor::Executor;
 use crate::port_holder::why_not;
 
-/// Looks at the port, the release and the disk.
-pub fn look(ask: &wire::HostAsk, store: &ReleaseStore, listen: IpAddr) -> wire::HostAnswer {
+/// Looks at the port, the release, the disk and what the executor can hold instances to.
+pub fn look(
+    ask: &wire::HostAsk,
+    store: &ReleaseStore,
+    listen: IpAddr,
+    executor: &dyn Executor,
+) -> wire::HostAnswer {
     let port_trouble = match u16::try_from(ask.port) {
         Ok(0) => String::new(),
         Ok(port) => {
@@ -26,12 +33,17 @@ pub fn look(ask: &wire::HostAsk, store: &ReleaseStore, listen: IpAddr) -> wire::
         port_trouble,
         is_staged: digest.is_some_and(|digest| store.has(&digest)),
         room: store.room(),
+        limit_trouble: ask.limits.map(|wanted| {
+            let trouble = executor.limit_trouble(&limits(wanted));
+            trouble.unwrap_or_default()
+        }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::fake::FakeExecutor;
 
     #[test]
     fn a_held_port_is_told_with_its_holder_and_a_release_that_is_there_is_found() {
@@ -43,6 +55,12 @@ mod tests {
         let ask = wire::HostAsk {
             port: u32::from(port),
             digest: digest.to_string(),
+            limits: None,
+        };
+        let (events, _kept) = tokio::sync::mpsc::unbounded_channel();
+        let executor = FakeExecutor::new(events);
+        let look = |ask: &wire::HostAsk, store: &ReleaseStore, listen: IpAddr| {
+            look(ask, store, listen, &executor)
         };
         let listen = IpAddr::from([127, 0, 0, 1]);
         let held = look(&ask, &store, listen);
@@ -54,6 +72,19 @@ mod tests {
         let free = look(&ask, &store, listen);
         assert_eq!(free.port_trouble, "");
         assert!(free.is_staged);
+        assert_eq!(free.limit_trouble, None);
+        let limited = wire::HostAsk {
+            limits: Some(wire::Limits {
+                memory_bytes: 64 << 20,
+                ..wire::Limits::default()
+            }),
+            ..ask.clone()
+        };
+        let held = look(&limited, &store, listen);
+        assert_eq!(held.limit_trouble.as_deref(), Some(""));
+        executor.cannot_limit("limits.memory cannot be enforced");
+        let refused = look(&limited, &store, listen).limit_trouble;
+        assert!(refused.is_some_and(|why| why.contains("limits.memory")));
         let elsewhere = look(&ask, &store, [192, 0, 2, 1].into());
         assert!(
             elsewhere

@@ -34,7 +34,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::asset::ReleaseStore;
 use crate::config::{Layout, check_address};
-use crate::executor::Capabilities;
+use crate::executor::Executor;
 use crate::tls::{Material, Tls};
 use crate::{files, identity, jitter};
 use logs::Output;
@@ -150,7 +150,7 @@ pub struct SessionParts {
     /// Where the proxy listens, for asks about the host.
     pub listen_address: IpAddr,
     /// What runs the instances.
-    pub executor: Capabilities,
+    pub executor: Arc<dyn Executor>,
     /// Told the coordinator of the session that is up, and nothing while there is none.
     pub connected: watch::Sender<Option<String>>,
 }
@@ -292,9 +292,15 @@ async fn send(up: &mpsc::Sender<wire::Up>, kind: wire::up::Kind) -> Result<(), S
 fn hello(parts: &SessionParts) -> wire::Hello {
     wire::Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: ["hooks", "logs", "parameters", parts.executor.name, "proxy"]
-            .map(str::to_owned)
-            .to_vec(),
+        features: [
+            "hooks",
+            "logs",
+            "parameters",
+            parts.executor.capabilities().name,
+            "proxy",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         facts: parts.facts.clone().into_iter().collect(),
         start: parts.start,
         generation: Some(convert::generation(*parts.generation.borrow())),
@@ -328,12 +334,13 @@ async fn take(
             Ok(slot) => {
                 let told = Told {
                     output: Output {
-                        place: parts.executor.output,
+                        place: parts.executor.capabilities().output,
                         instances: parts.layout.instances(),
                     },
                     known: parts.instances.clone(),
                     store: Arc::clone(&parts.store),
                     listen_address: parts.listen_address,
+                    executor: Arc::clone(&parts.executor),
                 };
                 let channel = channel.clone();
                 tokio::spawn(async move {
@@ -358,6 +365,7 @@ struct Told {
     known: watch::Receiver<Arc<Vec<InstanceKey>>>,
     store: Arc<ReleaseStore>,
     listen_address: IpAddr,
+    executor: Arc<dyn Executor>,
 }
 
 /// Answers an ask on a stream of its own, until everything is told or nobody listens.
@@ -377,7 +385,12 @@ async fn answer(ask: wire::Ask, told: Told, channel: Channel) {
                 return logs::tell(&logs, &told.output, &told.known, &chunks).await;
             }
             Some(wire::ask::Kind::Host(host)) => wire::AnswerChunk {
-                host: Some(host::look(&host, &told.store, told.listen_address)),
+                host: Some(host::look(
+                    &host,
+                    &told.store,
+                    told.listen_address,
+                    &*told.executor,
+                )),
                 ..wire::AnswerChunk::default()
             },
             None => wire::AnswerChunk {

@@ -9,13 +9,17 @@
 //! ```
 //!
 //! Refusals of the cluster carry their code and hint in `google.rpc.ErrorInfo`, the fields in
-//! `google.rpc.BadRequest`; everything else is put into the same form here.
+//! `google.rpc.BadRequest`, the scopes in the way in `google.rpc.PreconditionFailure`; everything else
+//! is put into the same form here.
 
 use std::fmt;
 
 use tidegate_shared::error::Reason;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
+
+use crate::output::printable;
+use crate::time;
 
 /// What every command returns.
 pub type Result<T> = std::result::Result<T, Failure>;
@@ -273,6 +277,13 @@ impl From<Status> for Failure {
                     .push(format!("{}: {}", violation.field, violation.description));
             }
         }
+        if let Some(unmet) = details.precondition_failure() {
+            let now = time::now_ms();
+            failure.0.places.extend(unmet.violations.iter().map(|one| {
+                let told = format!("{}: {}", one.subject, one.description);
+                printable(&time::told(&told, now))
+            }));
+        }
         let transient = matches!(
             status.code(),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
@@ -397,6 +408,29 @@ mod tests {
             "error: the scope is wrong\n  --> spec.port: want 1 to 65535\nhint: correct it\ncode: TG-1001\n"
         );
         assert!(!failure.is_transient());
+    }
+
+    #[test]
+    fn scopes_in_the_way_have_a_line_each() {
+        let mut details = ErrorDetails::with_error_info(
+            "GROUP_NOT_RUNNING",
+            "tidegate",
+            HashMap::from([
+                ("code".to_owned(), "TG-1551".to_owned()),
+                ("hint".to_owned(), "roll it back".to_owned()),
+            ]),
+        );
+        for (scope, why) in [("a", "is PENDING"), ("b", "is FINALIZED")] {
+            details.add_precondition_failure_violation("scope", scope, why);
+        }
+        let message = "group spring is cancelled only while every member is RUNNING";
+        let status = Status::with_error_details(Code::FailedPrecondition, message, details);
+        assert_eq!(
+            Failure::from(status).render(false),
+            format!(
+                "error: {message}\n  --> a: is PENDING\n  --> b: is FINALIZED\nhint: roll it back\ncode: TG-1551\n"
+            )
+        );
     }
 
     #[test]

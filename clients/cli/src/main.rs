@@ -19,6 +19,7 @@ mod manifest;
 mod names;
 mod output;
 mod pack;
+mod pages;
 mod render;
 mod session;
 mod set;

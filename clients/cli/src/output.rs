@@ -113,6 +113,12 @@ impl Output {
             .unwrap_or(usize::MAX)
     }
 
+    /// A line of a page: what is told, and what it is.
+    pub fn field(self, name: &str, value: &str) -> String {
+        let name = self.paint(Tone::Faint, &format!("{name:<12}"));
+        format!("{name} {value}\n")
+    }
+
     /// The text in a colour, if colours are used.
     pub fn paint(self, tone: Tone, text: &str) -> String {
         let code = match tone {

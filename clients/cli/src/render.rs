@@ -166,8 +166,7 @@ fn heading(output: Output, deployment: &api::Deployment) -> String {
     let mut text = String::new();
     let mut field = |name: &str, value: String| {
         if !value.is_empty() && value != "-" {
-            let name = output.paint(Tone::Faint, &format!("{name:<12}"));
-            writeln!(text, "{name} {value}").ok();
+            text.push_str(&output.field(name, &value));
         }
     };
     field(

@@ -15,6 +15,7 @@ use crate::context;
 use crate::errors::{Failure, Result};
 use crate::names;
 use crate::output::{ColorChoice, Format, Output};
+use crate::pages;
 use crate::rpc;
 
 /// Flags that every command takes.
@@ -118,21 +119,18 @@ impl Session {
     /// The cluster's.
     pub async fn objects(&self, kind: Option<Kind>, selector: &str) -> Result<Vec<api::Object>> {
         let client = self.client().await?;
-        let mut objects = Vec::new();
-        let mut token = String::new();
-        loop {
+        let objects = pages::gather(0, |page| {
             let request = api::ListObjectsRequest {
                 kind: kind.map(|kind| kind.to_string()).unwrap_or_default(),
-                page: Some(api::Page { size: 1_000, token }),
                 selector: selector.to_owned(),
+                page,
             };
-            let answer = rpc!(client, objects_client::ObjectsClient, list, request).await?;
-            objects.extend(answer.objects);
-            token = answer.next_page_token;
-            if token.is_empty() {
-                return Ok(objects);
+            async move {
+                let answer = rpc!(client, objects_client::ObjectsClient, list, request).await?;
+                Ok((answer.objects, answer.next_page_token))
             }
-        }
+        });
+        objects.await
     }
 
     /// Adds "did you mean" to a refusal that says not found: the names that were given are looked

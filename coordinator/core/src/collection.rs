@@ -61,7 +61,7 @@ pub fn needed(state: &State) -> BTreeSet<Digest> {
             ReleaseStatus::Rejected | ReleaseStatus::Collected => false,
         });
     let assets = offered.flat_map(|release| &release.spec.assets);
-    let used = in_use(state).map(|deployment| &deployment.origin.asset);
+    let used = in_use(state).map(|deployment| &*deployment.origin.asset);
     assets
         .chain(used)
         .filter(|asset| asset.source.needs_store())

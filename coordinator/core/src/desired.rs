@@ -13,7 +13,7 @@ use tidegate_shared::assignment::{
 };
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::AppMetric;
+use tidegate_shared::spec::{AppMetric, HealthCheck};
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
@@ -266,9 +266,15 @@ fn items_of(
     known: &Agent,
 ) -> Vec<Assignment> {
     let mut items = Vec::new();
+    // Whoever goes, the old version or the candidate itself, drains as the exchange under way says.
+    let exchange = candidate(state, scope)
+        .filter(|found| is_participant(found, agent) || leaves(found, agent, known));
+    let drain = exchange.map(|candidate| candidate.origin.strategy.drain);
     let mut add = |id: DeploymentId, wish: Option<Wish>| {
         if let (Some(deployment), Some(wish)) = (state.deployments.get(&id), wish) {
-            items.push(item(name, deployment, wish));
+            let mut item = item(name, deployment, wish);
+            item.drain = drain.unwrap_or(item.drain);
+            items.push(item);
         }
     };
     if let Some(id) = scope.active {
@@ -322,7 +328,7 @@ fn item(scope: &Name, deployment: &Deployment, wish: Wish) -> Assignment {
         parameters,
         port: origin.scope_spec.port,
         traffic: origin.scope_spec.traffic(),
-        health_check: origin.health_check.clone(),
+        health_check: HealthCheck::clone(&origin.health_check),
         state: wish.state,
         weight: wish.weight,
         may_interrupt: wish.may_interrupt,

@@ -130,7 +130,10 @@ pub fn explain(
         | Status::Deleting
         | Status::Deleted => Vec::new(),
     };
-    let deadline = plan::waiting_deadline(record, turn);
+    let deadline = match waits {
+        true => plan::waiting_deadline(record, turn),
+        false => plan::ends_at(&view),
+    };
     Explanation {
         gates: if waits {
             plan::gates(state, now, name, scope, record, turn)

@@ -8,8 +8,8 @@ use tidegate_shared::assignment::{Generation, ObservedPlace, Report};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name, Version};
 use tidegate_shared::spec::{
-    ApprovalRule, AssetKind, AssetSource, AssetSpec, HealthCheck, PolicySpec, Port, Protocol,
-    ReleaseSpec, ReleaseStatus, RunSpec, ScopeSpec, ScopeType, StrategySpec,
+    ApprovalRule, AssetKind, AssetSource, AssetSpec, PolicySpec, Port, Protocol, ReleaseSpec,
+    ReleaseStatus, RunSpec, ScopeSpec, ScopeType, StrategySpec,
 };
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
@@ -83,8 +83,8 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
             version: Version::new(version).unwrap(),
             release_digest: Digest::ZERO,
             scope: name("web"),
-            scope_spec: scope_spec(instances),
-            asset: AssetSpec {
+            scope_spec: Arc::new(scope_spec(instances)),
+            asset: Arc::new(AssetSpec {
                 name: name("shop"),
                 kind: AssetKind::Archive,
                 platform: "any".to_owned(),
@@ -96,10 +96,10 @@ fn deployment(position: u64, version: &str, strategy: &StrategySpec, instances: 
                     env: BTreeMap::from([("A".to_owned(), "asset".to_owned())]),
                     ..RunSpec::default()
                 },
-            },
-            health_check: HealthCheck::default(),
+            }),
+            health_check: Arc::default(),
             strategy_name: None,
-            strategy: strategy.resolve(),
+            strategy: Arc::new(strategy.resolve()),
             parameters: Table::new(),
             on_conflict: OnConflict::Fail,
             fast: false,
@@ -166,7 +166,7 @@ impl World {
         let waiting = crate::deployment::phase::is_waiting(status);
         let scope = Scope {
             meta: meta(),
-            spec: scope_spec(instances),
+            spec: Arc::new(scope_spec(instances)),
             status: ScopeStatus::Ready,
             active: Some(old.id),
             candidate: (!waiting).then_some(new.id),

@@ -2,15 +2,17 @@
 //!
 //! Pure: the shell feeds it reports with the time of their arrival. Every input is a level, so that
 //! a lost, repeated or reordered one does no harm. A new leader begins with [`Observed::new`] and
-//! has the full picture as soon as each agent has reported once.
+//! has the full picture as soon as each agent has reported once. A clone costs nothing, so that
+//! whoever looks for longer keeps no report waiting.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tidegate_shared::assignment::{InstanceState, ObservedPlace, Report};
 use tidegate_shared::id::{DeploymentId, Name};
 use tidegate_shared::time::{Span, Timestamp};
 
-use crate::state::State;
+use crate::state::{State, Table};
 use crate::telemetry::Telemetry;
 use crate::verification::Lanes;
 
@@ -25,7 +27,7 @@ pub struct Observed {
     /// Silence after which an agent counts as lost.
     pub lost_after: Span,
     /// By name.
-    pub agents: BTreeMap<Name, ObservedAgent>,
+    pub agents: Table<Name, ObservedAgent>,
     /// What the counters of the reports came to over time.
     pub telemetry: Telemetry,
     /// What measurements of checks came to; fed by the shell with the state beside it.
@@ -46,7 +48,7 @@ pub struct ObservedAgent {
     /// Name of the coordinator that carries its session; none: not connected.
     pub coordinator: Option<Name>,
     /// Its last report; none until the first one.
-    pub report: Option<Report>,
+    pub report: Option<Arc<Report>>,
 }
 
 impl Observed {
@@ -55,7 +57,7 @@ impl Observed {
         Self {
             leading_since,
             lost_after: LOST_AFTER,
-            agents: BTreeMap::new(),
+            agents: Table::new(),
             telemetry: Telemetry::default(),
             verification: Lanes::default(),
         }
@@ -64,7 +66,7 @@ impl Observed {
     /// Takes in a report that arrived through a coordinator. A report that is not newer than the one
     /// held, by (start, sequence), changes nothing.
     pub fn absorb(&mut self, agent: &Name, coordinator: &Name, report: Report, now: Timestamp) {
-        let known = self.agents.entry(agent.clone()).or_default();
+        let mut known = self.agents.get(agent).cloned().unwrap_or_default();
         if let Some(held) = &known.report
             && (report.start, report.sequence) <= (held.start, held.sequence)
         {
@@ -72,16 +74,18 @@ impl Observed {
         }
         known.last_contact = known.last_contact.max(now);
         known.coordinator = Some(coordinator.clone());
-        let held = known.report.as_ref();
+        let held = known.report.as_deref();
         self.telemetry.absorb(agent, held, &report, now);
-        known.report = Some(report);
+        known.report = Some(Arc::new(report));
+        self.agents.insert(agent.clone(), known);
     }
 
     /// The agent's session is alive at that coordinator.
     pub fn heartbeat(&mut self, agent: &Name, coordinator: &Name, now: Timestamp) {
-        let known = self.agents.entry(agent.clone()).or_default();
+        let mut known = self.agents.get(agent).cloned().unwrap_or_default();
         known.last_contact = known.last_contact.max(now);
         known.coordinator = Some(coordinator.clone());
+        self.agents.insert(agent.clone(), known);
     }
 
     /// The agent's session at that coordinator ended; one that has moved elsewhere meanwhile stays.
@@ -128,7 +132,7 @@ impl Observed {
 
     /// The last report of an agent.
     pub fn report(&self, agent: &Name) -> Option<&Report> {
-        self.agents.get(agent)?.report.as_ref()
+        self.agents.get(agent)?.report.as_deref()
     }
 
     /// The last report, if it was made after the agent had taken its present assignments: only

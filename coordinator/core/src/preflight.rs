@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name, Version};
-use tidegate_shared::spec::{AssetKind, AssetSpec, Port, ReleaseStatus, ScopeSpec, StrategySpec};
+use tidegate_shared::spec::{
+    AssetKind, AssetSpec, Limits, Port, ReleaseStatus, ScopeSpec, StrategySpec,
+};
 use tidegate_shared::time::Timestamp;
 
 use crate::apply::apply;
@@ -77,6 +79,9 @@ pub struct HostQuestion {
     pub port: Option<u16>,
     /// Whether this asset is there already; none: no release to look for.
     pub asset: Option<AssetQuestion>,
+    /// Whether an instance could be held to these.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 /// The asset that a host would need.
@@ -97,6 +102,9 @@ pub struct HostAnswer {
     pub is_staged: bool,
     /// Bytes left for releases; none: not known.
     pub room: Option<u64>,
+    /// Why an instance cannot be held to the limits, empty: it can; none: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_trouble: Option<String>,
 }
 
 /// What is known without the hosts, and what to ask them.
@@ -171,6 +179,9 @@ pub fn preflight(
                 Port::Number(_) | Port::None => None,
             },
             asset: asset.map(question_of),
+            limits: asset.map_or_else(Limits::default, |asset| {
+                scope.spec.limits.or(&asset.run.limits)
+            }),
         });
     }
     findings.extend(count(scope, matching, state.agents.len()));
@@ -230,7 +241,30 @@ pub fn judge(question: &HostQuestion, answer: Option<&HostAnswer>) -> Vec<Findin
             ),
         });
     }
+    findings.extend(limits(agent, &question.limits, answer));
     findings
+}
+
+/// Whether a host can hold an instance to its limits.
+fn limits(agent: &Name, wanted: &Limits, answer: &HostAnswer) -> Option<Finding> {
+    if wanted.is_empty() {
+        return None;
+    }
+    Some(match answer.limit_trouble.as_deref() {
+        Some("") => Finding::new(
+            Severity::Good,
+            agent,
+            "instances can be held to their limits",
+        ),
+        Some(trouble) => Finding::new(Severity::Error, agent, trouble)
+            .hint("an instance would not start there; see \"Limits\" in docs/guides/hooks.md"),
+        None => Finding::new(
+            Severity::Warning,
+            agent,
+            "whether instances can be held to their limits is not known",
+        )
+        .hint("upgrade the agent: an older one cannot say"),
+    })
 }
 
 fn newest_ready(state: &State, scope: &Scope) -> Option<Version> {

@@ -10,7 +10,7 @@
 //! comparison that was shorter than that may be missed, as with any rule that is looked at now and
 //! then.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use tidegate_shared::assignment::{Counters, HostMetrics, ObservedInstance, Report};
 use tidegate_shared::id::{DeploymentId, Name};
@@ -19,7 +19,7 @@ use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::verdict::app::AppLast;
 use tidegate_shared::verdict::threshold::{self, Evidence, Measured, Verdict};
 
-use crate::state::{Deployment, Status};
+use crate::state::{Deployment, Status, Table};
 
 /// Reports that arrive within this time share a sample.
 const SLOT: Span = Span::from_millis(25);
@@ -36,12 +36,12 @@ const THIN_AFTER: usize = 64;
 /// Sums per version, and the last counters of instances that vanished from reports.
 #[derive(Debug, Clone, Default)]
 pub struct Telemetry {
-    series: BTreeMap<DeploymentId, Series>,
+    series: Table<DeploymentId, Series>,
     /// An agent that starts again may report before it has found its instances: they are no news
     /// when they come back.
-    vanished: BTreeMap<(DeploymentId, Name, u32), (Timestamp, Counters)>,
+    vanished: Table<(DeploymentId, Name, u32), (Timestamp, Counters)>,
     /// Last values of what applications expose, per instance.
-    app: BTreeMap<(DeploymentId, Name, u32), AppLast>,
+    app: Table<(DeploymentId, Name, u32), AppLast>,
 }
 
 /// What a version did, for display.
@@ -107,7 +107,7 @@ impl Telemetry {
                 let key = (place.deployment, agent.clone(), instance.ordinal);
                 let vanished = self.vanished.remove(&key);
                 let last = known.map(|i| (i.start_stamp, &i.counters)).or(vanished
-                    .as_ref()
+                    .as_deref()
                     .map(|(stamp, counters)| (*stamp, counters)));
                 match (last, held) {
                     (None, None) => baseline.add(&counted(&instance.counters)),
@@ -118,11 +118,14 @@ impl Telemetry {
                 self.add_app(&mut added, key, instance);
                 first_error = earliest(first_error, instance.counters.first_error);
             }
-            let series = self.series.entry(place.deployment);
-            let series = series.or_insert_with(|| Series::new(now));
-            series.before.add(&baseline);
-            series.first_error = earliest(series.first_error, first_error);
-            series.push(&added, now);
+            if !self.series.contains_key(&place.deployment) {
+                self.series.insert(place.deployment, Series::new(now));
+            }
+            if let Some(series) = self.series.get_mut(&place.deployment) {
+                series.before.add(&baseline);
+                series.first_error = earliest(series.first_error, first_error);
+                series.push(&added, now);
+            }
         }
         self.remember_vanished(agent, held, report);
     }
@@ -138,9 +141,13 @@ impl Telemetry {
         if instance.app.is_empty() {
             return;
         }
-        let last = self.app.entry(key).or_default();
-        for sample in &instance.app {
-            added.app.sample(last, sample);
+        if !self.app.contains_key(&key) {
+            self.app.insert(key.clone(), AppLast::default());
+        }
+        if let Some(last) = self.app.get_mut(&key) {
+            for sample in &instance.app {
+                added.app.sample(last, sample);
+            }
         }
     }
 
@@ -233,8 +240,9 @@ impl Telemetry {
         self.series.retain(|id, _| known(id));
         self.vanished.retain(|(id, _, _), _| known(id));
         self.app.retain(|(id, _, _), _| known(id));
-        for (id, series) in &mut self.series {
-            if !watched.contains(id) {
+        let idle = self.series.keys().filter(|id| !watched.contains(id));
+        for id in idle.copied().collect::<Vec<_>>() {
+            if let Some(series) = self.series.get_mut(&id) {
                 series.forget_before(now - IDLE_HISTORY);
             }
         }

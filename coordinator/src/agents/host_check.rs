@@ -13,6 +13,7 @@ use tidegate_proto::agent::v1::{HostAsk, ask};
 use tidegate_shared::id::{Name, Version};
 use tonic::Status;
 
+use crate::api::convert::link::limits;
 use crate::api::{Context, status};
 use crate::raft::peer_service::{AskFuture, AskHandler};
 use crate::storage::codec;
@@ -101,6 +102,7 @@ async fn here(context: &Arc<Context>, questions: &[HostQuestion]) -> Answers {
                 .asset
                 .map(|asset| asset.digest.to_string())
                 .unwrap_or_default(),
+            limits: limits(&question.limits),
         };
         let Ok(mut answers) = context.sessions.ask(&question.agent, ask::Kind::Host(host)) else {
             continue;
@@ -120,6 +122,7 @@ async fn here(context: &Arc<Context>, questions: &[HostQuestion]) -> Answers {
                 port_trouble: (!host.port_trouble.is_empty()).then_some(host.port_trouble),
                 is_staged: host.is_staged,
                 room: (host.room > 0).then_some(host.room),
+                limit_trouble: host.limit_trouble,
             };
             Some((agent, answer))
         });

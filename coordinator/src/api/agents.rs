@@ -31,7 +31,7 @@ fn agent_view(picture: &Picture<'_>, name: &Name, found: &Known) -> Agent {
     let known = picture
         .observed
         .and_then(|observed| observed.agents.get(name));
-    let report = known.and_then(|known| known.report.as_ref());
+    let report = known.and_then(|known| known.report.as_deref());
     let host = report.map(|report| report.host).unwrap_or_default();
     let lost = picture
         .observed

@@ -224,7 +224,7 @@ mod tests {
             joined_at: JOINED,
         };
         State {
-            cluster: Some(Cluster {
+            cluster: Some(std::sync::Arc::new(Cluster {
                 id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
                 trust_domain: "td".to_owned(),
                 level: 1,
@@ -239,7 +239,7 @@ mod tests {
                         sealed: Vec::new(),
                     },
                 },
-            }),
+            })),
             ..State::default()
         }
     }

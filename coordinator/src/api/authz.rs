@@ -12,12 +12,13 @@ use tidegate_coordinator_core::{Actor, Command, Rejection, State};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::{ParameterTarget, Role};
+use tidegate_shared::spec::{ParameterTarget, Role, ScopeSpec};
 use tidegate_shared::time::Timestamp;
 
 use crate::api::authn::{Caller, Kind};
 
 pub mod commands;
+pub mod levels;
 pub mod table;
 
 use table::Need;
@@ -152,7 +153,7 @@ pub fn may_give(
     command: &Command,
     now: Timestamp,
 ) -> Result<(), Rejection> {
-    commands::is_understood(state, command)?;
+    levels::is_understood(state, command)?;
     let Actor::User(user) = actor else {
         return Ok(());
     };
@@ -176,7 +177,11 @@ pub fn place_of(state: &State, origin: &Origin) -> Place {
     if state.scopes.contains_key(&name) {
         Place::Scope(name)
     } else {
-        Place::NewScope(name, Labels::new(), Box::new(origin.scope_spec.clone()))
+        Place::NewScope(
+            name,
+            Labels::new(),
+            Box::new(ScopeSpec::clone(&origin.scope_spec)),
+        )
     }
 }
 

@@ -406,6 +406,7 @@ impl Groups for GroupsApi {
         let command = Command::AddToGroup(AddToGroup {
             group: id,
             scopes: selected.scopes,
+            expected_revision: expected(message.expected_revision),
         });
         guard(&self.0, &actor, key, &command).await?;
         let reply = self.0.propose(actor, key, command).await?;
@@ -428,6 +429,7 @@ impl Groups for GroupsApi {
             group: called(&view.state, &message.id)?,
             granted: message.grant,
             reason: message.reason,
+            expected_revision: expected(message.expected_revision),
         });
         let reply = self.0.propose(actor, key, command).await?;
         self.acted(reply).await

@@ -157,9 +157,9 @@ impl Context {
     ///
     /// # Errors
     /// No leader in time.
-    pub async fn may_give(&self, items: &[Item]) -> Result<Vec<Result<(), Rejection>>, Status> {
+    pub async fn may_give(&self, items: &[Item]) -> Result<May, Status> {
         let now = self.now();
-        let ask = |view: &View| -> Vec<Result<(), Rejection>> {
+        let ask = |view: &View| -> May {
             let may = |item: &Item| authz::may_give(&view.state, &item.actor, &item.command, now);
             items.iter().map(may).collect()
         };
@@ -193,10 +193,7 @@ impl Context {
         items: Vec<Item>,
     ) -> Result<(Vec<Outcome>, Arc<View>), Status> {
         let may = self.may_give(&items).await?;
-        let allowed = items.into_iter().zip(&may);
-        let allowed: Vec<Item> = allowed
-            .filter_map(|(item, may)| may.is_ok().then_some(item))
-            .collect();
+        let allowed = allowed(items, &may);
         let (mut done, mut view) = (Vec::new(), None);
         if !allowed.is_empty() {
             (done, view) = self
@@ -205,14 +202,7 @@ impl Context {
                 .await
                 .map_err(|error| status::from_propose(&error))?;
         }
-        let mut done = done.into_iter();
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(may.len());
-        for answer in may {
-            match answer {
-                Ok(()) => outcomes.extend(done.next()),
-                Err(rejection) => outcomes.push(Err(rejection)),
-            }
-        }
+        let outcomes = every(may, done);
         match view {
             Some(view) => Ok((outcomes, view)),
             None => Ok((outcomes, self.read().await?)),
@@ -259,6 +249,31 @@ impl Context {
             Err(_) => Ok(false),
         }
     }
+}
+
+/// Whether each of several commands may be given; see [`Context::may_give`].
+pub type May = Vec<Result<(), Rejection>>;
+
+/// Those that may be given.
+#[must_use]
+pub fn allowed(items: Vec<Item>, may: &May) -> Vec<Item> {
+    let each = items.into_iter().zip(may);
+    each.filter_map(|(item, may)| may.is_ok().then_some(item))
+        .collect()
+}
+
+/// The outcomes of all commands, from those of the ones that might be given.
+#[must_use]
+pub fn every(may: May, done: Vec<Outcome>) -> Vec<Outcome> {
+    let mut done = done.into_iter();
+    let mut outcomes: Vec<Outcome> = Vec::with_capacity(may.len());
+    for answer in may {
+        match answer {
+            Ok(()) => outcomes.extend(done.next()),
+            Err(rejection) => outcomes.push(Err(rejection)),
+        }
+    }
+    outcomes
 }
 
 /// Opens the certificate authority of the state with the cluster key, once per record.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidegate_coordinator_core::command::{Command, DeleteObject, PutObject};
 use tidegate_coordinator_core::people::{Place, Reach};
 use tidegate_coordinator_core::policy::expression::{Expression, Subject};
-use tidegate_coordinator_core::{Actor, Entry, Item, Outcome, State};
+use tidegate_coordinator_core::{Actor, Entry, Item, Outcome, Reply, State};
 use tidegate_proto::control::v1::objects_server::Objects;
 use tidegate_proto::control::v1::{
     ApplyManyRequest, ApplyManyResponse, ApplyRequest, ApplyResponse, DeleteObjectRequest,
@@ -19,10 +19,12 @@ use tidegate_shared::secret::Secret;
 use tidegate_shared::spec::{FieldErrors, Kind, ObjectSpec, ParameterKind, check_value};
 use tonic::{Request, Response, Status};
 
-use super::{Context, authz, caller, convert, expected, paging, request_key, status};
+use super::{
+    Context, allowed, authz, caller, convert, every, expected, paging, request_key, status,
+};
 use crate::secrets;
 
-/// Most objects of one call.
+/// Most objects and deletions of one call.
 const MOST_OBJECTS: usize = 1_000;
 
 /// The service.
@@ -136,6 +138,55 @@ impl ObjectsApi {
         Ok(Wanted { item, kind, name })
     }
 
+    fn deletion(actor: Actor, message: &DeleteObjectRequest) -> Result<Item, Status> {
+        Ok(Item {
+            actor,
+            request: request_key(&message.request_id)?,
+            command: Command::DeleteObject(DeleteObject {
+                kind: convert::kind(&message.kind)?,
+                name: convert::name("name", &message.name)?,
+                expected_revision: expected(message.expected_revision),
+            }),
+        })
+    }
+
+    /// The commands of a call, in its order, and whether it is a dry run.
+    fn many(&self, actor: &Actor, call: ApplyManyRequest) -> Result<(Vec<Item>, bool), Status> {
+        let ApplyManyRequest { objects, deletions } = call;
+        let count = objects.len() + deletions.len();
+        if count == 0 || count > MOST_OBJECTS {
+            let message = format!("{count} were sent: want 1 to {MOST_OBJECTS}");
+            return Err(status::wrong_field("objects", message));
+        }
+        let dry = |object: &ApplyRequest| object.dry_run;
+        let dry_run = match (objects.first(), deletions.first()) {
+            (Some(object), _) => dry(object),
+            (None, deletion) => deletion.is_some_and(|deletion| deletion.dry_run),
+        };
+        let differs = |place: &str| {
+            let message = "differs from that of the first one";
+            Err(status::wrong_field(&format!("{place}.dry_run"), message))
+        };
+        let mut items = Vec::with_capacity(count);
+        for (position, object) in objects.into_iter().enumerate() {
+            let place = format!("objects[{position}]");
+            if object.dry_run != dry_run {
+                return differs(&place);
+            }
+            let wanted = self.wanted(actor.clone(), object);
+            items.push(wanted.map_err(|error| status::within(&place, &error))?.item);
+        }
+        for (position, deletion) in deletions.iter().enumerate() {
+            let place = format!("deletions[{position}]");
+            if deletion.dry_run != dry_run {
+                return differs(&place);
+            }
+            let item = Self::deletion(actor.clone(), deletion);
+            items.push(item.map_err(|error| status::within(&place, &error))?);
+        }
+        Ok((items, dry_run))
+    }
+
     /// Outcomes of commands, and a state that holds their effects; in a dry run one that is thrown
     /// away.
     async fn answers(
@@ -149,16 +200,25 @@ impl ObjectsApi {
         }
         // The same function on a copy.
         let may = self.0.may_give(&items).await?;
-        if let Some(Err(refused)) = may.into_iter().find(Result::is_err) {
-            return Err(status::from_rejection(&refused));
-        }
         let view = self.0.read().await?;
         let mut state = view.state.clone();
         let at = state.at.max(self.0.now());
+        let items = allowed(items, &may);
         let entry = Entry { at, items };
         let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
         let outcomes = applied.into_iter().map(|one| one.outcome).collect();
-        Ok((outcomes, state))
+        Ok((every(may, outcomes), state))
+    }
+
+    /// As [`Self::answers`], of one command.
+    async fn answer(&self, item: Item, dry_run: bool) -> Result<(Reply, State), Status> {
+        let (outcomes, state) = self.answers(vec![item], dry_run).await?;
+        let reply = outcomes
+            .into_iter()
+            .next()
+            .ok_or_else(|| status::internal(&"a command without an outcome"))?
+            .map_err(|rejection| status::from_rejection(&rejection))?;
+        Ok((reply, state))
     }
 }
 
@@ -172,12 +232,7 @@ impl Objects for ObjectsApi {
         let message = request.into_inner();
         let dry_run = message.dry_run;
         let Wanted { item, kind, name } = self.wanted(actor, message)?;
-        let (outcomes, state) = self.answers(vec![item], dry_run).await?;
-        let reply = outcomes
-            .into_iter()
-            .next()
-            .ok_or_else(|| status::internal(&"a command without an outcome"))?
-            .map_err(|rejection| status::from_rejection(&rejection))?;
+        let (reply, state) = self.answer(item, dry_run).await?;
         Ok(Response::new(ApplyResponse {
             object: convert::object_of(&state, kind, &name),
             change: convert::change(&reply).into(),
@@ -189,23 +244,7 @@ impl Objects for ObjectsApi {
         request: Request<ApplyManyRequest>,
     ) -> Result<Response<ApplyManyResponse>, Status> {
         let actor = caller(&request)?.actor();
-        let objects = request.into_inner().objects;
-        if objects.is_empty() || objects.len() > MOST_OBJECTS {
-            let count = objects.len();
-            let message = format!("{count} were sent: want 1 to {MOST_OBJECTS}");
-            return Err(status::wrong_field("objects", message));
-        }
-        let dry_run = objects.first().is_some_and(|object| object.dry_run);
-        let mut items = Vec::with_capacity(objects.len());
-        for (position, object) in objects.into_iter().enumerate() {
-            let place = format!("objects[{position}]");
-            if object.dry_run != dry_run {
-                let message = "differs from that of the first object";
-                return Err(status::wrong_field(&format!("{place}.dry_run"), message));
-            }
-            let wanted = self.wanted(actor.clone(), object);
-            items.push(wanted.map_err(|error| status::within(&place, &error))?.item);
-        }
+        let (items, dry_run) = self.many(&actor, request.into_inner())?;
         let (outcomes, _) = self.answers(items, dry_run).await?;
         let results = outcomes.iter().map(convert::apply_result).collect();
         Ok(Response::new(ApplyManyResponse { results }))
@@ -268,14 +307,8 @@ impl Objects for ObjectsApi {
     ) -> Result<Response<DeleteObjectResponse>, Status> {
         let actor = caller(&request)?.actor();
         let message = request.into_inner();
-        let command = Command::DeleteObject(DeleteObject {
-            kind: convert::kind(&message.kind)?,
-            name: convert::name("name", &message.name)?,
-            expected_revision: expected(message.expected_revision),
-        });
-        self.0
-            .propose(actor, request_key(&message.request_id)?, command)
-            .await?;
+        let item = Self::deletion(actor, &message)?;
+        self.answer(item, message.dry_run).await?;
         Ok(Response::new(DeleteObjectResponse {}))
     }
 }

@@ -115,7 +115,7 @@ fn scope_agent(picture: &Picture<'_>, scope: &Scope, agent: &Name) -> ScopeAgent
         .observed
         .and_then(|observed| observed.agents.get(agent));
     let weight = |id: Option<DeploymentId>| {
-        let report = known?.report.as_ref()?;
+        let report = known?.report.as_deref()?;
         let weight = place_in(report, id?)?.weight?;
         Some(i32::from(weight.basis_points()))
     };

@@ -1,5 +1,6 @@
 //! Refusals as gRPC statuses: `google.rpc.ErrorInfo` with the stable reason, code and hint, and
-//! `google.rpc.BadRequest` with field paths. Every answer that is not good goes through here.
+//! `google.rpc.BadRequest` with field paths; where several scopes are in the way,
+//! `google.rpc.PreconditionFailure` with one violation for each. Every answer that is not good goes through here.
 
 use std::collections::HashMap;
 
@@ -15,6 +16,9 @@ use crate::query::QueryError;
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "tidegate";
+
+/// What a violation of a precondition is about.
+const SCOPE: &str = "scope";
 
 const fn code_of(kind: Kind) -> Code {
     match kind {
@@ -40,6 +44,11 @@ pub fn refusal(reason: Reason, message: impl Into<String>) -> Status {
 /// A refusal that names the fields in question.
 #[must_use]
 pub fn with_fields(reason: Reason, message: impl Into<String>, fields: &[FieldError]) -> Status {
+    let details = details(reason, fields);
+    Status::with_error_details(code_of(reason.status()), message, details)
+}
+
+fn details(reason: Reason, fields: &[FieldError]) -> ErrorDetails {
     let mut details = ErrorDetails::with_error_info(
         reason.as_str(),
         DOMAIN,
@@ -51,7 +60,7 @@ pub fn with_fields(reason: Reason, message: impl Into<String>, fields: &[FieldEr
     for field in fields {
         details.add_bad_request_violation(&field.field, &field.message);
     }
-    Status::with_error_details(code_of(reason.status()), message, details)
+    details
 }
 
 /// One wrong field.
@@ -89,11 +98,12 @@ pub fn within(place: &str, status: &Status) -> Status {
 /// The answer of the state machine.
 #[must_use]
 pub fn from_rejection(rejection: &Rejection) -> Status {
-    with_fields(
-        rejection.reason,
-        rejection.message.clone(),
-        &rejection.fields,
-    )
+    let reason = rejection.reason;
+    let mut details = details(reason, &rejection.fields);
+    for (scope, why) in &rejection.scopes {
+        details.add_precondition_failure_violation(SCOPE, scope.as_str(), why);
+    }
+    Status::with_error_details(code_of(reason.status()), &rejection.message, details)
 }
 
 /// A command that found no answer.
@@ -159,5 +169,21 @@ mod tests {
         let bad = part.get_details_bad_request().unwrap();
         assert_eq!(bad.field_violations[0].field, "objects[2].name");
         assert_eq!(reason_of(&part).as_deref(), Some("INVALID_FIELD"));
+    }
+
+    #[test]
+    fn scopes_in_the_way_stand_one_by_one_beside_the_message() {
+        let name = tidegate_shared::id::Name::new("web-eu").unwrap();
+        let why = "is PENDING".to_owned();
+        let rejection = Rejection::of_scopes(Reason::Conflict, "1 is in the way", &[(name, why)]);
+        let status = from_rejection(&rejection);
+        assert_eq!(status.message(), "1 is in the way");
+        let found = status.get_details_precondition_failure().unwrap();
+        let one = &found.violations[0];
+        assert_eq!(
+            (&*one.r#type, &*one.subject, &*one.description),
+            ("scope", "web-eu", "is PENDING")
+        );
+        assert!(status.get_details_bad_request().is_none());
     }
 }

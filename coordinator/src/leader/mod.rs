@@ -4,11 +4,12 @@
 //! loop that turns it into commands. Reports come in through `Live::absorb`, from the sessions
 //! here and from other coordinators; the services look through [`Live::picture`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tidegate_coordinator_core::desired::concerns;
+use tidegate_coordinator_core::state::Table;
 use tidegate_coordinator_core::verification::LeaderCheck;
 use tidegate_coordinator_core::{Observed, State};
 use tidegate_shared::assignment::Report;
@@ -33,7 +34,7 @@ struct Seen {
     /// Agents of which anything was learnt since the planner's last look.
     heard: BTreeSet<Name>,
     next_wakeup: Option<Timestamp>,
-    certificates: BTreeMap<Name, Timestamp>,
+    certificates: Table<Name, Timestamp>,
 }
 
 /// What the leader knows beyond the state. Cheap to clone.
@@ -100,7 +101,7 @@ impl Live {
         true
     }
 
-    /// Looks at the state together with what is seen now. Short work only: reports wait meanwhile.
+    /// Looks at the state together with what is seen now. Reports do not wait meanwhile.
     pub fn picture<'a, R>(
         &self,
         context: &Context,
@@ -112,12 +113,15 @@ impl Live {
     {
         let now = context.proposer.leader_now();
         let seen = self.lock();
+        let observed = seen.observed.clone().filter(|_| now.is_some());
+        let (next_wakeup, certificates) = (seen.next_wakeup, seen.certificates.clone());
+        drop(seen);
         look(Picture {
             state,
-            observed: seen.observed.as_ref().filter(|_| now.is_some()),
+            observed: observed.as_ref(),
             now: now.unwrap_or(state.at),
-            next_wakeup: seen.next_wakeup,
-            certificates: &seen.certificates,
+            next_wakeup,
+            certificates: &certificates,
         })
     }
 
@@ -183,9 +187,9 @@ impl Live {
     fn look<R>(&self, look: impl FnOnce(&Observed, &BTreeSet<Name>) -> R) -> Option<R> {
         let mut seen = self.lock();
         let heard = std::mem::take(&mut seen.heard);
-        seen.observed
-            .as_ref()
-            .map(|observed| look(observed, &heard))
+        let observed = seen.observed.clone();
+        drop(seen);
+        observed.map(|observed| look(&observed, &heard))
     }
 
     /// Drops what nobody will ask for.

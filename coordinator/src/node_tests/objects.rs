@@ -19,12 +19,30 @@ async fn apply_many(
     world: &World,
     objects: Vec<pb::ApplyRequest>,
 ) -> Result<Vec<One>, tonic::Status> {
-    let request = pb::ApplyManyRequest { objects };
+    send(world, objects, Vec::new()).await
+}
+
+async fn send(
+    world: &World,
+    objects: Vec<pb::ApplyRequest>,
+    deletions: Vec<pb::DeleteObjectRequest>,
+) -> Result<Vec<One>, tonic::Status> {
+    let request = pb::ApplyManyRequest { objects, deletions };
     let answer = ObjectsClient::new(world.people())
         .apply_many(request)
         .await?;
     let results = answer.into_inner().results.into_iter();
     Ok(results.map(|one| one.result.unwrap()).collect())
+}
+
+fn deletion(kind: &str, name: &str, dry_run: bool) -> pb::DeleteObjectRequest {
+    pb::DeleteObjectRequest {
+        request_id: id(),
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        dry_run,
+        expected_revision: 0,
+    }
 }
 
 async fn names(world: &World) -> Vec<String> {
@@ -131,4 +149,70 @@ async fn a_dry_run_sees_what_stands_before_it_in_the_call() {
     let created = Some(Change::Created);
     assert_eq!(answers.iter().map(change).collect::<Vec<_>>(), [created; 2]);
     assert!(names(&world).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_are_judged_one_after_another_and_behind_the_objects() {
+    let world = World::new().await;
+    let value = |target: &str| {
+        let target = format!(r#"{{"application":"{target}"}}"#);
+        format!(r#"{{"variable":"A","value":"1","target":{target}}}"#)
+    };
+    let objects = vec![
+        object("application", "shop", "{}"),
+        object("application", "web", "{}"),
+        object("environment", "prod", r#"{"tier":3}"#),
+        object("parameter", "color", &value("shop")),
+        object("parameter", "size", &value("web")),
+    ];
+    apply_many(&world, objects).await.unwrap();
+    let before = names(&world).await;
+
+    // One is in use until the deletion before it, one by an object that the call itself makes.
+    let more = |dry_run| pb::ApplyRequest {
+        dry_run,
+        ..object("parameter", "more", &value("web"))
+    };
+    let gone = |dry_run| {
+        ["color", "size"]
+            .map(|name| deletion("parameter", name, dry_run))
+            .into_iter()
+            .chain(["shop", "web"].map(|name| deletion("application", name, dry_run)))
+            .chain([deletion("environment", "none", dry_run)])
+            .collect::<Vec<_>>()
+    };
+    let told = |answers: &[One]| -> Vec<Result<Change, String>> {
+        let each = answers.iter().map(|one| match one {
+            One::Applied(applied) => Ok(applied.change()),
+            One::Refusal(refusal) => Err(refusal.code.clone()),
+        });
+        each.collect()
+    };
+    let wanted = [
+        Ok(Change::Created),
+        Ok(Change::Deleted),
+        Ok(Change::Deleted),
+        Ok(Change::Deleted),
+        Err("TG-1103".to_owned()),
+        Err("TG-1101".to_owned()),
+    ];
+    let dry = send(&world, vec![more(true)], gone(true)).await.unwrap();
+    assert_eq!(told(&dry), wanted);
+    assert!(refusal(&dry[4]).message.contains("\"more\""), "{dry:?}");
+    assert_eq!(names(&world).await, before, "a dry run wrote");
+    let done = send(&world, vec![more(false)], gone(false)).await.unwrap();
+    assert_eq!(told(&done), wanted);
+    assert_eq!(names(&world).await, ["web", "prod", "more"]);
+
+    let mut one = ObjectsClient::new(world.people());
+    let refused = one.delete(deletion("application", "web", true)).await;
+    assert_eq!(reason_of(&refused.unwrap_err()).as_deref(), Some("IN_USE"));
+    one.delete(deletion("environment", "prod", true))
+        .await
+        .unwrap();
+    assert_eq!(names(&world).await, ["web", "prod", "more"]);
+    let mixed = vec![deletion("environment", "prod", true)];
+    let error = send(&world, vec![more(false)], mixed).await.unwrap_err();
+    let bad = error.get_details_bad_request().unwrap();
+    assert_eq!(bad.field_violations[0].field, "deletions[0].dry_run");
 }

@@ -24,7 +24,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::snapshot::Start;
 use super::transport::Outbox;
-use super::writer::WriteTask;
+use super::writer::{LogWriter, WriteTask, Written};
 use super::{
     Committed, CommittedEntry, Fate, MembershipChange, MembershipError, OnFatal, PeerProgress,
     RaftSettings, RaftStatus, Role, Ticket, spawn_thread,
@@ -195,7 +195,7 @@ pub(crate) struct DriverParts {
     pub start: Start,
     /// Random, so that answers to reads of an earlier life are not taken for this one's.
     pub boot: u64,
-    pub writes: mpsc::Sender<WriteTask>,
+    pub writer: LogWriter,
     pub committed: mpsc::Sender<Committed>,
     pub outbox: Arc<dyn Outbox>,
     pub killed: Arc<AtomicBool>,
@@ -420,11 +420,7 @@ impl Driver {
                 self.raw.report_snapshot(to, status);
             }
             Input::ClockSkewed(skewed) => self.skewed = skewed,
-            Input::Persisted(number) => {
-                self.persisted = number;
-                self.raw.on_persist_ready(number);
-                self.advance_applied();
-            }
+            Input::Persisted(number) => self.persisted(number),
             Input::Applied(mark) => {
                 if mark.index > self.applied.index {
                     self.applied = mark;
@@ -435,6 +431,12 @@ impl Driver {
             Input::Pulse(beat) => drop(self.parts.committed.send(Committed::Pulse(beat))),
             Input::Stop => self.stopping = true,
         }
+    }
+
+    fn persisted(&mut self, number: u64) {
+        self.persisted = number;
+        self.raw.on_persist_ready(number);
+        self.advance_applied();
     }
 
     /// Tells Raft what is applied. A snapshot may be installed before the log's restart behind it
@@ -573,15 +575,14 @@ impl Driver {
 
     /// Writes something that no promise rests on; numbers stay those of Raft's readies.
     fn write(&mut self, batch: WriteBatch) {
-        self.parts
-            .writes
-            .send(WriteTask {
-                number: self.written,
-                batch,
-                must_sync: true,
-                messages: Vec::new(),
-            })
-            .ok();
+        let task = WriteTask {
+            number: self.written,
+            batch,
+            must_sync: true,
+            messages: Vec::new(),
+        };
+        // A failure has ended the process.
+        self.parts.writer.write(task, false);
     }
 
     fn handle_ready(&mut self) {
@@ -618,11 +619,12 @@ impl Driver {
             if batch == WriteBatch::default() && self.persisted == self.written {
                 // Nothing to write and nothing on its way: the promise holds already.
                 self.parts.outbox.send(messages);
-                self.raw.on_persist_ready(number);
                 self.written = number;
-                self.persisted = number;
-                self.advance_applied();
+                self.persisted(number);
             } else {
+                // With an answer still on its way, this one would come before it.
+                let may_wait = self.persisted == self.written
+                    && self.input.waiting.load(Ordering::Acquire) == 0;
                 self.written = number;
                 let task = WriteTask {
                     number,
@@ -630,9 +632,13 @@ impl Driver {
                     must_sync,
                     messages,
                 };
-                if self.parts.writes.send(task).is_err() {
-                    self.stopping = true;
-                    return;
+                match self.parts.writer.write(task, may_wait) {
+                    Written::Now => self.persisted(number),
+                    Written::Later => {}
+                    Written::Never => {
+                        self.stopping = true;
+                        return;
+                    }
                 }
             }
             self.hand_over(committed);

@@ -3,7 +3,7 @@
 //! A node starts from the newest good snapshot and the log behind it. Snapshots are written on a
 //! thread of their own from a clone of the state, which costs nothing, so applying goes on.
 
-use std::io::{BufReader, Read};
+use std::io::BufReader;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ use tidegate_coordinator_core::State;
 
 use super::driver::RaftHandle;
 use super::{OnFatal, RaftSettings, spawn_thread};
-use crate::storage::codec;
+use crate::storage;
 use crate::storage::history::{HistoryError, HistoryStore};
 use crate::storage::log::{HardState, LogError, LogStore, Mark, Membership, Recovered, WriteBatch};
 use crate::storage::snapshot::{SnapshotError, SnapshotFile, SnapshotStore, mark_of};
@@ -122,20 +122,8 @@ fn holds(log: &Recovered, mark: Mark) -> bool {
 /// # Errors
 /// [`SnapshotError`] when the file is damaged, or was written by a newer program.
 pub fn read_state(store: &SnapshotStore, file: &SnapshotFile) -> Result<State, SnapshotError> {
-    let mut reader = BufReader::with_capacity(1 << 16, store.open(&file.name)?);
-    let state = codec::decode_from(&mut reader)?;
-    let mut rest = [0; 1];
-    match reader.read(&mut rest) {
-        Ok(0) => Ok(state),
-        Ok(_) => Err(SnapshotError::Damaged {
-            file: file.name.clone(),
-            reason: "bytes follow after the state".to_owned(),
-        }),
-        Err(error) => Err(SnapshotError::Damaged {
-            file: file.name.clone(),
-            reason: error.to_string(),
-        }),
-    }
+    let reader = BufReader::with_capacity(1 << 16, store.open(&file.name)?);
+    Ok(storage::state::read(reader)?)
 }
 
 /// Writes a snapshot of `state`.
@@ -149,7 +137,7 @@ pub fn write_state(
     state: &State,
 ) -> Result<SnapshotFile, SnapshotError> {
     store.write(mark, membership, state.extent(), |out| {
-        codec::encode_into(state, out)
+        storage::state::write(state, out)
     })
 }
 

@@ -663,7 +663,7 @@ mod tests {
             },
         };
         let state = State {
-            cluster: Some(cluster),
+            cluster: Some(cluster.into()),
             ..State::default()
         };
         let view = View {

@@ -97,7 +97,7 @@ pub(super) fn apply_with_past(state: &mut State, index: u64, entry: &Entry) -> V
 pub(super) fn change(state: &mut State, command: &Command) {
     match command {
         Command::InitCluster(init) => {
-            state.cluster = Some(Cluster {
+            state.cluster = Some(std::sync::Arc::new(Cluster {
                 id: init.cluster,
                 trust_domain: init.trust_domain.clone(),
                 level: init.level,
@@ -106,12 +106,14 @@ pub(super) fn change(state: &mut State, command: &Command) {
                 members: Default::default(),
                 former: Default::default(),
                 ca: init.ca.clone(),
-            });
+            }));
             member(state, 1, &init.addresses);
         }
         Command::UpdateMember(update) => member(state, update.node, &update.addresses),
         Command::RemoveMember(MemberId { node }) => {
-            state.cluster.as_mut().unwrap().members.remove(node);
+            std::sync::Arc::make_mut(state.cluster.as_mut().unwrap())
+                .members
+                .remove(node);
         }
         Command::RaiseLevel(_) => {}
         other => panic!("the tests do not use {other:?}"),
@@ -119,7 +121,7 @@ pub(super) fn change(state: &mut State, command: &Command) {
 }
 
 pub(super) fn member(state: &mut State, node: u64, addresses: &Addresses) {
-    let cluster = state.cluster.as_mut().unwrap();
+    let cluster = std::sync::Arc::make_mut(state.cluster.as_mut().unwrap());
     cluster.next_node = cluster.next_node.max(node + 1);
     let member = Member {
         name: Name::new(format!("n{node}")).unwrap(),

@@ -5,7 +5,8 @@
 //! production and [`memory`] one for tests and simulations. Both pass `conformance`. Everything
 //! goes through [`disk::Disk`], so tests run the same code over a disk that tears and forgets.
 //! [`history`] keeps an
-//! embedded store's file, through the system alone. Only [`codec`] turns values into bytes and back.
+//! embedded store's file, through the system alone. Only [`codec`] turns values into bytes and back; [`state`] is how a whole
+//! state lies in a snapshot.
 
 pub mod blobs;
 pub mod codec;
@@ -20,3 +21,4 @@ pub mod log;
 pub mod memory;
 pub mod segment;
 pub mod snapshot;
+pub mod state;

@@ -66,6 +66,12 @@ pub enum Flaw {
         /// The last line that is there.
         after: u64,
     },
+    /// It ends in the middle of a line.
+    #[error("it is cut off within line {line}")]
+    CutWithin {
+        /// Which.
+        line: u64,
+    },
     /// A line was changed.
     #[error("line {line}{position} was changed: {why}", position = told(*.position))]
     Changed {
@@ -123,7 +129,11 @@ impl Flaw {
     pub const fn is_tampering(&self) -> bool {
         !matches!(
             self,
-            Self::Empty | Self::Foreign(_) | Self::TooNew(_) | Self::CutOff { .. }
+            Self::Empty
+                | Self::Foreign(_)
+                | Self::TooNew(_)
+                | Self::CutOff { .. }
+                | Self::CutWithin { .. }
         )
     }
 }
@@ -232,6 +242,19 @@ impl Checker {
                 })),
             },
         }
+    }
+
+    /// Takes what stands at the end without a line feed: a whole line, or the beginning of one.
+    ///
+    /// # Errors
+    /// As [`Self::line`]; of half a line, that the file is cut off.
+    pub fn unended(&mut self, bytes: &[u8]) -> Result<(), Flaw> {
+        let line = self.lines + 1;
+        let is_ours = line > 1 || bytes.starts_with(HEAD_START);
+        if is_ours && self.tail.is_none() && is_cut(bytes) {
+            return Err(self.settled(Flaw::CutWithin { line }));
+        }
+        self.line(bytes)
     }
 
     fn begin(&mut self, bytes: &[u8]) -> Result<(), Flaw> {
@@ -378,6 +401,22 @@ impl Break {
             position: self.position,
         }
     }
+}
+
+/// How the first line starts.
+const HEAD_START: &[u8] = b"{\"tidegate_audit\":";
+
+/// Whether bytes are JSON, or text, that ends before it is whole.
+fn is_cut(bytes: &[u8]) -> bool {
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) if error.error_len().is_none() => {
+            let whole = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            std::str::from_utf8(whole).unwrap_or_default()
+        }
+        Err(_) => return false,
+    };
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_err_and(|error| error.is_eof())
 }
 
 /// A value whose line is exactly what would be written for it.

@@ -19,7 +19,7 @@ pub struct HealthCheck {
     /// A program exits with 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exec: Option<ExecProbe>,
-    /// Between two checks; 100 ms to 1 h.
+    /// Between two checks; 100 ms to 1 h. Until the first success after a start they come sooner.
     pub interval: Span,
     /// Of one check; 10 ms to 5 min.
     pub timeout: Span,

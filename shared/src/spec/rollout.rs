@@ -217,6 +217,19 @@ pub enum RolloutOrder {
     Label(String),
 }
 
+impl RolloutOrder {
+    /// Adds what is wrong with it, as a field `order`.
+    pub(super) fn validate(&self, errors: &mut FieldErrors) {
+        if let Self::Label(label) = self {
+            errors.require(
+                (1..=128).contains(&label.len()),
+                "order.label",
+                "want 1 to 128 characters",
+            );
+        }
+    }
+}
+
 impl fmt::Display for RolloutOrder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -303,13 +316,7 @@ impl RolloutSpec {
             ),
         );
         self.check_verification(&mut errors);
-        if let RolloutOrder::Label(label) = &self.order {
-            errors.require(
-                (1..=128).contains(&label.len()),
-                "order.label",
-                "want 1 to 128 characters",
-            );
-        }
+        self.order.validate(&mut errors);
         self.check_pinned(&mut errors);
         errors
     }

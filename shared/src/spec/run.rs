@@ -233,16 +233,31 @@ pub struct Cores(pub u32);
 
 const UNITS: [(&str, u32); 4] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 
+impl Bytes {
+    /// The largest unit that leaves a whole number, with that number.
+    fn in_units(self) -> Option<(u64, &'static str)> {
+        let fits = |shift: u32| self.0 > 0 && self.0.trailing_zeros() >= shift;
+        let (unit, shift) = UNITS.iter().find(|(_, shift)| fits(*shift))?;
+        Some((self.0 >> shift, unit))
+    }
+}
+
+impl std::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.in_units() {
+            Some((count, unit)) => write!(f, "{count}{unit}"),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
 impl Serialize for Bytes {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if !serializer.is_human_readable() {
             return serializer.serialize_u64(self.0);
         }
-        let fitting = UNITS
-            .iter()
-            .find(|(_, shift)| self.0 > 0 && self.0.trailing_zeros() >= *shift);
-        match fitting {
-            Some((unit, shift)) => serializer.serialize_str(&format!("{}{unit}", self.0 >> shift)),
+        match self.in_units() {
+            Some(_) => serializer.collect_str(self),
             None => serializer.serialize_u64(self.0),
         }
     }

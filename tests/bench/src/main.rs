@@ -11,6 +11,10 @@ use tidegate_bench::Effort;
 use tidegate_bench::benches::Bench;
 use tidegate_bench::machine::Machine;
 
+/// What the coordinator has: the bench `state` runs its state machine in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures Tidegate beside programs that do the same, on this machine in one run.
 #[derive(Debug, Parser)]
 #[command(

@@ -178,7 +178,10 @@ impl Store for OurStore {
         let objects = (0..count as u64)
             .map(|offset| parameter(first.wrapping_add(offset), numbers))
             .collect();
-        let request = api::ApplyManyRequest { objects };
+        let request = api::ApplyManyRequest {
+            objects,
+            ..api::ApplyManyRequest::default()
+        };
         let answer = self.client.clone().apply_many(request).await?.into_inner();
         ensure!(answer.results.len() == count, "answers are missing");
         for result in answer.results {
@@ -210,7 +213,10 @@ pub async fn fill(store: &OurStore) -> anyhow::Result<()> {
         let objects = (first..first + 100)
             .map(|key| parameter(key, &mut numbers))
             .collect();
-        let request = api::ApplyManyRequest { objects };
+        let request = api::ApplyManyRequest {
+            objects,
+            ..api::ApplyManyRequest::default()
+        };
         let mut client = store.client.clone();
         let call = client.apply_many(request);
         tokio::time::timeout(FILL_LIMIT, call)

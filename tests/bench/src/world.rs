@@ -1,6 +1,8 @@
 //! A state machine of any size, without a network: commands applied one after the other as a replica
 //! does it, and agents that have done at once what they are told.
 
+mod groups;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -27,8 +29,8 @@ use crate::stats::Numbers;
 const SCOPES_PER_AGENT: usize = 10;
 /// Commands in one entry while a world is made.
 const BATCH: usize = 256;
-/// From here on ended deployments and audit events leave the state.
-const LEVEL: u32 = tidegate_coordinator_core::archive::ARCHIVE_LEVEL;
+/// As a new cluster has it: ended deployments and audit events leave the state, snapshots are packed.
+const LEVEL: u32 = tidegate_coordinator::setup::LEVEL;
 
 /// See the module.
 pub struct World {
@@ -66,7 +68,7 @@ fn agent(number: usize) -> anyhow::Result<Name> {
 }
 
 impl World {
-    /// A cluster with an application of two releases, and nothing else.
+    /// A cluster with an application of three releases, and nothing else.
     ///
     /// # Errors
     /// A command was refused.
@@ -102,7 +104,7 @@ impl World {
         }))?;
         world.put(Kind::Application, name("shop")?, "{}")?;
         world.put(Kind::Environment, name("production")?, "{}")?;
-        for version in ["1.0.0", "2.0.0"] {
+        for version in ["1.0.0", "2.0.0", "3.0.0"] {
             let asset = Digest::of(version.as_bytes());
             let spec = format!(
                 r#"{{"assets":[{{"name":"shop","kind":"archive","size":1,"sha256":"{asset}","run":{{"command":"bin/shop","args":["--port","${{PORT}}"],"env":{{"MODE":"production"}}}}}}]}}"#

@@ -103,6 +103,16 @@ fn a_scaffolded_folder_is_applied_as_it_is_and_then_nothing_differs() {
         differs(cluster, &export, 0, &["0 of "])?;
         let applied = seen(cluster, &["apply", "-f", &export])?.ok()?;
         says(&applied, &["0 created, 0 changed"])?;
+        let json = cluster.tidegate(&["export"])?.ok()?.stdout;
+        let array: Vec<Value> = serde_json::from_str(&json)?;
+        let row: Vec<String> = array.iter().map(Value::to_string).collect();
+        for (file, text) in [("list.json", json), ("row.json", row.join("\n"))] {
+            let dir = folder(cluster, file, &[(file, &text)])?;
+            differs(cluster, &dir, 0, &["0 of "])?;
+            let applied = seen(cluster, &["apply", "-f", &dir])?.ok()?;
+            let unchanged = format!("0 created, 0 changed, {} unchanged", array.len());
+            says(&applied, &[&unchanged])?;
+        }
 
         let piped = piped(
             cluster,
@@ -470,9 +480,32 @@ fn refused_prunes(cluster: &Cluster) -> anyhow::Result<()> {
         "app=shop",
         "--yes",
     ];
+    // A dry run knows it, in the words of the real one.
+    let parts = ["application \"shop\" is in use: scope \"shop\"", "TG-1103"];
+    let dry = [&prune[..], &["--dry-run"]].concat();
+    let told = cluster.tidegate(&dry)?;
+    told.refused(1, &parts)?;
+    let told: Value = serde_json::from_str(&told.stdout)?;
+    ensure!(
+        changes(&told) == ["application new created", "application shop refused"],
+        "{told}"
+    );
+    cluster
+        .tidegate(&["application", "get", "new"])?
+        .refused(1, &["TG-1101"])?;
     let told = cluster.tidegate(&prune)?;
-    told.refused(1, &["application \"shop\" is in use", "TG-1103"])?;
+    told.refused(1, &parts)?;
     cluster.tidegate(&["scope", "get", "shop"])?.ok()?;
+    let delete = |name: &str| {
+        let dry = ["application", "delete", name, "--dry-run"];
+        seen(cluster, &dry)
+    };
+    delete("shop")?.refused(1, &parts)?;
+    says(
+        &delete("new")?.ok()?,
+        &["deleted (dry run, nothing was changed)"],
+    )?;
+    cluster.tidegate(&["application", "get", "new"])?.ok()?;
     let bad = SCOPE.replace("application: shop", "application: none");
     let bad = folder(
         cluster,

@@ -303,6 +303,11 @@ fn an_exported_log_is_verified_and_what_was_done_to_it_is_named() {
         tamper(&|lines| lines.push(lines[3].clone()))?.refused(1, &["TG-1582", "was appended"])?;
         tamper(&|lines| drop(lines.pop()))?.refused(1, &["TG-1583", "cut off"])?;
         tamper(&Vec::clear)?.refused(1, &["TG-1583"])?;
+        // A disk that was full, a copy that was broken off: in the middle of a line.
+        let start = whole.len() - lines[lines.len() - 1].len() / 2;
+        fs::write(&file, &whole.as_bytes()[..start])?;
+        let within = format!("cut off within line {}", lines.len());
+        verify()?.refused(1, &["TG-1583", &within])?;
 
         // Without a cluster, and from a position on.
         fs::write(&file, &whole)?;

@@ -21,6 +21,7 @@ fn policies_hold_up_explain_and_are_overruled_by_people() {
         establish(cluster, "1.0.0")?;
         publish(cluster, "2.0.0")?;
         mistakes(cluster)?;
+        dependencies(cluster)?;
         guardrails(cluster)?;
         windows_and_skips(cluster)?;
         freezes(cluster)?;
@@ -71,6 +72,64 @@ fn mistakes(cluster: &Cluster) -> anyhow::Result<()> {
         .refused(1, &["scope has no \"nam\"", "TG-1001"])?;
     let listed = cluster.tidegate(&["policy", "list"])?.json()?;
     ensure!(!listed.to_string().contains("\"p\""), "{listed}");
+    Ok(())
+}
+
+fn dependencies(cluster: &Cluster) -> anyhow::Result<()> {
+    let file = cluster.dir().join("needs.yaml");
+    let path = file.display().to_string();
+    let policy = |selector: &str, on: &str| {
+        format!(
+            "kind: policy\nname: needs\nspec:\n  selector: {selector}\n  dependencies:\n  - application: {on}\n    version: \">=1\"\n"
+        )
+    };
+    let unknown = policy("environment.name == \"far\"", "nowhere");
+    let itself = policy("application.name == \"shop\"", "shop");
+    for (manifest, parts) in [
+        (
+            &unknown,
+            &[
+                "needs.yaml:6:18: spec.dependencies[0].application",
+                "there is no application \"nowhere\"",
+                "TG-1101",
+            ][..],
+        ),
+        (
+            &itself,
+            &[
+                "needs.yaml:6:18: spec.dependencies[0].application",
+                "cannot depend on itself",
+                "TG-1001",
+            ],
+        ),
+    ] {
+        fs::write(&file, manifest)?;
+        for args in [
+            &["apply", "-f", &path][..],
+            &["apply", "-f", &path, "--dry-run"],
+            &["policy", "create", "-f", &path],
+        ] {
+            cluster.tidegate(args)?.refused(1, parts)?;
+        }
+    }
+    let listed = cluster.tidegate(&["policy", "list"])?.json()?;
+    ensure!(!listed.to_string().contains("\"needs\""), "{listed}");
+    // Whatever the order in the file, what is referred to is made first.
+    let both = format!("{unknown}---\nkind: application\nname: nowhere\nspec: {{}}\n");
+    fs::write(&file, both)?;
+    for args in [
+        &["apply", "-f", &path, "--dry-run"][..],
+        &["apply", "-f", &path],
+    ] {
+        cluster.tidegate(args)?.ok()?;
+    }
+    cluster
+        .tidegate(&["application", "delete", "nowhere"])?
+        .refused(1, &["dependencies[0] of policy \"needs\"", "TG-1103"])?;
+    cluster.tidegate(&["policy", "delete", "needs"])?.ok()?;
+    cluster
+        .tidegate(&["application", "delete", "nowhere"])?
+        .ok()?;
     Ok(())
 }
 

@@ -8,11 +8,13 @@ pub mod archive;
 pub mod cluster;
 pub mod http;
 pub mod load;
+pub mod machine;
 pub mod nspawn;
 pub mod poll;
 pub mod ports;
 pub mod process;
 
 pub use cluster::{Client, Cluster, Output, Shape};
+pub use machine::Machine;
 pub use nspawn::Hosts;
 pub use process::Process;

@@ -19,6 +19,13 @@ pub fn conduct(behaviours: &[Behaviour]) -> Result<Conduct, String> {
             Behaviour::NeverHealthy => conduct.healthy_after = None,
             Behaviour::HealthyAfter(span) => conduct.healthy_after = Some(*span),
             Behaviour::StagesIn(span) => conduct.stage_takes = *span,
+            Behaviour::ServerErrors(share) => {
+                conduct.server_errors = u32::from(share.basis_points());
+            }
+            Behaviour::ClientErrors(share) => {
+                conduct.client_errors = u32::from(share.basis_points());
+            }
+            Behaviour::Latency(span) => conduct.latency = *span,
             Behaviour::Unreachable => conduct.staged = Staged::Fails,
             Behaviour::Refused(word) => {
                 let kind = PermanentErrorKind::ALL

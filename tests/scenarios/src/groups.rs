@@ -149,6 +149,7 @@ impl Saying {
             Self::Add { nth, scopes } => Command::AddToGroup(AddToGroup {
                 group: groups.id(*nth)?,
                 scopes: scopes.clone(),
+                expected_revision: None,
             }),
             Self::Decide { nth, granted, by } => {
                 who = by.clone();
@@ -156,6 +157,7 @@ impl Saying {
                     group: groups.id(*nth)?,
                     granted: *granted,
                     reason: String::new(),
+                    expected_revision: None,
                 })
             }
             Self::Look(_) => return Ok(None),

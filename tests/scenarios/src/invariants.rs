@@ -54,19 +54,21 @@ impl Guard {
         for (agent, host) in hosts {
             let routes = &host.model.host.routes().0;
             for (scope, route) in routes {
-                let mut reachable = 0_u32;
+                // Shares of what is spread: a version that has nobody here holds nothing of it.
+                let (mut reachable, mut spread) = (0_u32, 0_u32);
                 for (deployment, version) in &route.versions {
                     if version.weight == Weight::ZERO {
                         continue;
                     }
                     let weight = u32::from(version.weight.basis_points());
+                    spread += weight;
                     let healthy = version.instances.values().any(|route| route.healthy);
                     if healthy || host.excused.contains(deployment) {
                         reachable += weight;
                     }
                     broken.extend(stopped_under_weight(agent, host, scope, *deployment));
                 }
-                if reachable == u32::from(Weight::FULL.basis_points()) {
+                if reachable > 0 && reachable == spread {
                     if has_good_version(state, scope) {
                         self.established.insert((agent.clone(), scope.clone()));
                     }
@@ -75,7 +77,7 @@ impl Guard {
                 if self.must_serve(state, agent, scope) {
                     broken.push(format!(
                         "{scope} on {agent} has only {} % of its traffic on healthy instances",
-                        reachable / 100
+                        reachable * 100 / spread.max(1)
                     ));
                 }
             }

@@ -14,6 +14,7 @@ pub mod conduct;
 pub mod governance;
 pub mod groups;
 pub mod invariants;
+pub mod manage;
 pub mod script;
 mod told;
 pub mod trace;

@@ -12,17 +12,21 @@
 //! pause d2 · resume d2 · promote d2 · promote-full d2 · traffic d2 30% · finalize d2
 //! cancel d2 · rollback d2 · retry d2 · grant d2 by ann · deny d2 by ann
 //! stop web [cancel] · start web · restart web · return web [1.0.0] [force]
+//! level 4 · delete application db         of the cluster; of an object of a kind
 //! reject 2.0.0 · hold 2.0.0 · release-ready 2.0.0
 //! environment staging {json}              an environment, fields as in a manifest
 //! freeze 2h [let-run] [CEL] · thaw        nothing new starts; the oldest freeze is over
 //! skip two/approval [for 2h] [in web] [of 2.0.0] · unskip
+//! person ann approver                     joins with roles, or has these from now on
 //! group 2.0.0 to web api [with slow] [queue|supersede] [{json of its rollout}]
 //! pause g1 · resume g1 · … · grant g1 by ann · add g1 db · look g1     the same verbs, on groups
 //! cut a1 · kill a1 · back a1 · stick a1 · free a1 · leader
 //! measure 2.0.0 smoke good|bad|away [on a1]   what a check finds from now on
 //! vanish d2 [on a1] · open d2 5 [on a1]
+//! load web 50                             so many requests per second on each host from now on
 //! wait 30s · wait d2 RUNNING · wait d2 step 2 · wait d2 end · wait quiet · wait g1 end
 //! show                                    the deployments at this moment
+//! explain d2                              every gate's answer, and what it waits for
 //! ```
 //!
 //! Statements between two waits happen at one instant, before the planner looks.
@@ -30,9 +34,10 @@
 use crate::checks::Measure;
 use crate::governance::Word;
 use crate::groups::{self, Saying};
+use crate::manage::Manage;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::parse_percent;
+use tidegate_shared::spec::{Role, parse_percent};
 use tidegate_shared::time::Span;
 use tidegate_shared::weight::Weight;
 
@@ -142,6 +147,10 @@ pub enum Statement {
         /// Which release.
         version: Version,
     },
+    /// What administrators do.
+    Manage(Manage),
+    /// Somebody with roles; from the first one on people have roles at all.
+    Person(Name, Vec<Role>),
     /// People's word over rules.
     Word(Word),
     /// What people say to groups.
@@ -154,6 +163,8 @@ pub enum Statement {
     Wait(Wait),
     /// Prints where everything is.
     Show,
+    /// Prints what a deployment waits for.
+    Explain(Nth),
 }
 
 /// How a release behaves where that is not ordinary.
@@ -173,6 +184,12 @@ pub enum Behaviour {
     Unreachable,
     /// Staging fails for good: a word of `PermanentErrorKind`.
     Refused(String),
+    /// Such a share of its answers is 5xx.
+    ServerErrors(Weight),
+    /// Such a share of its answers is 4xx.
+    ClientErrors(Weight),
+    /// Each answer takes so long.
+    Latency(Span),
 }
 
 /// What goes wrong, or is right again.
@@ -194,6 +211,8 @@ pub enum Fault {
     Vanish(Nth, Option<Name>),
     /// So many requests of a version are open and stay so.
     Open(Nth, u64, Option<Name>),
+    /// So many requests per second come to a scope on each host.
+    Load(Name, u64),
 }
 
 /// What is waited for.
@@ -348,9 +367,19 @@ fn statement(line: &str) -> Result<Statement, String> {
         },
         "wait" => Statement::Wait(wait(&mut words)?),
         "show" => Statement::Show,
+        "person" => {
+            let name = words.parse("a person")?;
+            let mut roles = Vec::new();
+            while let Some(word) = words.next() {
+                roles.push(word.parse().map_err(|_| format!("\"{word}\" is no role"))?);
+            }
+            Statement::Person(name, roles)
+        }
+        "explain" => Statement::Explain(words.nth()?),
         "freeze" | "thaw" | "skip" | "unskip" => {
             Statement::Word(Word::parse(first, &words.json())?)
         }
+        "level" | "delete" => Statement::Manage(Manage::parse(first, &words.json())?),
         "measure" => Statement::Measure(Measure::parse(&words.json())?),
         _ => Statement::Fault(fault(first, &mut words)?),
     };
@@ -378,6 +407,9 @@ fn release(words: &mut Words<'_>) -> Result<Statement, String> {
             "stages-in" => Behaviour::StagesIn(words.parse("a time")?),
             "unreachable" => Behaviour::Unreachable,
             "refused" => Behaviour::Refused(words.need("a kind of error")?.to_owned()),
+            "server-errors" => Behaviour::ServerErrors(percent(words.need("a percentage")?)?),
+            "client-errors" => Behaviour::ClientErrors(percent(words.need("a percentage")?)?),
+            "latency" => Behaviour::Latency(words.parse("a time")?),
             other => return Err(format!("\"{other}\" is no behaviour")),
         });
     }
@@ -467,6 +499,7 @@ fn fault(first: &str, words: &mut Words<'_>) -> Result<Fault, String> {
         "stick" => Fault::Stick(words.parse("an agent")?),
         "free" => Fault::Free(words.parse("an agent")?),
         "leader" => Fault::Leader,
+        "load" => Fault::Load(words.parse("a scope")?, words.parse("requests per second")?),
         "vanish" => Fault::Vanish(words.nth()?, words.optional_on()?),
         "open" => Fault::Open(
             words.nth()?,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use tidegate_coordinator_core::explain::Explanation;
 use tidegate_coordinator_core::state::{Deployment, Scope, State, Status};
 use tidegate_coordinator_core::strategy::is_batched;
 use tidegate_shared::assignment::{InstanceState, ObservedPlace};
@@ -382,4 +383,38 @@ pub fn picture(deployment: &Deployment, name: &str, now: Timestamp) -> String {
         .since(deployment.meta.created_at);
     parts.push(format!("in all {since}"));
     format!("  {name}: {}", parts.join(", "))
+}
+
+/// What a deployment waits for, one line for itself and one for each gate.
+pub fn explanation(found: &Explanation, now: Timestamp) -> Vec<String> {
+    let after = |at: Timestamp| match at > now {
+        true => format!("in {}", at.since(now)),
+        false => format!("{} ago", now.since(at)),
+    };
+    let ends = found.deadline.map(|at| format!("; ends {}", after(at)));
+    let mut lines = vec![format!(
+        "  waits for: {}{}",
+        found.waiting_for,
+        ends.unwrap_or_default()
+    )];
+    for gate in &found.gates {
+        let rule = match gate.rule.as_str() {
+            "" => gate.kind.to_owned(),
+            rule => format!("{} {rule}", gate.kind),
+        };
+        let answer = format!("{:?}", gate.answer).to_lowercase();
+        let mut parts = vec![format!("{answer}: {}", gate.why)];
+        if !gate.needs.is_empty() {
+            parts.push(format!("needs {}", gate.needs));
+        }
+        let times = [
+            ("until", gate.until),
+            ("satisfied", gate.satisfied_at),
+            ("evaluated", gate.next_evaluation),
+        ];
+        let times = times.into_iter().filter_map(|(word, at)| Some((word, at?)));
+        parts.extend(times.map(|(word, at)| format!("{word} {}", after(at))));
+        lines.push(format!("    {rule} {}", parts.join("; ")));
+    }
+    lines
 }

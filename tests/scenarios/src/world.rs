@@ -6,23 +6,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidegate_agent_core::place::PlaceKey;
 use tidegate_agent_core::testing::AgentModel;
 use tidegate_coordinator_core::apply::apply;
 use tidegate_coordinator_core::command::{
-    ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, InitCluster, Join,
-    OnConflict, SetReleaseStatus, TokenKind, Verb,
+    ActOnDeployment, CreateDeployments, CreateRelease, CreateToken, Decide, Join, OnConflict,
+    SetReleaseStatus, TokenKind, Verb,
 };
 use tidegate_coordinator_core::desired::desired;
+use tidegate_coordinator_core::explain::explain;
 use tidegate_coordinator_core::plan::{Agenda, Plan, plan};
-use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey, State, Status};
+use tidegate_coordinator_core::state::{State, Status};
 use tidegate_coordinator_core::{
     Actor, Command, Entry, Item, Observed, Outcome, Reply, RequestKey,
 };
 use tidegate_shared::assignment::Facts;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::id::{ClusterId, DeploymentId, Name, RequestId, TokenId, Version};
+use tidegate_shared::id::{DeploymentId, Name, RequestId, TokenId, Version};
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{ReleaseStatus, StrategySpec};
 use tidegate_shared::time::{Span, Timestamp};
@@ -31,9 +31,13 @@ use crate::checks::Checks;
 use crate::conduct::conduct;
 use crate::groups::{Groups, Saying};
 use crate::invariants;
-use crate::script::{Behaviour, Fault, Line, Nth, Statement, Wait};
+use crate::manage;
+use crate::script::{Behaviour, Line, Nth, Statement, Wait};
 use crate::told::{is_deployed, knows, put, release_spec, scope_command, scope_json};
 use crate::trace::{self, Names, Trace};
+
+mod faults;
+mod people;
 
 /// Every story begins then.
 const BEGIN: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -73,6 +77,8 @@ pub struct World {
     /// What a leader remembers between its looks, with the agents that it heard since.
     agenda: Agenda,
     heard: BTreeSet<Name>,
+    /// Scopes that get requests: what is counted there is reported at every interval.
+    loaded: BTreeSet<Name>,
 }
 
 impl World {
@@ -97,8 +103,10 @@ impl World {
             checks: Checks::default(),
             agenda: Agenda::default(),
             heard: BTreeSet::new(),
+            loaded: BTreeSet::new(),
         };
-        let first = world.found().and_then(|()| {
+        let first = manage::init(BEGIN).and_then(|init| {
+            world.must(Actor::System, init)?;
             world.object("application", &name("shop")?, "{}")?;
             world.object("environment", &name("production")?, "{}")
         });
@@ -140,6 +148,14 @@ impl World {
                 self.show();
                 Ok(())
             }
+            Statement::Person(name, roles) => {
+                self.say(&format!("> {}", line.text));
+                self.person(name, roles)
+            }
+            Statement::Explain(nth) => {
+                self.say(&format!("> {}", line.text));
+                self.explain(*nth)
+            }
             Statement::Fault(fault) => {
                 self.say(&format!("> {}", line.text));
                 self.fault(fault)
@@ -147,6 +163,11 @@ impl World {
             Statement::Group(saying) => {
                 self.say(&format!("> {}", line.text));
                 self.group(saying)
+            }
+            Statement::Manage(manage) => {
+                self.say(&format!("> {}", line.text));
+                let mut commands = manage.commands().into_iter();
+                commands.try_for_each(|command| self.ask(admin()?, command))
             }
             Statement::Measure(measure) => {
                 self.say(&format!("> {}", line.text));
@@ -176,6 +197,9 @@ impl World {
         request: RequestKey,
         command: Command,
     ) -> Result<Outcome, String> {
+        if let Err(refused) = manage::checked(&command) {
+            return Ok(Err(refused));
+        }
         self.index += 1;
         let before = self.state.clone();
         let entry = Entry {
@@ -228,25 +252,6 @@ impl World {
     }
 
     // ---- what a story is made of ----
-
-    fn found(&mut self) -> Result<(), String> {
-        let command = Command::InitCluster(InitCluster {
-            cluster: ClusterId::derived(BEGIN, "scenario", 0, 0),
-            trust_domain: "scenario.test".to_owned(),
-            name: name("c1")?,
-            addresses: Addresses::default(),
-            ca: CaRecord {
-                certificate: "scenario".to_owned(),
-                key: SealedKey {
-                    nonce: vec![0; 12],
-                    sealed: vec![0; 16],
-                },
-            },
-            admin: name("admin")?,
-            level: 1,
-        });
-        self.must(Actor::System, command)
-    }
 
     fn join(&mut self, agent: &Name) -> Result<(), String> {
         self.serial += 1;
@@ -442,8 +447,11 @@ impl World {
             | Statement::Release { .. }
             | Statement::Fault(_)
             | Statement::Group(_)
+            | Statement::Manage(_)
             | Statement::Measure(_)
             | Statement::Wait(_)
+            | Statement::Explain(_)
+            | Statement::Person(..)
             | Statement::Show => return Err("is no command".to_owned()),
         };
         Ok((admin()?, command))
@@ -475,6 +483,16 @@ impl World {
         };
         let text = self.groups.in_text(&self.state, &self.names.in_text(&text));
         self.say(&text);
+        Ok(())
+    }
+
+    /// What people are told who ask why it waits.
+    fn explain(&mut self, nth: Nth) -> Result<(), String> {
+        let found = explain(&self.state, &self.observed, self.now, self.id(nth)?);
+        for line in trace::explanation(&found, self.now) {
+            let line = self.groups.in_text(&self.state, &self.names.in_text(&line));
+            self.say(&line);
+        }
         Ok(())
     }
 
@@ -513,83 +531,6 @@ impl World {
         for (_, line) in lines {
             self.say(&line);
         }
-    }
-
-    // ---- faults ----
-
-    fn fault(&mut self, fault: &Fault) -> Result<(), String> {
-        let now = self.now;
-        match fault {
-            Fault::Cut(agent) => self.host(agent)?.connected = false,
-            Fault::Kill(agent) => {
-                let host = self.host(agent)?;
-                host.connected = false;
-                for instance in host.model.host.running() {
-                    host.model.host.kill_process(&instance, now);
-                    host.excused.insert(instance.place.deployment);
-                }
-                host.model.kill();
-            }
-            Fault::Back(agent) => {
-                let host = self.host(agent)?;
-                host.connected = true;
-                if host.model.observed().is_none() {
-                    host.model.advance(now);
-                    host.model.start();
-                }
-            }
-            Fault::Stick(agent) => self.host(agent)?.model.host.data_plane_down(true),
-            Fault::Free(agent) => self.host(agent)?.model.host.data_plane_down(false),
-            Fault::Leader => {
-                self.observed = Observed::new(now);
-                self.checks.new_leader();
-                self.planner_wakes = None;
-                self.agenda = Agenda::default();
-            }
-            Fault::Vanish(nth, on) => {
-                let id = self.id(*nth)?;
-                for (_, host) in self.hosts_on(on.as_ref()) {
-                    for instance in host.model.host.running() {
-                        if instance.place.deployment == id {
-                            host.model.host.kill_process(&instance, now);
-                            host.excused.insert(id);
-                        }
-                    }
-                }
-            }
-            Fault::Open(nth, requests, on) => {
-                let id = self.id(*nth)?;
-                let scope = self
-                    .state
-                    .deployments
-                    .get(&id)
-                    .map(|deployment| deployment.origin.scope.clone())
-                    .ok_or_else(|| format!("{nth} is gone"))?;
-                for (_, host) in self.hosts_on(on.as_ref()) {
-                    let place = PlaceKey {
-                        scope: scope.clone(),
-                        deployment: id,
-                    };
-                    host.model.host.hold_open(&place, *requests);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn host(&mut self, name: &Name) -> Result<&mut Host, String> {
-        self.hosts
-            .get_mut(name)
-            .ok_or_else(|| format!("there is no host {name}"))
-    }
-
-    fn hosts_on<'a>(
-        &'a mut self,
-        on: Option<&'a Name>,
-    ) -> impl Iterator<Item = (&'a Name, &'a mut Host)> {
-        self.hosts
-            .iter_mut()
-            .filter(move |(name, _)| on.is_none_or(|on| on == *name))
     }
 
     // ---- time ----
@@ -667,7 +608,19 @@ impl World {
         hosts
             .chain(self.planner_wakes)
             .chain(self.checks.next(self.now))
+            .chain(self.next_report())
             .min()
+    }
+
+    /// When counts are told next: while a deployment moves in a scope that gets requests.
+    fn next_report(&self) -> Option<Timestamp> {
+        let moving = self.loaded.iter().any(|scope| {
+            let scope = self.state.scopes.get(scope);
+            scope.is_some_and(|scope| scope.candidate.is_some())
+        });
+        let hosts = self.hosts.values().filter(|host| host.connected && moving);
+        let spans = hosts.filter_map(|host| host.model.report_interval());
+        spans.min().map(|span| self.now + span)
     }
 
     fn pass(&mut self, to: Timestamp) -> Result<(), String> {

@@ -54,3 +54,8 @@ fn policies() {
 fn groups() {
     tell("i-groups", 20);
 }
+
+#[test]
+fn product() {
+    tell("p-product", 1);
+}

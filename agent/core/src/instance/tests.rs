@@ -190,3 +190,105 @@ fn adoption_keeps_what_the_data_plane_holds() {
     assert_eq!(lost.state(), InstanceState::Backoff);
     assert!(lost.last_exit.is_some_and(|how| how.contains("unknown")));
 }
+
+/// Checks a new instance whenever one is due, until it was checked so often: when each check was,
+/// and what state it led to. Checks succeed from `listens` on.
+fn checked(
+    check: &HealthCheck,
+    listens: u64,
+    times: usize,
+) -> (Vec<(u64, InstanceState)>, Instance) {
+    let settings = Settings {
+        check,
+        max_restarts: 5,
+    };
+    let mut instance = Instance::new(Timestamp::ZERO);
+    up(&mut instance, settings, Timestamp::ZERO);
+    let mut found = Vec::new();
+    for _ in 0..times {
+        let due = instance.check_due().unwrap();
+        let act = if due.millis() < listens { bad } else { good };
+        act(&mut instance, settings, due);
+        found.push((due.millis(), instance.state()));
+    }
+    (found, instance)
+}
+
+#[test]
+fn one_that_is_not_up_yet_is_checked_soon_again() {
+    use InstanceState::{Healthy, Starting};
+    let once = HealthCheck {
+        healthy_threshold: 1,
+        ..check(0)
+    };
+    let (found, instance) = checked(&once, 600, 5);
+    let expected = [
+        (250, Starting),
+        (500, Starting),
+        (1_000, Healthy),
+        (6_000, Healthy),
+        (11_000, Healthy),
+    ];
+    assert_eq!(found, expected);
+    // The two early failures are nobody's business; the ordinary one at 250 ms is one.
+    assert_eq!(
+        (instance.health_checks, instance.health_check_failures),
+        (4, 1)
+    );
+    assert_eq!(instance.last_failure, None);
+}
+
+#[test]
+fn early_checks_neither_hasten_the_thresholds_nor_delay_them() {
+    use InstanceState::{Healthy, Starting, Unhealthy};
+    // Unhealthy at the third of the checks that are an interval apart, as without early ones.
+    let (found, instance) = checked(&check(0), u64::MAX, 8);
+    let expected = [
+        (250, Starting),
+        (500, Starting),
+        (1_000, Starting),
+        (2_000, Starting),
+        (4_000, Starting),
+        (5_250, Starting),
+        (10_250, Unhealthy),
+        (15_250, Unhealthy),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(
+        (instance.health_checks, instance.health_check_failures),
+        (4, 4)
+    );
+    // Two successes in a row are an interval apart, however early the first one is.
+    let (found, _) = checked(&check(0), 400, 3);
+    let expected = [(250, Starting), (500, Starting), (5_500, Healthy)];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn early_checks_begin_anew_with_each_start_and_never_after_health() {
+    let check = HealthCheck {
+        healthy_threshold: 1,
+        ..check(0)
+    };
+    let settings = Settings {
+        check: &check,
+        max_restarts: 5,
+    };
+    let (_, mut instance) = checked(&check, 600, 4);
+    let at = Timestamp::from_millis;
+    bad(&mut instance, settings, at(11_000));
+    assert_eq!(instance.check_due(), Some(at(16_000)));
+    exit(&mut instance, settings, at(12_000));
+    up(&mut instance, settings, at(13_000));
+    assert_eq!(instance.check_due(), Some(at(13_250)));
+    bad(&mut instance, settings, at(13_250));
+    assert_eq!(instance.check_due(), Some(at(13_500)));
+    // An interval below the first distance is kept.
+    let quick = HealthCheck {
+        interval: Span::from_millis(100),
+        ..check
+    };
+    let (found, _) = checked(&quick, u64::MAX, 3);
+    let times: Vec<u64> = found.into_iter().map(|(at, _)| at).collect();
+    assert_eq!(times, [100, 200, 300]);
+}

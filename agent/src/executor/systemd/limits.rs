@@ -31,6 +31,8 @@ fn properties_in(cgroups: &Path, limits: &Limits) -> Result<Vec<Property>, Refus
         need("memory", "limits.memory");
         properties.push(("MemoryMax", Variant::from(memory.0)));
         properties.push(("MemorySwapMax", Variant::from(0_u64)));
+        // Half an instance would be worse than none: if one of its processes goes, all go.
+        properties.push(("OOMPolicy", Variant::from("kill".to_owned())));
     }
     if let Some(cores) = limits.cpu {
         need("cpu", "limits.cpu");

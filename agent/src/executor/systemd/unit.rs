@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 
 use super::super::Launch;
+use super::super::limits::out_of_memory;
 use super::super::process::Refusal;
 use super::limits;
 use crate::files;
@@ -282,9 +283,7 @@ pub fn describe(state: &UnitState) -> String {
     let status = state.status;
     match (state.result.as_str(), state.code) {
         ("watchdog", _) => "was ended by systemd: it did not feed its watchdog in time".to_owned(),
-        ("oom-kill", _) => {
-            "was ended by the kernel: it used more memory than it may (out of memory)".to_owned()
-        }
+        ("oom-kill", _) => out_of_memory(state.memory_max),
         ("timeout", _) => format!("did not end in time and was killed (signal {status})"),
         ("resources", _) => "could not be given what it needs by systemd".to_owned(),
         (_, 1) => format!("ended with exit status {status}"),
@@ -314,6 +313,7 @@ mod tests {
             status,
             result: result.to_owned(),
             status_text: String::new(),
+            memory_max: Some(64 << 20),
         }
     }
 
@@ -324,7 +324,7 @@ mod tests {
             (state(1, 0, "success"), "ended with exit status 0"),
             (state(2, 9, "signal"), "was ended by signal 9"),
             (state(2, 6, "watchdog"), "did not feed its watchdog"),
-            (state(2, 9, "oom-kill"), "more memory than it may"),
+            (state(2, 9, "oom-kill"), "limits.memory is 64MiB"),
             (state(2, 9, "timeout"), "did not end in time"),
         ];
         for (state, words) in cases {

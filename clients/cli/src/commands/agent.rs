@@ -1,7 +1,5 @@
 //! `tidegate agent`.
 
-use std::fmt::Write as _;
-
 use clap::{Args, Subcommand};
 use tidegate_proto::control::v1 as api;
 use tidegate_shared::error::Reason;
@@ -9,7 +7,7 @@ use tidegate_shared::error::Reason;
 use crate::errors::{Failure, Result};
 use crate::output::{Output, Table, Tone, bytes, dash, pairs, printable};
 use crate::session::Session;
-use crate::{entropy, names, render, rpc, time};
+use crate::{entropy, names, pages, render, rpc, time};
 
 /// The verbs of an agent.
 #[derive(Debug, Subcommand)]
@@ -63,20 +61,17 @@ impl AgentCommand {
 /// The cluster's.
 pub async fn all(session: &Session, selector: &str) -> Result<Vec<api::Agent>> {
     let client = session.client().await?;
-    let mut agents = Vec::new();
-    let mut token = String::new();
-    loop {
+    let agents = pages::gather(0, |page| {
         let request = api::ListAgentsRequest {
             selector: selector.to_owned(),
-            page: Some(api::Page { size: 1_000, token }),
+            page,
         };
-        let answer = rpc!(client, agents_client::AgentsClient, list, request).await?;
-        agents.extend(answer.agents);
-        token = answer.next_page_token;
-        if token.is_empty() {
-            return Ok(agents);
+        async move {
+            let answer = rpc!(client, agents_client::AgentsClient, list, request).await?;
+            Ok((answer.agents, answer.next_page_token))
         }
-    }
+    });
+    agents.await
 }
 
 fn contact(agent: &api::Agent, now: u64) -> (Tone, String) {
@@ -173,8 +168,7 @@ fn page(output: Output, agent: &api::Agent) -> String {
     let now = time::now_ms();
     let mut text = String::new();
     let mut field = |name: &str, value: String| {
-        let name = output.paint(Tone::Faint, &format!("{name:<12}"));
-        writeln!(text, "{name} {value}").ok();
+        text.push_str(&output.field(name, &value));
     };
     let (tone, words) = contact(agent, now);
     field(

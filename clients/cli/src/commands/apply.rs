@@ -11,7 +11,7 @@ use serde::Serialize;
 use tidegate_proto::control::v1 as api;
 use tidegate_shared::error::Reason;
 
-use super::objects::change_word;
+use super::objects::{change_word, dry_word};
 use crate::errors::{Failure, Result};
 use crate::manifest::{self, Wanted};
 use crate::output::{Output, Tone};
@@ -24,7 +24,7 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// What to apply.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Everything in all files is checked before anything is sent. Mistakes are told with file, line,\ncolumn and field. Objects are applied in the order in which they refer to each other, whatever the\norder of the files; one that is refused holds none of the others up. Running it again is safe: what\nis done is unchanged.\n\n--prune deletes objects of the kinds in the manifests that the selector fits and that no manifest\ndescribes, after everything else was applied, and only if nothing was refused.\n\nExamples:\n  tidegate apply -f cluster.yaml\n  tidegate apply -f manifests/ --dry-run\n  tidegate apply -f manifests/ --prune --selector app=shop\n  tidegate export | sed s/8080/8081/ | tidegate apply -f -"
+    after_help = "Everything in all files is checked before anything is sent. Mistakes are told with file, line,\ncolumn and field. Objects are applied in the order in which they refer to each other, whatever the\norder of the files; one that is refused holds none of the others up. Running it again is safe: what\nis done is unchanged.\n\n--prune deletes objects of the kinds in the manifests that the selector fits and that no manifest\ndescribes, after everything else was applied, and only if nothing was refused. A dry run\ntells which deletions the cluster would refuse, because something still needs the object.\n\nExamples:\n  tidegate apply -f cluster.yaml\n  tidegate apply -f manifests/ --dry-run\n  tidegate apply -f manifests/ --prune --selector app=shop\n  tidegate export | sed s/8080/8081/ | tidegate apply -f -"
 )]
 pub struct ApplyArgs {
     /// File or folder of manifests (YAML or JSON, several documents each); - is standard input
@@ -67,40 +67,46 @@ impl ApplyArgs {
             let stdin_is_manifest = self.files.iter().any(|file| file.as_os_str() == "-");
             prune::agree(&doomed, stdin_is_manifest)?;
         }
-        if let Err(failure) = send_all(session, &wanted, &mut report).await {
+        if let Err(failure) = send_all(session, &wanted, &doomed, &mut report).await {
             return report.broken_off(failure);
-        }
-        if report.refused.is_empty() {
-            for object in &doomed {
-                let deleted = if self.dry_run {
-                    Ok(())
-                } else {
-                    prune::delete(session, object).await
-                };
-                report.deleted(object, deleted)?;
-            }
         }
         report.finish(session).await
     }
 }
 
-/// Sends everything; what becomes of each object is reported as soon as it is known.
-async fn send_all(session: &Session, wanted: &[Wanted], report: &mut Report) -> Result<()> {
+/// Sends everything; what becomes of each object is reported as soon as it is known. A dry run asks
+/// about deletions together with what is applied before them.
+async fn send_all(
+    session: &Session,
+    wanted: &[Wanted],
+    doomed: &[prune::Doomed],
+    report: &mut Report,
+) -> Result<()> {
     let parcels = send::parcels(wanted, report.dry_run)?;
     let batches = send::batches(&parcels, report.dry_run);
     let several = batches.len() > 1;
+    let asked = if report.dry_run {
+        prune::requests(doomed, true)?
+    } else {
+        Vec::new()
+    };
+    let mut judged = Vec::new();
     // One for all calls: a Ctrl-C between two of them counts as well.
     let stop = tokio::signal::ctrl_c();
     tokio::pin!(stop);
     for range in batches {
         let end = range.end;
         let batch = &parcels[range];
-        let answered = tokio::select! {
-            answered = send::send(session, batch) => answered?,
-            _ = &mut stop => return Err(
-                Failure::new(Reason::Interrupted, "interrupted").exit(EXIT_INTERRUPTED)
-            ),
+        let deletions = if end == parcels.len() {
+            &asked[..]
+        } else {
+            &[]
         };
+        let (answered, deleted) = tokio::select! {
+            answered = send::send(session, batch, deletions) => answered?,
+            _ = &mut stop => return Err(interrupted()),
+        };
+        judged.extend(deleted);
         for (parcel, verdict) in batch.iter().zip(answered) {
             report.object(parcel, verdict)?;
         }
@@ -115,7 +121,40 @@ async fn send_all(session: &Session, wanted: &[Wanted], report: &mut Report) -> 
             .ok();
         }
     }
+    if !report.refused.is_empty() {
+        return Ok(());
+    }
+    if report.dry_run {
+        return tell_deletions(report, doomed, judged);
+    }
+    for some in doomed.chunks(send::MOST_CHANGED) {
+        let deletions = prune::requests(some, false)?;
+        let (_, deleted) = tokio::select! {
+            answered = send::send(session, &[], &deletions) => answered?,
+            _ = &mut stop => return Err(interrupted()),
+        };
+        tell_deletions(report, some, deleted)?;
+    }
     Ok(())
+}
+
+fn tell_deletions(
+    report: &mut Report,
+    doomed: &[prune::Doomed],
+    judged: Vec<Verdict>,
+) -> Result<()> {
+    if judged.len() < doomed.len() {
+        return Err(Failure::new(
+            Reason::NotSupported,
+            "this cluster does not answer about deletions: it runs an older version",
+        ));
+    }
+    let mut both = doomed.iter().zip(judged);
+    both.try_for_each(|(object, verdict)| report.deleted(object, prune::judged(verdict)))
+}
+
+fn interrupted() -> Failure {
+    Failure::new(Reason::Interrupted, "interrupted").exit(EXIT_INTERRUPTED)
 }
 
 /// What became of an object, for programs.
@@ -187,7 +226,7 @@ impl Report {
                 let (slot, tone) = match change {
                     Change::Created => (0, Tone::Good),
                     Change::Changed => (1, Tone::Busy),
-                    Change::Unchanged | Change::Unspecified => (2, Tone::Faint),
+                    Change::Unchanged | Change::Deleted | Change::Unspecified => (2, Tone::Faint),
                 };
                 if slot == 0 && self.dry_run {
                     self.created.push(format!("there is no {kind} \"{name}\""));
@@ -288,9 +327,7 @@ impl Report {
                 sum.push_str(&format!(", {count} {word}"));
             }
         }
-        if self.dry_run {
-            sum.push_str(" (dry run, nothing was changed)");
-        }
+        sum.push_str(dry_word(self.dry_run));
         self.output.line(&sum)
     }
 

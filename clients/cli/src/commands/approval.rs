@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use tidegate_proto::control::v1 as api;
 
+use super::steering::{Deployment, ReasonedArgs};
 use crate::errors::Result;
 use crate::session::Session;
 use crate::{entropy, render, rpc};
@@ -15,25 +16,9 @@ pub enum ApprovalCommand {
     /// List the deployments that wait for approval
     List,
     /// Agree to one
-    Grant(DecideArgs),
+    Grant(ReasonedArgs<Deployment>),
     /// Refuse one; that is final
-    Deny(DecideArgs),
-}
-
-/// On what to decide.
-#[derive(Debug, Args)]
-pub struct DecideArgs {
-    /// Id, short id, or scope
-    #[arg(value_name = "DEPLOYMENT")]
-    reference: String,
-    /// Why, for the audit log
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    reason: String,
+    Deny(ReasonedArgs<Deployment>),
 }
 
 impl ApprovalCommand {
@@ -65,14 +50,14 @@ async fn list(session: &Session) -> Result<()> {
     })
 }
 
-async fn decide(session: &Session, args: &DecideArgs, grant: bool) -> Result<()> {
-    let found = session.deployment(&args.reference).await?;
+async fn decide(session: &Session, args: &ReasonedArgs<Deployment>, grant: bool) -> Result<()> {
+    let found = session.deployment(args.reference()).await?;
     let client = session.client().await?;
     let request = api::DecideRequest {
         request_id: entropy::request_id()?.to_string(),
         id: found.id,
         grant,
-        reason: args.reason.clone(),
+        reason: args.reason(),
     };
     let answer = rpc!(client, approvals_client::ApprovalsClient, decide, request).await?;
     session.output.emit(&answer, |_| {

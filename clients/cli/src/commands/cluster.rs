@@ -84,12 +84,7 @@ fn page(output: Output, status: &api::ClusterStatus, wide: bool) -> String {
         || output.paint(Tone::Bad, "nobody"),
         |member| format!("{} (node {})", member.name, member.node_id),
     );
-    let field = |name: &str, value: String| {
-        format!(
-            "{} {value}\n",
-            output.paint(Tone::Faint, &format!("{name:<12}"))
-        )
-    };
+    let field = |name: &str, value: String| output.field(name, &value);
     let mut text = field("cluster", status.cluster_id.clone());
     text.push_str(&field("trust domain", status.trust_domain.clone()));
     text.push_str(&field("leader", leader));

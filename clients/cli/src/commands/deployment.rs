@@ -5,14 +5,17 @@ use std::fmt::Write as _;
 use clap::{Args, Subcommand};
 use tidegate_proto::control::v1 as api;
 use tidegate_proto::control::v1::act_request::Verb;
-use tidegate_shared::spec::{Kind, parse_percent};
+use tidegate_shared::spec::Kind;
 
-use super::{WaitArgs, audit, page_size};
-use crate::errors::{Failure, Result};
-use crate::follow::{Following, follow};
+use super::audit;
+use super::steering::{
+    self, ActArgs, ActWaitArgs, Deployment, PromoteArgs, ReferenceArgs, TrafficArgs, WatchArgs,
+};
+use crate::errors::Result;
+use crate::follow::follow;
 use crate::output::{Output, Tone, printable, weight};
 use crate::session::Session;
-use crate::{entropy, render, rpc, time};
+use crate::{entropy, pages, render, rpc, time};
 
 /// The verbs of a deployment. DEPLOYMENT is an id, a short id, or the name of a scope (its
 /// candidate, else its active one).
@@ -21,29 +24,29 @@ pub enum DeploymentCommand {
     /// List them, newest first
     List(ListArgs),
     /// Show one: status, traffic, steps, instances, evidence
-    Get(ReferenceArgs),
+    Get(ReferenceArgs<Deployment>),
     /// Watch one live until its end; exit status as with deploy --wait
-    Watch(WatchArgs),
+    Watch(WatchArgs<Deployment>),
     /// What happened to it, or every deployment of a scope
     History(HistoryArgs),
     /// Why is it where it is?
-    Explain(ReferenceArgs),
+    Explain(ReferenceArgs<Deployment>),
     /// Stop its clock where it stands
-    Pause(ActArgs),
+    Pause(ActArgs<Deployment>),
     /// Go on
-    Resume(ActArgs),
+    Resume(ActArgs<Deployment>),
     /// End this step now
-    Promote(PromoteArgs),
+    Promote(PromoteArgs<Deployment>),
     /// Set the share of the new version, and pause there
-    Traffic(TrafficArgs),
+    Traffic(TrafficArgs<Deployment>),
     /// Take it back, whatever it is doing before FINALIZING
-    Cancel(ActWaitArgs),
+    Cancel(ActWaitArgs<Deployment>),
     /// All traffic to the old version at once
-    Rollback(ActWaitArgs),
+    Rollback(ActWaitArgs<Deployment>),
     /// The same again as a new deployment, after a bad end
-    Retry(ActWaitArgs),
+    Retry(ActWaitArgs<Deployment>),
     /// End the bake now
-    Finalize(ActWaitArgs),
+    Finalize(ActWaitArgs<Deployment>),
 }
 
 /// Which ones to list.
@@ -58,44 +61,9 @@ pub struct ListArgs {
         hide_default_value = true
     )]
     scope: String,
-    /// Only those of this application
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true
-    )]
-    application: String,
-    /// Only those that have not ended
-    #[arg(long)]
-    unfinished: bool,
-    /// At most so many; 0: all
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    limit: usize,
-}
-
-/// Which one.
-#[derive(Debug, Args)]
-pub struct ReferenceArgs {
-    /// Id, short id, or scope
-    #[arg(value_name = "DEPLOYMENT")]
-    reference: String,
-}
-
-/// What to watch.
-#[derive(Debug, Args)]
-pub struct WatchArgs {
-    /// Id, short id, or scope
-    #[arg(value_name = "DEPLOYMENT")]
-    reference: String,
-    /// End after so long with exit status 6
-    #[arg(
-        long,
-        value_name = "SPAN",
-        default_value = "0s",
-        hide_default_value = true
-    )]
-    timeout: String,
+    /// And which of those.
+    #[command(flatten)]
+    of: steering::UnderWayArgs,
 }
 
 /// Whose history.
@@ -107,71 +75,6 @@ pub struct HistoryArgs {
     /// At most so many; 0: all
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
-}
-
-/// Which one, and why.
-#[derive(Debug, Args)]
-pub struct ActArgs {
-    /// Id, short id, or scope
-    #[arg(value_name = "DEPLOYMENT")]
-    reference: String,
-    /// Why, for the audit log
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    reason: String,
-    /// Only if it is still at this revision
-    #[arg(
-        long,
-        value_name = "REVISION",
-        default_value_t = 0,
-        hide_default_value = true
-    )]
-    revision: u64,
-}
-
-/// Which one, why, and whether to wait.
-#[derive(Debug, Args)]
-pub struct ActWaitArgs {
-    /// Which one.
-    #[command(flatten)]
-    act: ActArgs,
-    /// Whether to wait.
-    #[command(flatten)]
-    wait: WaitArgs,
-}
-
-/// What to promote.
-#[derive(Debug, Args)]
-pub struct PromoteArgs {
-    /// Which one.
-    #[command(flatten)]
-    act: ActArgs,
-    /// End all steps, not only this one
-    #[arg(long)]
-    full: bool,
-}
-
-/// How much traffic.
-#[derive(Debug, Args)]
-pub struct TrafficArgs {
-    /// Id, short id, or scope
-    #[arg(value_name = "DEPLOYMENT")]
-    reference: String,
-    /// Share of the new version in per cent: 0 to 100, at most two decimals
-    #[arg(value_name = "PERCENT")]
-    percent: String,
-    /// Why, for the audit log
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    reason: String,
 }
 
 impl DeploymentCommand {
@@ -207,12 +110,8 @@ impl DeploymentCommand {
                 "resumed",
             )?,
             Self::Promote(args) => {
-                let verb = if args.full {
-                    Verb::PromoteFull
-                } else {
-                    Verb::Promote
-                };
-                told(session, act(session, &args.act, verb, 0).await?, "promoted")?;
+                let acted = act(session, &args.act, args.verb(), 0).await?;
+                told(session, acted, "promoted")?;
             }
             Self::Traffic(args) => traffic(session, &args).await?,
             Self::Cancel(args) => {
@@ -232,42 +131,33 @@ impl DeploymentCommand {
 
 async fn list(session: &Session, args: ListArgs) -> Result<()> {
     let client = session.client().await?;
-    let mut deployments = Vec::new();
-    let mut token = String::new();
-    loop {
+    let (scope, application) = (&args.scope, &args.of.application);
+    let deployments = pages::gather(args.of.limit, |page| {
         let request = api::ListDeploymentsRequest {
-            scope: args.scope.clone(),
-            application: args.application.clone(),
-            unfinished: args.unfinished,
-            page: Some(api::Page {
-                size: page_size(args.limit),
-                token,
-            }),
+            scope: scope.clone(),
+            application: application.clone(),
+            unfinished: args.of.unfinished,
+            page,
         };
-        let answer = match rpc!(client, deployments_client::DeploymentsClient, list, request).await
-        {
-            Ok(answer) => answer,
-            Err(failure) => {
-                let given = [
-                    (Kind::Scope, args.scope.as_str()),
-                    (Kind::Application, &args.application),
-                ];
-                let given: Vec<_> = given
-                    .into_iter()
-                    .filter(|(_, name)| !name.is_empty())
-                    .collect();
-                return Err(session.suggest(failure, &given).await);
-            }
-        };
-        deployments.extend(answer.deployments);
-        token = answer.next_page_token;
-        if token.is_empty() || (args.limit > 0 && deployments.len() >= args.limit) {
-            break;
+        async move {
+            let answer = rpc!(client, deployments_client::DeploymentsClient, list, request).await?;
+            Ok((answer.deployments, answer.next_page_token))
         }
-    }
-    if args.limit > 0 {
-        deployments.truncate(args.limit);
-    }
+    });
+    let deployments = match deployments.await {
+        Ok(deployments) => deployments,
+        Err(failure) => {
+            let given = [
+                (Kind::Scope, scope.as_str()),
+                (Kind::Application, application),
+            ];
+            let given: Vec<_> = given
+                .into_iter()
+                .filter(|(_, name)| !name.is_empty())
+                .collect();
+            return Err(session.suggest(failure, &given).await);
+        }
+    };
     let answer = api::ListDeploymentsResponse {
         deployments,
         next_page_token: String::new(),
@@ -279,13 +169,9 @@ async fn list(session: &Session, args: ListArgs) -> Result<()> {
     })
 }
 
-async fn watch(session: &Session, args: &WatchArgs) -> Result<u8> {
-    let timeout = crate::follow::parse_timeout(&args.timeout)?;
-    let found = session.deployment(&args.reference).await?;
-    let following = Following {
-        timeout,
-        picture: true,
-    };
+async fn watch(session: &Session, args: &WatchArgs<Deployment>) -> Result<u8> {
+    let following = args.following()?;
+    let found = session.deployment(args.reference()).await?;
     follow(session, &found.id, following).await
 }
 
@@ -315,7 +201,7 @@ async fn history(session: &Session, args: &HistoryArgs) -> Result<()> {
             id: id.clone(),
             scope: scope.clone(),
             page: Some(api::Page {
-                size: page_size(args.limit),
+                size: pages::size(args.limit),
                 token,
             }),
         };
@@ -433,20 +319,25 @@ struct Acted {
     is_another: bool,
 }
 
-async fn act(session: &Session, args: &ActArgs, verb: Verb, weight: u32) -> Result<Acted> {
+async fn act(
+    session: &Session,
+    args: &ActArgs<Deployment>,
+    verb: Verb,
+    weight: u32,
+) -> Result<Acted> {
     let found = match verb {
         // What ended badly is never the candidate nor the active one.
-        Verb::Retry => session.newest_deployment(&args.reference).await?,
-        _ => session.deployment(&args.reference).await?,
+        Verb::Retry => session.newest_deployment(args.reference()).await?,
+        _ => session.deployment(args.reference()).await?,
     };
     let client = session.client().await?;
     let request = api::ActRequest {
         request_id: entropy::request_id()?.to_string(),
-        expected_revision: args.revision,
+        expected_revision: args.revision(),
         id: found.id.clone(),
         verb: verb.into(),
         weight,
-        reason: args.reason.clone(),
+        reason: args.reason(),
     };
     let deployment = rpc!(client, deployments_client::DeploymentsClient, act, request).await?;
     Ok(Acted {
@@ -472,7 +363,12 @@ fn told(session: &Session, acted: Acted, word: &str) -> Result<()> {
     })
 }
 
-async fn act_and_wait(session: &Session, args: ActWaitArgs, verb: Verb, word: &str) -> Result<u8> {
+async fn act_and_wait(
+    session: &Session,
+    args: ActWaitArgs<Deployment>,
+    verb: Verb,
+    word: &str,
+) -> Result<u8> {
     args.wait.check()?;
     let answer = act(session, &args.act, verb, 0).await?;
     if args.wait.wait || answer.is_another {
@@ -482,21 +378,9 @@ async fn act_and_wait(session: &Session, args: ActWaitArgs, verb: Verb, word: &s
     Ok(0)
 }
 
-async fn traffic(session: &Session, args: &TrafficArgs) -> Result<()> {
-    let share = parse_percent(&args.percent).ok_or_else(|| {
-        Failure::usage(format!(
-            "\"{}\" is not a share of traffic: want 0 to 100 with at most two decimals",
-            args.percent
-        ))
-        .hint("for example `tidegate deployment traffic web-prod 25`")
-    })?;
-    let act_args = ActArgs {
-        reference: args.reference.clone(),
-        reason: args.reason.clone(),
-        revision: 0,
-    };
-    let basis_points = share.basis_points();
-    let acted = act(session, &act_args, Verb::Traffic, u32::from(basis_points)).await?;
+async fn traffic(session: &Session, args: &TrafficArgs<Deployment>) -> Result<()> {
+    let basis_points = args.share()?.basis_points();
+    let acted = act(session, &args.act, Verb::Traffic, u32::from(basis_points)).await?;
     let answer = acted.deployment;
     session.output.emit(&answer, |_| {
         let note = session.output.paint(

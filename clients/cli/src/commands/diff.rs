@@ -173,7 +173,7 @@ impl Present {
         let parcels = send::parcels(&given, true)?;
         for range in send::batches(&parcels, true) {
             let batch = &parcels[range];
-            let answered = match send::send(session, batch).await {
+            let answered = match send::send(session, batch, &[]).await {
                 // Who may look need not be one who may write.
                 Err(failure) if failure.is(Reason::PermissionDenied) => {
                     return session.output.note(&format!(
@@ -181,7 +181,7 @@ impl Present {
                         failure.message()
                     ));
                 }
-                other => other?,
+                other => other?.0,
             };
             for (parcel, verdict) in batch.iter().zip(answered) {
                 let Wanted { kind, name, .. } = parcel.object;

@@ -6,17 +6,20 @@ use clap::{Args, Subcommand};
 use tidegate_proto::control::v1 as api;
 use tidegate_proto::control::v1::act_request::Verb;
 use tidegate_shared::error::Reason;
-use tidegate_shared::spec::{Kind, parse_percent};
+use tidegate_shared::spec::Kind;
 
+use super::RevisionArgs;
 use super::deploy::tell_left;
+use super::steering::{
+    ActArgs, ActWaitArgs, Group, PromoteArgs, ReferenceArgs, TrafficArgs, UnderWayArgs, WatchArgs,
+};
 use super::wish::SelectionArgs;
-use super::{WaitArgs, page_size};
 use crate::errors::{Failure, Result};
-use crate::follow::{Following, follow_group, parse_timeout};
+use crate::follow::follow_group;
 use crate::output::{Output, Table, Tone, printable};
 use crate::render::group as page;
 use crate::session::Session;
-use crate::{entropy, names, render, rpc, time};
+use crate::{entropy, names, pages, render, rpc, time};
 
 /// Members that a verb left as they are, in its answer for people.
 const MOST_LEFT: usize = 20;
@@ -29,160 +32,47 @@ const MOST_LEFT: usize = 20;
 )]
 pub enum GroupCommand {
     /// List them, newest first
-    List(ListArgs),
+    List(UnderWayArgs),
     /// Show one: what is in the way, budget, waves, one row per member
-    Get(ReferenceArgs),
+    Get(ReferenceArgs<Group>),
     /// Watch one live until its end; exit status as with deploy --wait
-    Watch(WatchArgs),
+    Watch(WatchArgs<Group>),
     /// Why is it where it is? The group's own gates and each member's first one
-    Explain(ReferenceArgs),
+    Explain(ReferenceArgs<Group>),
     /// Stop every member's clock, and start no further member
-    Pause(ActArgs),
+    Pause(ActArgs<Group>),
     /// Go on
-    Resume(ActArgs),
+    Resume(ActArgs<Group>),
     /// End the present step of every member that runs
-    Promote(PromoteArgs),
+    Promote(PromoteArgs<Group>),
     /// Set the share of the new version in every member that runs, and pause there
-    Traffic(TrafficArgs),
+    Traffic(TrafficArgs<Group>),
     /// Take all of it back while every member is RUNNING
-    Cancel(ActWaitArgs),
+    Cancel(ActWaitArgs<Group>),
     /// Everything to the version before, finalized members too
-    Rollback(ActWaitArgs),
+    Rollback(ActWaitArgs<Group>),
     /// End the bake of every member that has come so far
-    Finalize(ActWaitArgs),
+    Finalize(ActWaitArgs<Group>),
     /// Add scopes; they start after all others
     Add(AddArgs),
     /// Agree to every member that waits for approval
-    Approve(DecideArgs),
+    Approve(ActArgs<Group>),
     /// Refuse every member that waits for approval; that is final
-    Deny(DecideArgs),
-}
-
-/// Which ones to list.
-#[derive(Debug, Args)]
-pub struct ListArgs {
-    /// Only those of this application
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true
-    )]
-    application: String,
-    /// Only those that have not ended
-    #[arg(long)]
-    unfinished: bool,
-    /// At most so many; 0: all
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    limit: usize,
-}
-
-/// Which one.
-#[derive(Debug, Args)]
-pub struct ReferenceArgs {
-    /// Name, id or short id
-    #[arg(value_name = "GROUP")]
-    reference: String,
-}
-
-/// What to watch.
-#[derive(Debug, Args)]
-pub struct WatchArgs {
-    /// Name, id or short id
-    #[arg(value_name = "GROUP")]
-    reference: String,
-    /// End after so long with exit status 6
-    #[arg(
-        long,
-        value_name = "SPAN",
-        default_value = "0s",
-        hide_default_value = true
-    )]
-    timeout: String,
-}
-
-/// Which one, and why.
-#[derive(Debug, Args)]
-pub struct ActArgs {
-    /// Name, id or short id
-    #[arg(value_name = "GROUP")]
-    reference: String,
-    /// Why, for the audit log
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    reason: String,
-    /// Only if it is still at this revision
-    #[arg(
-        long,
-        value_name = "REVISION",
-        default_value_t = 0,
-        hide_default_value = true
-    )]
-    revision: u64,
-}
-
-/// Which one, why, and whether to wait.
-#[derive(Debug, Args)]
-pub struct ActWaitArgs {
-    /// Which one.
-    #[command(flatten)]
-    act: ActArgs,
-    /// Whether to wait.
-    #[command(flatten)]
-    wait: WaitArgs,
-}
-
-/// What to promote.
-#[derive(Debug, Args)]
-pub struct PromoteArgs {
-    /// Which one.
-    #[command(flatten)]
-    act: ActArgs,
-    /// End all steps, not only the present one
-    #[arg(long)]
-    full: bool,
-}
-
-/// How much traffic.
-#[derive(Debug, Args)]
-pub struct TrafficArgs {
-    /// Which one.
-    #[command(flatten)]
-    act: ActArgs,
-    /// Share of the new version in per cent: 0 to 100, at most two decimals
-    #[arg(value_name = "PERCENT")]
-    percent: String,
+    Deny(ActArgs<Group>),
 }
 
 /// What to add.
 #[derive(Debug, Args)]
 pub struct AddArgs {
-    /// Name, id or short id
-    #[arg(value_name = "GROUP")]
-    reference: String,
+    /// To which one.
+    #[command(flatten)]
+    of: ReferenceArgs<Group>,
     /// What to add.
     #[command(flatten)]
     selection: SelectionArgs,
-}
-
-/// On what to decide.
-#[derive(Debug, Args)]
-pub struct DecideArgs {
-    /// Name, id or short id
-    #[arg(value_name = "GROUP")]
-    reference: String,
-    /// Why, for the audit log
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    reason: String,
+    /// At which revision.
+    #[command(flatten)]
+    expected: RevisionArgs,
 }
 
 impl GroupCommand {
@@ -202,14 +92,7 @@ impl GroupCommand {
             Self::Explain(args) => explain(session, &args).await?,
             Self::Pause(args) => act(session, &args, Verb::Pause, 0, "paused").await?,
             Self::Resume(args) => act(session, &args, Verb::Resume, 0, "resumed").await?,
-            Self::Promote(args) => {
-                let verb = if args.full {
-                    Verb::PromoteFull
-                } else {
-                    Verb::Promote
-                };
-                act(session, &args.act, verb, 0, "promoted").await?;
-            }
+            Self::Promote(args) => act(session, &args.act, args.verb(), 0, "promoted").await?,
             Self::Traffic(args) => traffic(session, &args).await?,
             Self::Cancel(args) => {
                 return act_and_wait(session, &args, Verb::Cancel, "being cancelled").await;
@@ -228,35 +111,26 @@ impl GroupCommand {
     }
 }
 
-async fn list(session: &Session, args: ListArgs) -> Result<()> {
+async fn list(session: &Session, args: UnderWayArgs) -> Result<()> {
     let client = session.client().await?;
-    let mut groups = Vec::new();
-    let mut token = String::new();
-    loop {
+    let groups = pages::gather(args.limit, |page| {
         let request = api::ListGroupsRequest {
             application: args.application.clone(),
             unfinished: args.unfinished,
-            page: Some(api::Page {
-                size: page_size(args.limit),
-                token,
-            }),
+            page,
         };
-        let answer = match rpc!(client, groups_client::GroupsClient, list, request).await {
-            Ok(answer) => answer,
-            Err(failure) => {
-                let given = [(Kind::Application, args.application.as_str())];
-                return Err(session.suggest(failure, &given).await);
-            }
-        };
-        groups.extend(answer.groups);
-        token = answer.next_page_token;
-        if token.is_empty() || (args.limit > 0 && groups.len() >= args.limit) {
-            break;
+        async move {
+            let answer = rpc!(client, groups_client::GroupsClient, list, request).await?;
+            Ok((answer.groups, answer.next_page_token))
         }
-    }
-    if args.limit > 0 {
-        groups.truncate(args.limit);
-    }
+    });
+    let groups = match groups.await {
+        Ok(groups) => groups,
+        Err(failure) => {
+            let given = [(Kind::Application, args.application.as_str())];
+            return Err(session.suggest(failure, &given).await);
+        }
+    };
     let answer = api::ListGroupsResponse {
         groups,
         next_page_token: String::new(),
@@ -290,7 +164,7 @@ async fn suggest(session: &Session, failure: Failure, reference: &str) -> Failur
     };
     let request = api::ListGroupsRequest {
         page: Some(api::Page {
-            size: page_size(0),
+            size: pages::size(0),
             token: String::new(),
         }),
         ..api::ListGroupsRequest::default()
@@ -311,17 +185,13 @@ async fn suggest(session: &Session, failure: Failure, reference: &str) -> Failur
     }
 }
 
-async fn watch(session: &Session, args: &WatchArgs) -> Result<u8> {
-    let timeout = parse_timeout(&args.timeout)?;
-    let found = get(session, &args.reference).await?;
-    let following = Following {
-        timeout,
-        picture: true,
-    };
+async fn watch(session: &Session, args: &WatchArgs<Group>) -> Result<u8> {
+    let following = args.following()?;
+    let found = get(session, args.reference()).await?;
     follow_group(session, &found.id, following).await
 }
 
-async fn explain(session: &Session, args: &ReferenceArgs) -> Result<()> {
+async fn explain(session: &Session, args: &ReferenceArgs<Group>) -> Result<()> {
     let client = session.client().await?;
     let request = api::GetGroupRequest {
         id: args.reference.clone(),
@@ -411,51 +281,32 @@ fn explanation(output: Output, found: &api::GroupExplanation) -> String {
 
 async fn ask(
     session: &Session,
-    args: &ActArgs,
+    args: &ActArgs<Group>,
     verb: Verb,
     weight: u32,
 ) -> Result<api::GroupActed> {
     let client = session.client().await?;
     let request = api::ActOnGroupRequest {
         request_id: entropy::request_id()?.to_string(),
-        expected_revision: args.revision,
-        id: args.reference.clone(),
+        expected_revision: args.revision(),
+        id: args.reference().to_owned(),
         verb: verb.into(),
         weight,
-        reason: args.reason.clone(),
+        reason: args.reason(),
     };
     match rpc!(client, groups_client::GroupsClient, act, request).await {
         Ok(answer) => Ok(answer),
-        Err(failure) => {
-            let failure = spread(failure, time::now_ms());
-            Err(suggest(session, failure, &args.reference).await)
-        }
+        Err(failure) => Err(suggest(session, failure, args.reference()).await),
     }
 }
 
-/// A refusal that names the members in the way, one to a line.
-fn spread(failure: Failure, now: u64) -> Failure {
-    let reasons = [Reason::GroupNotRunning, Reason::GroupNothingToDo];
-    let Some(reason) = reasons.into_iter().find(|reason| failure.is(*reason)) else {
-        return failure;
-    };
-    let message = failure.message();
-    let marks = ["in the way", "no member takes", "nothing to roll back"];
-    let cut = marks.iter().find_map(|mark| {
-        let start = message.find(mark)?;
-        Some(start + message.get(start..)?.find(": ")?)
-    });
-    let Some((head, list)) = cut.and_then(|at| message.split_at_checked(at)) else {
-        return failure;
-    };
-    let list = list.trim_start_matches(": ");
-    let spread = Failure::new(reason, head);
-    list.split("; ").fold(spread, |spread, item| {
-        spread.at(printable(&time::told(item, now)))
-    })
-}
-
-async fn act(session: &Session, args: &ActArgs, verb: Verb, weight: u32, word: &str) -> Result<()> {
+async fn act(
+    session: &Session,
+    args: &ActArgs<Group>,
+    verb: Verb,
+    weight: u32,
+    word: &str,
+) -> Result<()> {
     let answer = ask(session, args, verb, weight).await?;
     told(session, &answer, word)
 }
@@ -497,7 +348,12 @@ fn reached(output: Output, answer: &api::GroupActed, word: &str) -> String {
     text
 }
 
-async fn act_and_wait(session: &Session, args: &ActWaitArgs, verb: Verb, word: &str) -> Result<u8> {
+async fn act_and_wait(
+    session: &Session,
+    args: &ActWaitArgs<Group>,
+    verb: Verb,
+    word: &str,
+) -> Result<u8> {
     args.wait.check()?;
     let answer = ask(session, &args.act, verb, 0).await?;
     if !args.wait.wait {
@@ -506,22 +362,12 @@ async fn act_and_wait(session: &Session, args: &ActWaitArgs, verb: Verb, word: &
     }
     let output = session.output;
     output.note(reached(output, &answer, word).trim_end())?;
-    let following = Following {
-        timeout: parse_timeout(args.wait.timeout.as_deref().unwrap_or("0s"))?,
-        picture: false,
-    };
     let group = answer.group.unwrap_or_default();
-    follow_group(session, &group.id, following).await
+    follow_group(session, &group.id, args.wait.following()?).await
 }
 
-async fn traffic(session: &Session, args: &TrafficArgs) -> Result<()> {
-    let share = parse_percent(&args.percent).ok_or_else(|| {
-        Failure::usage(format!(
-            "\"{}\" is not a share of traffic: want 0 to 100 with at most two decimals",
-            args.percent
-        ))
-        .hint("for example `tidegate group traffic spring 25`")
-    })?;
+async fn traffic(session: &Session, args: &TrafficArgs<Group>) -> Result<()> {
+    let share = args.share()?;
     let weight = u32::from(share.basis_points());
     let word = format!("set to {share} of the traffic, until `resume`");
     act(session, &args.act, Verb::Traffic, weight, &word).await
@@ -531,15 +377,16 @@ async fn add(session: &Session, args: &AddArgs) -> Result<()> {
     let client = session.client().await?;
     let request = api::AddToGroupRequest {
         request_id: entropy::request_id()?.to_string(),
-        id: args.reference.clone(),
+        id: args.of.reference.clone(),
         scopes: args.selection.scopes.clone(),
         selector: args.selection.selector.clone().unwrap_or_default(),
         environment: args.selection.environment.clone().unwrap_or_default(),
+        expected_revision: args.expected.revision,
     };
     let answer = match rpc!(client, groups_client::GroupsClient, add, request).await {
         Ok(answer) => answer,
         Err(failure) => {
-            let failure = suggest(session, failure, &args.reference).await;
+            let failure = suggest(session, failure, &args.of.reference).await;
             return Err(session.suggest(failure, &args.selection.given()).await);
         }
     };
@@ -549,17 +396,18 @@ async fn add(session: &Session, args: &AddArgs) -> Result<()> {
     output.emit(&group, |wide| page::page(output, &group, wide))
 }
 
-async fn decide(session: &Session, args: &DecideArgs, grant: bool) -> Result<()> {
+async fn decide(session: &Session, args: &ActArgs<Group>, grant: bool) -> Result<()> {
     let client = session.client().await?;
     let request = api::DecideGroupRequest {
         request_id: entropy::request_id()?.to_string(),
-        id: args.reference.clone(),
+        id: args.reference().to_owned(),
         grant,
-        reason: args.reason.clone(),
+        reason: args.reason(),
+        expected_revision: args.revision(),
     };
     let answer = match rpc!(client, groups_client::GroupsClient, decide, request).await {
         Ok(answer) => answer,
-        Err(failure) => return Err(suggest(session, failure, &args.reference).await),
+        Err(failure) => return Err(suggest(session, failure, args.reference()).await),
     };
     told(session, &answer, if grant { "approved" } else { "denied" })
 }
@@ -592,21 +440,6 @@ mod tests {
             text.contains("is resumed: no member had to be changed"),
             "{text}"
         );
-    }
-
-    #[test]
-    fn a_refusal_has_a_line_for_each_member_in_the_way() {
-        let failure = Failure::new(
-            Reason::GroupNotRunning,
-            "group spring is cancelled only while every member is RUNNING; in the way: a: is PENDING; b: is FINALIZED",
-        );
-        let text = spread(failure, 0).render(false);
-        assert!(
-            text.starts_with("error: group spring is cancelled only while every member is RUNNING; in the way\n  --> a: is PENDING\n  --> b: is FINALIZED\nhint: "),
-            "{text}"
-        );
-        let other = Failure::new(Reason::GroupEnded, "in the way: a");
-        assert_eq!(spread(other.clone(), 0), other);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod rollback;
 pub mod rollout;
 pub mod schema;
 pub mod scope;
+pub mod steering;
 pub mod strategy;
 pub mod team;
 pub mod token;
@@ -60,7 +61,7 @@ pub enum Command {
     #[command(subcommand)]
     Group(group::GroupCommand),
     /// Why is a deployment where it is? Every rule's answer, the one in the way first
-    Explain(deployment::ReferenceArgs),
+    Explain(steering::ReferenceArgs<steering::Deployment>),
     /// Return a scope to a release that it had before
     Rollback(rollback::RollbackArgs),
     /// Make releases from files, list and reject them
@@ -159,12 +160,30 @@ pub struct WaitArgs {
     pub timeout: Option<String>,
 }
 
-/// Rows of a page for a list of at most so many; 0: all.
-fn page_size(limit: usize) -> u32 {
-    match u32::try_from(limit) {
-        Ok(limit @ 1..=1_000) => limit,
-        Ok(_) | Err(_) => 1_000,
-    }
+/// Why something is done.
+#[derive(Debug, Args)]
+pub struct ReasonArgs {
+    /// Why, for the audit log
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub reason: String,
+}
+
+/// What is changed must be what was seen.
+#[derive(Debug, Args)]
+pub struct RevisionArgs {
+    /// Only if it is still at this revision
+    #[arg(
+        long,
+        value_name = "REVISION",
+        default_value_t = 0,
+        hide_default_value = true
+    )]
+    pub revision: u64,
 }
 
 impl WaitArgs {
@@ -176,6 +195,17 @@ impl WaitArgs {
         self.timeout
             .as_deref()
             .map_or(Ok(()), |text| parse_timeout(text).map(|_| ()))
+    }
+
+    /// How to wait.
+    ///
+    /// # Errors
+    /// The time limit is no length of time.
+    pub fn following(&self) -> Result<Following> {
+        Ok(Following {
+            timeout: parse_timeout(self.timeout.as_deref().unwrap_or("0s"))?,
+            picture: false,
+        })
     }
 
     /// Tells that a group was started; waits for its end if that is wanted.
@@ -206,11 +236,7 @@ impl WaitArgs {
             }
             return Ok(0);
         }
-        let following = Following {
-            timeout: parse_timeout(self.timeout.as_deref().unwrap_or("0s"))?,
-            picture: false,
-        };
-        follow_group(session, &group.id, following).await
+        follow_group(session, &group.id, self.following()?).await
     }
 
     /// Tells what was started; waits for its end if that is wanted. With several deployments the
@@ -250,11 +276,7 @@ impl WaitArgs {
             }
             return Ok(0);
         }
-        let timeout = parse_timeout(self.timeout.as_deref().unwrap_or("0s"))?;
-        let following = Following {
-            timeout,
-            picture: false,
-        };
+        let following = self.following()?;
         let mut worst = render::EXIT_FINALIZED;
         for deployment in started {
             worst = worst.max(follow(session, &deployment.id, following).await?);

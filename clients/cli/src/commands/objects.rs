@@ -11,6 +11,7 @@ use tidegate_shared::secret::Secret;
 use tidegate_shared::selector::Labels;
 use tidegate_shared::spec::{Kind, ObjectSpec};
 
+use super::RevisionArgs;
 use crate::errors::{Failure, Result};
 use crate::output::{Output, Table, Tone, dash, pairs};
 use crate::session::Session;
@@ -48,7 +49,7 @@ pub enum ObjectCommand<F: SpecFlags> {
     /// Change what the flags name, or all of it by a manifest
     Update(DescribeArgs<F>),
     /// Delete one that nothing refers to
-    Delete(DeleteArgs),
+    Delete(DeleteObjectArgs),
 }
 
 /// Which ones to list.
@@ -71,14 +72,20 @@ pub struct NameArgs {
 pub struct DeleteArgs {
     /// Its name
     pub name: String,
-    /// Only if it is still at this revision
-    #[arg(
-        long,
-        value_name = "REVISION",
-        default_value_t = 0,
-        hide_default_value = true
-    )]
-    pub revision: u64,
+    /// At which revision.
+    #[command(flatten)]
+    pub expected: RevisionArgs,
+}
+
+/// What to delete, and whether to.
+#[derive(Debug, Args)]
+pub struct DeleteObjectArgs {
+    /// What to delete.
+    #[command(flatten)]
+    pub object: DeleteArgs,
+    /// Only check; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// What to create or change.
@@ -93,14 +100,9 @@ pub struct DescribeArgs<F: SpecFlags> {
     /// Labels
     #[arg(long = "label", value_name = "K=V")]
     pub labels: Vec<String>,
-    /// Only if it is still at this revision
-    #[arg(
-        long,
-        value_name = "REVISION",
-        default_value_t = 0,
-        hide_default_value = true
-    )]
-    pub revision: u64,
+    /// At which revision.
+    #[command(flatten)]
+    pub expected: RevisionArgs,
     /// Only check; change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -318,19 +320,21 @@ async fn get(session: &Session, kind: Kind, name: &str) -> Result<()> {
     })
 }
 
-async fn delete(session: &Session, kind: Kind, args: &DeleteArgs) -> Result<()> {
+async fn delete(session: &Session, kind: Kind, args: &DeleteObjectArgs) -> Result<()> {
     let client = session.client().await?;
+    let name = &args.object.name;
     let request = api::DeleteObjectRequest {
         request_id: entropy::request_id()?.to_string(),
-        expected_revision: args.revision,
+        expected_revision: args.object.expected.revision,
         kind: kind.to_string(),
-        name: args.name.clone(),
+        name: name.clone(),
+        dry_run: args.dry_run,
     };
     match rpc!(client, objects_client::ObjectsClient, delete, request).await {
-        Ok(answer) => session
-            .output
-            .emit(&answer, |_| format!("{kind} \"{}\" deleted\n", args.name)),
-        Err(failure) => Err(session.suggest(failure, &[(kind, &args.name)]).await),
+        Ok(answer) => session.output.emit(&answer, |_| {
+            format!("{kind} \"{name}\" deleted{}\n", dry_word(args.dry_run))
+        }),
+        Err(failure) => Err(session.suggest(failure, &[(kind, name)]).await),
     }
 }
 
@@ -351,14 +355,10 @@ pub async fn describe<F: SpecFlags>(
     let (kind, name) = (change.kind, change.name.clone());
     match apply(session, change).await {
         Ok(answer) => session.output.emit(&answer, |_| {
-            let suffix = if args.dry_run {
-                " (dry run, nothing was changed)"
-            } else {
-                ""
-            };
             format!(
-                "{kind} \"{name}\" {}{suffix}\n",
-                change_word(answer.change())
+                "{kind} \"{name}\" {}{}\n",
+                change_word(answer.change()),
+                dry_word(args.dry_run)
             )
         }),
         Err(failure) => Err(suggest_references(session, failure, kind, &name).await),
@@ -412,7 +412,7 @@ fn from_file<F: SpecFlags>(
         labels,
         spec: object.spec,
         secret: object.secret,
-        revision: args.revision,
+        revision: args.expected.revision,
         dry_run: args.dry_run,
         must_not_exist,
     })
@@ -432,16 +432,16 @@ async fn from_flags<F: SpecFlags>(
         )
     })?;
     let (mut labels, mut spec, revision) = if must_not_exist {
-        (Labels::new(), Map::new(), args.revision)
+        (Labels::new(), Map::new(), args.expected.revision)
     } else {
         let present = fetch(session, kind, &name).await?;
         let metadata = present.metadata.unwrap_or_default();
         let spec = serde_json::from_str(&present.spec).unwrap_or_default();
         // What was read must be what is changed, or the flags would undo another change.
-        let revision = if args.revision == 0 {
+        let revision = if args.expected.revision == 0 {
             metadata.revision
         } else {
-            args.revision
+            args.expected.revision
         };
         (metadata.labels.into_iter().collect(), spec, revision)
     };
@@ -512,12 +512,22 @@ pub async fn apply(session: &Session, change: Change) -> Result<api::ApplyRespon
     rpc!(client, objects_client::ObjectsClient, apply, request).await
 }
 
+/// Follows what would have happened.
+pub const fn dry_word(dry_run: bool) -> &'static str {
+    if dry_run {
+        " (dry run, nothing was changed)"
+    } else {
+        ""
+    }
+}
+
 /// What happened to an object, in one word.
 pub const fn change_word(change: api::apply_response::Change) -> &'static str {
     match change {
         api::apply_response::Change::Created => "created",
         api::apply_response::Change::Changed => "changed",
         api::apply_response::Change::Unchanged => "unchanged",
+        api::apply_response::Change::Deleted => "deleted",
         api::apply_response::Change::Unspecified => "applied",
     }
 }

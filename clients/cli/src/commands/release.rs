@@ -3,7 +3,6 @@
 mod asset;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::str::FromStr as _;
 
@@ -19,7 +18,7 @@ use crate::errors::{Failure, Result};
 use crate::output::{Output, Table, Tone, bytes, dash, pairs, printable};
 use crate::session::{self, Session};
 use crate::upload::{self, Asset};
-use crate::{entropy, manifest, names, rpc, time};
+use crate::{entropy, manifest, names, pages, rpc, time};
 use asset::Deliverable;
 
 /// The verbs of a release.
@@ -366,27 +365,23 @@ async fn list(session: &Session, application: &str) -> Result<()> {
 /// The cluster's; suggests the application that may be meant.
 pub async fn all(session: &Session, application: &str) -> Result<Vec<api::Release>> {
     let client = session.client().await?;
-    let mut releases = Vec::new();
-    let mut token = String::new();
-    loop {
+    let releases = pages::gather(0, |page| {
         let request = api::ListReleasesRequest {
             application: application.to_owned(),
-            page: Some(api::Page { size: 1_000, token }),
+            page,
         };
-        let answer = match rpc!(client, releases_client::ReleasesClient, list, request).await {
-            Ok(answer) => answer,
-            Err(failure) => {
-                return Err(session
-                    .suggest(failure, &[(Kind::Application, application)])
-                    .await);
-            }
-        };
-        releases.extend(answer.releases);
-        token = answer.next_page_token;
-        if token.is_empty() {
-            break;
+        async move {
+            let answer = rpc!(client, releases_client::ReleasesClient, list, request).await?;
+            Ok((answer.releases, answer.next_page_token))
         }
-    }
+    });
+    let releases = match releases.await {
+        Ok(releases) => releases,
+        Err(failure) => {
+            let given = [(Kind::Application, application)];
+            return Err(session.suggest(failure, &given).await);
+        }
+    };
     if releases.is_empty() {
         // An unknown application must not look like one without releases.
         super::objects::fetch(session, Kind::Application, application).await?;
@@ -497,8 +492,7 @@ fn page(output: Output, release: &api::Release) -> String {
     let status = output.paint(status_tone(&release.status), &release.status);
     let mut text = String::new();
     let mut field = |name: &str, value: String| {
-        let name = output.paint(Tone::Faint, &format!("{name:<12}"));
-        writeln!(text, "{name} {value}").ok();
+        text.push_str(&output.field(name, &value));
     };
     field(
         "release",

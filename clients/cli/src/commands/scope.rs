@@ -10,7 +10,7 @@ use tidegate_proto::control::v1::check_finding::Severity;
 use tidegate_shared::spec::Kind;
 
 use super::WaitArgs;
-use super::objects::{self, DeleteArgs, DescribeArgs, ListArgs, NameArgs, SpecFlags};
+use super::objects::{self, DeleteObjectArgs, DescribeArgs, ListArgs, NameArgs, SpecFlags};
 use crate::errors::{Failure, Result};
 use crate::output::{Output, Table, Tone, dash, printable, weight};
 use crate::session::{self, Session};
@@ -148,7 +148,7 @@ pub enum ScopeCommand {
     )]
     Check(CheckArgs),
     /// Delete one that is stopped
-    Delete(DeleteArgs),
+    Delete(DeleteObjectArgs),
     /// Stop it: the active version drains and goes away
     Stop(StopArgs),
     /// Start it again with the release and the parameters that it had
@@ -349,8 +349,7 @@ fn screen(output: Output, view: &api::ScopeView, wide: bool) -> String {
         None => "-".to_owned(),
     };
     let mut field = |name: &str, value: String| {
-        let name = output.paint(Tone::Faint, &format!("{name:<12}"));
-        writeln!(text, "{name} {value}").ok();
+        text.push_str(&output.field(name, &value));
     };
     let status = output.paint(objects::scope_tone(&scope.status), dash(&scope.status));
     field(

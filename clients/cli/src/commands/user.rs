@@ -6,11 +6,11 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::spec::Role;
 
 use super::objects::{DeleteArgs, ListArgs, NameArgs};
-use super::token;
+use super::{RevisionArgs, token};
 use crate::errors::{Failure, Result};
 use crate::output::{Table, Tone, dash, pairs};
 use crate::session::{self, Session};
-use crate::{entropy, names, rpc, time};
+use crate::{entropy, names, pages, rpc, time};
 
 /// The verbs of a person.
 #[derive(Debug, Subcommand)]
@@ -44,14 +44,9 @@ pub struct UpdateArgs {
     /// Labels
     #[arg(long = "label", value_name = "K=V")]
     labels: Vec<String>,
-    /// Only if it is still at this revision
-    #[arg(
-        long,
-        value_name = "REVISION",
-        default_value_t = 0,
-        hide_default_value = true
-    )]
-    revision: u64,
+    /// At which revision.
+    #[command(flatten)]
+    expected: RevisionArgs,
 }
 
 /// Refuses a word that is no role before anything is sent.
@@ -84,20 +79,17 @@ impl UserCommand {
 
 async fn all(session: &Session, selector: &str) -> Result<Vec<api::Person>> {
     let client = session.client().await?;
-    let mut people = Vec::new();
-    let mut token = String::new();
-    loop {
+    let people = pages::gather(0, |page| {
         let request = api::ListPeopleRequest {
             selector: selector.to_owned(),
-            page: Some(api::Page { size: 1_000, token }),
+            page,
         };
-        let answer = rpc!(client, people_client::PeopleClient, list, request).await?;
-        people.extend(answer.people);
-        token = answer.next_page_token;
-        if token.is_empty() {
-            return Ok(people);
+        async move {
+            let answer = rpc!(client, people_client::PeopleClient, list, request).await?;
+            Ok((answer.people, answer.next_page_token))
         }
-    }
+    });
+    people.await
 }
 
 async fn list(session: &Session, selector: &str) -> Result<()> {
@@ -179,10 +171,7 @@ async fn get(session: &Session, name: &str) -> Result<()> {
     let person = fetch(session, name).await?;
     session.output.emit(&person, |_| {
         let metadata = person.metadata.clone().unwrap_or_default();
-        let field = |name: &str, value: &str| {
-            let name = session.output.paint(Tone::Faint, &format!("{name:<12}"));
-            format!("{name} {}\n", dash(value))
-        };
+        let field = |name: &str, value: &str| session.output.field(name, dash(value));
         [
             field("user", &metadata.name),
             field("teams", &person.teams.join(", ")),
@@ -213,7 +202,7 @@ async fn update(session: &Session, args: UpdateArgs) -> Result<()> {
     let request = api::UpdatePersonRequest {
         request_id: entropy::request_id()?.to_string(),
         // What was read must be what is changed, or the flags would undo another change.
-        expected_revision: match args.revision {
+        expected_revision: match args.expected.revision {
             0 => metadata.revision,
             revision => revision,
         },
@@ -236,7 +225,7 @@ async fn delete(session: &Session, args: &DeleteArgs) -> Result<()> {
     let client = session.client().await?;
     let request = api::RemovePersonRequest {
         request_id: entropy::request_id()?.to_string(),
-        expected_revision: args.revision,
+        expected_revision: args.expected.revision,
         name: args.name.clone(),
     };
     match rpc!(client, people_client::PeopleClient, remove, request).await {

@@ -3,7 +3,7 @@
 use tidegate_proto::control::v1 as api;
 
 use crate::errors::Result;
-use crate::output::{Tone, dash};
+use crate::output::dash;
 use crate::session::Session;
 use crate::{rpc, time};
 
@@ -21,10 +21,7 @@ pub async fn run(session: &Session) -> Result<()> {
     )
     .await?;
     session.output.emit(&answer, |_| {
-        let field = |name: &str, value: &str| {
-            let name = session.output.paint(Tone::Faint, &format!("{name:<12}"));
-            format!("{name} {}\n", dash(value))
-        };
+        let field = |name: &str, value: &str| session.output.field(name, dash(value));
         let until = format!(
             "{} ({})",
             time::stamp(answer.certificate_not_after_ms),

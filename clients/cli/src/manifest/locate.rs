@@ -67,6 +67,11 @@ impl From<Spanned<Node>> for Located {
 }
 
 impl Located {
+    /// Whether it is a list.
+    pub const fn is_list(&self) -> bool {
+        matches!(self.node, Node::List(_))
+    }
+
     /// Path of the field whose name or value starts at a position.
     pub fn field_at(&self, line: u64, column: u64) -> Option<String> {
         match &self.node {

@@ -1,5 +1,5 @@
 //! Manifests: files and folders of `kind`, `name`, `labels`, `spec` in YAML or JSON, read and
-//! checked as a whole before anything is sent.
+//! checked as a whole before anything is sent; JSON may be a list of them, as `export` writes it.
 //!
 //! Every mistake of every file is told at once, each with file, line, column and field.
 
@@ -253,6 +253,13 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         document,
         tree: locate::tree(&document.text),
     };
+    if let Some(list) = place.tree.as_ref().filter(|tree| tree.is_list()) {
+        let (line, column) = place.in_file(list.position_of(""));
+        let name = path.display();
+        return Err(vec![format!(
+            "{name}:{line}:{column}: is a list, which is read in JSON alone: want one object, or several with --- between them"
+        )]);
+    }
     let head: Head =
         serde_saphyr::from_str(&document.text).map_err(|error| vec![place.of(&error)])?;
     let Some(kind) = head.kind else {
@@ -405,6 +412,31 @@ mod tests {
     fn json_is_read_too() {
         let wanted = load_text(r#"{"kind":"environment","name":"dev","spec":{"tier":1}}"#).unwrap();
         assert_eq!(wanted[0].name, "dev");
+    }
+
+    #[test]
+    fn json_may_be_a_list_or_a_row_and_its_mistakes_are_located() {
+        let app = r#"{"kind":"application","name":"web","spec":{}}"#;
+        let dev = r#"{"kind":"environment","name":"dev","spec":{"tier":1}}"#;
+        for text in [
+            format!("[{app},\n {dev}]"),
+            format!("{app}{dev}"),
+            format!("[{app}]\n---\n[{dev}]\n"),
+            format!("[\n{dev}\n]\n{app}\n"),
+        ] {
+            let wanted = load_text(&text).unwrap();
+            let names: Vec<_> = wanted.iter().map(|object| object.name.as_str()).collect();
+            assert_eq!(names, ["web", "dev"], "{text}");
+        }
+        let wrong = dev.replace("tier", "teir");
+        let text = mistakes(&format!("[{app},\n\n  {wrong}]"));
+        assert!(text.starts_with("3:46: spec.teir: unknown field"), "{text}");
+        let text = mistakes(&format!("{app}\n{wrong}\n[[{app}]]"));
+        assert!(text.starts_with("2:44: spec.teir: "), "{text}");
+        assert!(text.contains("3:2: is a list"), "{text}");
+        let text = mistakes(&format!("[{app},\n{dev}"));
+        assert!(text.starts_with("2:") || text.starts_with("1:"), "{text}");
+        assert!(mistakes("- kind: application\n").contains("1:1: is a list"));
     }
 
     #[test]

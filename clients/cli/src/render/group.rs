@@ -175,8 +175,7 @@ pub fn heading(output: Output, group: &api::Group) -> String {
     let mut text = String::new();
     let mut field = |word: &str, value: String| {
         if !value.is_empty() {
-            let word = output.paint(Tone::Faint, &format!("{word:<12}"));
-            writeln!(text, "{word} {value}").ok();
+            text.push_str(&output.field(word, &value));
         }
     };
     field(

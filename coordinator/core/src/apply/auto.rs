@@ -1,5 +1,7 @@
 //! Deployments that make themselves: the planner's decision, and what makes a scope look again.
 
+use std::sync::Arc;
+
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{Name, Version};
 use tidegate_shared::spec::{ScopeSpec, StrategySpec};
@@ -52,7 +54,7 @@ pub(super) fn deploy(tx: &mut Tx<'_>, command: &AutoDeploy) -> Outcome {
                 scope: name.clone(),
                 version: version.clone(),
                 strategy_name: rule.strategy.clone(),
-                strategy,
+                strategy: Arc::new(strategy),
                 parameters: None,
                 labels: Default::default(),
                 on_conflict: OnConflict::Queue,
@@ -95,7 +97,7 @@ pub(super) fn scope_written(tx: &mut Tx<'_>, name: &Name, before: Option<&ScopeS
         return;
     }
     if tx.state.auto.contains_key(name) {
-        let same = before.is_some_and(|before| *before == spec);
+        let same = before.is_some_and(|before| *before == *spec);
         change(tx, name, |auto| auto.due |= !same);
         return;
     }

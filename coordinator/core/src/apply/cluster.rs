@@ -47,7 +47,7 @@ pub(super) fn init(tx: &mut Tx<'_>, command: &InitCluster) -> Outcome {
         level: command.level,
         joined_at: tx.at,
     };
-    tx.state.cluster = Some(Cluster {
+    tx.state.cluster = Some(Arc::new(Cluster {
         id: command.cluster,
         trust_domain: command.trust_domain.clone(),
         level: command.level,
@@ -56,7 +56,7 @@ pub(super) fn init(tx: &mut Tx<'_>, command: &InitCluster) -> Outcome {
         members: Table::unit(1, first),
         former: Table::new(),
         ca: command.ca.clone(),
-    });
+    }));
     tx.begin_archive(command.level);
     let meta = tx.new_meta(std::collections::BTreeMap::new());
     let admin = people::first(meta, command.level);
@@ -78,6 +78,7 @@ fn cluster<'a>(tx: &'a mut Tx<'_>) -> Result<&'a mut Cluster, Rejection> {
     tx.state
         .cluster
         .as_mut()
+        .map(Arc::make_mut)
         .ok_or_else(|| Rejection::new(Reason::InvalidRequest, "this cluster is not initialised"))
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Wanted {
     pub(super) scope: Name,
     pub(super) version: Version,
     pub(super) strategy_name: Option<Name>,
-    pub(super) strategy: Strategy,
+    pub(super) strategy: Arc<Strategy>,
     /// None: resolved now.
     pub(super) parameters: Option<Table<String, ResolvedParameter>>,
     pub(super) labels: Labels,
@@ -103,7 +103,7 @@ pub(super) fn create_all(
             scope: name.clone(),
             version: command.version.clone(),
             strategy_name: command.strategy.clone(),
-            strategy,
+            strategy: Arc::new(strategy),
             parameters: None,
             labels: command.labels.clone(),
             on_conflict: command.on_conflict,
@@ -167,21 +167,29 @@ pub(super) fn check_conflicts(tx: &Tx<'_>, scopes: &[Name]) -> Result<(), Reject
     let mut conflicts = Vec::new();
     for name in scopes {
         if let Some(other) = tx.state.candidate_of(tx.state.scope(name)?) {
-            conflicts.push(format!(
-                "scope \"{name}\" is busy: deployment {} of {} {} by {} is {} since {}",
+            let why = format!(
+                "deployment {} of {} {} by {} is {} since {}",
                 other.id,
                 other.origin.application,
                 other.origin.version,
                 other.meta.created_by,
                 other.status,
                 other.status_since
-            ));
+            );
+            conflicts.push((name.clone(), why));
         }
     }
-    if conflicts.is_empty() {
-        return Ok(());
+    match conflicts.as_slice() {
+        [] => Ok(()),
+        [(name, why)] => {
+            let message = format!("scope \"{name}\" is busy: {why}");
+            Err(Rejection::new(Reason::Conflict, message))
+        }
+        several => {
+            let message = format!("{} of {} scopes are busy", several.len(), scopes.len());
+            Err(Rejection::of_scopes(Reason::Conflict, message, several))
+        }
     }
-    Err(Rejection::new(Reason::Conflict, conflicts.join("; ")))
 }
 
 pub(super) fn named_strategy(tx: &Tx<'_>, name: Option<&Name>) -> Result<StrategySpec, Rejection> {
@@ -327,14 +335,14 @@ fn origin(
         .unwrap_or_else(|| parameters::resolve(&tx.state, &wanted.scope, spec, &release.spec));
     check_tls(&wanted.scope, spec, &parameters)?;
     parameters::check_files(&wanted.scope, &parameters)?;
-    Ok(Origin {
+    let origin = Origin {
         application: spec.application.clone(),
         version: wanted.version.clone(),
         release_digest: release.digest,
         scope: wanted.scope.clone(),
         scope_spec: spec.clone(),
-        asset,
-        health_check,
+        asset: Arc::new(asset),
+        health_check: Arc::new(health_check),
         strategy_name: wanted.strategy_name.clone(),
         strategy: wanted.strategy.clone(),
         parameters,
@@ -343,7 +351,11 @@ fn origin(
         forced: wanted.forced,
         link: wanted.link.clone(),
         auto: wanted.auto.clone(),
-    })
+    };
+    // The one before it in this scope, and the one that the same command made in another.
+    let active = tx.state.active_of(scope);
+    let like = active.iter().map(|active| &active.origin).chain(tx.like());
+    Ok(like.fold(origin, |origin, like| origin.sharing(like)))
 }
 
 /// The asset that the scope names, or the release's only one.
@@ -377,7 +389,7 @@ fn record(tx: &mut Tx<'_>, id: DeploymentId, origin: Origin, wanted: &Wanted) ->
         id,
         short: id.short(),
         meta,
-        origin: Arc::new(origin),
+        origin: tx.made_with(origin),
         status: Status::Pending,
         status_since: tx.at,
         replaces: None,

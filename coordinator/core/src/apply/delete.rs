@@ -7,6 +7,7 @@ use tidegate_shared::spec::{Kind, ScopeSpec};
 use super::tx::{Tx, expect_revision};
 use super::{auto, governance, people};
 use crate::command::{DeleteObject, Outcome, Reply};
+use crate::policy;
 use crate::rejection::Rejection;
 use crate::state::{Place, ScopeTerm, State, TargetTerm};
 
@@ -93,7 +94,8 @@ fn revision(state: &State, kind: Kind, name: &Name) -> Option<u64> {
 fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
     match kind {
         Kind::Application => scope_of(state, &ScopeTerm::Application(name.clone()))
-            .or_else(|| parameter_of(state, Place::Application(name.clone()))),
+            .or_else(|| parameter_of(state, Place::Application(name.clone())))
+            .or_else(|| dependency_on(state, name)),
         Kind::Environment => scope_of(state, &ScopeTerm::Environment(name.clone()))
             .or_else(|| parameter_of(state, Place::Environment(name.clone()))),
         Kind::Scope => {
@@ -117,6 +119,19 @@ fn referrer(state: &State, kind: Kind, name: &Name) -> Option<String> {
 fn scope_of(state: &State, term: &ScopeTerm) -> Option<String> {
     let found = state.scopes.keys_of(term).next();
     found.map(|scope| format!("scope \"{scope}\" belongs to it"))
+}
+
+/// The dependency rule that names an application.
+fn dependency_on(state: &State, name: &Name) -> Option<String> {
+    if !state.is_at(policy::REFERENCES_LEVEL) {
+        return None;
+    }
+    let found = state.policies.iter().find_map(|(policy, object)| {
+        let mut rules = object.spec.dependencies.iter();
+        let index = rules.position(|rule| rule.application == *name)?;
+        Some((policy, index))
+    });
+    found.map(|(policy, index)| format!("dependencies[{index}] of policy \"{policy}\" names it"))
 }
 
 fn parameter_of(state: &State, place: Place) -> Option<String> {

@@ -10,7 +10,7 @@ use crate::command::{CreateFreeze, CreateSkip, Outcome, Reply};
 use crate::deployment::phase::FREEZE_MAX;
 use crate::policy::skip::covers;
 use crate::rejection::Rejection;
-use crate::state::{Freeze, Skip};
+use crate::state::{Freeze, ScopeTerm, Skip};
 
 /// Skips and freezes that a cluster keeps; those that are over are forgotten first.
 const MOST: usize = 1_000;
@@ -202,11 +202,10 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     Ok(Reply::Done)
 }
 
-/// The clocks of groups under way stood meanwhile.
+/// The clocks of groups and of deployments under way stood meanwhile.
 fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
-    if !tx.state.open_groups.is_empty() {
-        tx.state.past_freezes.insert(freeze.meta.revision, freeze);
-    }
+    tx.state.past_freezes.insert(freeze.meta.revision, freeze);
+    forget_freezes(tx);
     while tx.state.past_freezes.len() > MOST_PAST {
         let Some((oldest, _)) = tx.state.past_freezes.get_min() else {
             break;
@@ -216,5 +215,23 @@ fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
     }
 }
 
-/// Past freezes that are remembered for groups under way.
+/// Freezes that ended before anything under way began stop no clock.
+pub(super) fn forget_freezes(tx: &mut Tx<'_>) {
+    if tx.state.past_freezes.is_empty() {
+        return;
+    }
+    let open = tx.state.open_groups.keys();
+    let open = open.filter_map(|id| tx.state.groups.get(id));
+    let made = open.map(|group| group.meta.created_at);
+    let busy = tx.state.scopes.rows_of(&ScopeTerm::UnderWay);
+    let busy = busy.filter_map(|(_, scope)| tx.state.candidate_of(scope));
+    let first = made.chain(busy.map(|d| d.status_since)).min();
+    let past = tx.state.past_freezes.iter();
+    let over = past.filter(|(_, freeze)| first.is_none_or(|first| first >= freeze.until));
+    for key in over.map(|(key, _)| *key).collect::<Vec<_>>() {
+        tx.state.past_freezes.remove(&key);
+    }
+}
+
+/// Past freezes that are remembered for what is under way.
 const MOST_PAST: usize = 1_000;

@@ -2,8 +2,9 @@
 //!
 //! Deterministic and total on every node and every version of the program: structural facts only
 //! (revision, status, one deployment per scope, counts), no policy evaluation, no clock, no float.
-//! Each command acts on a cheap clone of the state that is swapped in only if the command was
-//! accepted, so that nothing is ever half done. One file per family of commands.
+//! A cheap clone of the state as it was comes back if a command is refused, so that nothing is ever
+//! half done; the few that refuse before they change anything need none. One file per family of
+//! commands.
 
 mod advance;
 mod agent;
@@ -72,10 +73,14 @@ fn apply_item(state: &mut State, index: u64, position: u32, ordinal: u32, item: 
         }
         Recall::New(digest) => digest,
     };
-    let mut tx = Tx::new(state, index, position, &item.actor);
+    // An entry may hold hundreds of commands. With the state as it was kept for each, every one of
+    // them copies the nodes that it changes; without, the first one does.
+    let refuses_first = object::refuses_first(&item.command);
+    let before = (!refuses_first || cfg!(debug_assertions)).then(|| state.clone());
+    let mut tx = Tx::new(std::mem::take(state), index, position, &item.actor);
     let applied = match run(&mut tx, &item.command) {
         Ok(reply) => {
-            let done = tx.commit(state, ordinal, &item.command);
+            let done = tx.commit(before.as_ref(), ordinal, &item.command);
             *state = done.state;
             Applied {
                 outcome: Ok(reply),
@@ -84,7 +89,11 @@ fn apply_item(state: &mut State, index: u64, position: u32, ordinal: u32, item: 
                 events_leave: state.archive.is_some(),
             }
         }
-        Err(rejection) => refuse(state, index, ordinal, item, rejection),
+        Err(rejection) => {
+            debug_assert!(!refuses_first || before.as_ref() == Some(&tx.state));
+            *state = before.unwrap_or(tx.state);
+            refuse(state, index, ordinal, item, rejection)
+        }
     };
     requests::remember(state, (index, position), item, digest, &applied.outcome);
     applied

@@ -1,13 +1,18 @@
 //! Objects whose state is their spec: created and changed.
 
+use std::sync::Arc;
+
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::Labels;
-use tidegate_shared::spec::{Kind, ObjectSpec, ParameterSpec, ScopeSpec, validate_labels};
+use tidegate_shared::spec::{
+    Kind, ObjectSpec, ParameterSpec, PolicySpec, ScopeSpec, validate_labels,
+};
 
 use super::tx::{Tx, expect_revision};
 use super::{auto, governance, lifecycle, parameters, people};
-use crate::command::{Outcome, PutObject, Reply};
+use crate::command::{Command, Outcome, PutObject, Reply};
+use crate::policy;
 use crate::rejection::Rejection;
 use crate::state::{Indexed, Listed, Meta, Object, Scope, ScopeStatus, State, Table};
 
@@ -31,6 +36,7 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
         }
         ObjectSpec::Policy(spec) => {
             // What a policy's texts mean is checked by the front: see `policy::check`.
+            check_dependencies(tx, &what, spec)?;
             let outcome = put_plain(tx, command, spec.clone(), |state| &mut state.policies);
             if let Ok(Reply::Object { changed: true, .. }) = outcome {
                 governance::gates_changed(tx);
@@ -58,6 +64,18 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
             people::written(tx, &before, &reply)?;
             Ok(reply)
         }
+    }
+}
+
+/// Whether [`put`] finds out everything that speaks against this command before it changes anything,
+/// and then touches neither scopes nor agents.
+pub(super) const fn refuses_first(command: &Command) -> bool {
+    match command {
+        Command::PutObject(command) => matches!(
+            command.spec,
+            ObjectSpec::Application(_) | ObjectSpec::Environment(_) | ObjectSpec::Parameter(_)
+        ),
+        _ => false,
     }
 }
 
@@ -104,6 +122,19 @@ fn check_target(tx: &Tx<'_>, what: &str, spec: &ParameterSpec) -> Result<(), Rej
         )
         .next();
     found.map_or(Ok(()), Err)
+}
+
+/// The applications that the dependency rules of a policy name.
+fn check_dependencies(tx: &Tx<'_>, what: &str, spec: &PolicySpec) -> Result<(), Rejection> {
+    if !tx.state.is_at(policy::REFERENCES_LEVEL) {
+        return Ok(());
+    }
+    let mut rules = spec.dependencies.iter().enumerate();
+    let unknown = rules.find(|(_, rule)| !tx.state.applications.contains_key(&rule.application));
+    unknown.map_or(Ok(()), |(index, rule)| {
+        let field = format!("dependencies[{index}].application");
+        Err(missing(what, &field, Kind::Application, &rule.application))
+    })
 }
 
 /// What a write meets: nothing, or an object of this revision.
@@ -243,7 +274,7 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
     let Some(mut scope) = present else {
         let scope = Scope {
             meta: tx.new_meta(command.labels.clone()),
-            spec: spec.clone(),
+            spec: Arc::new(spec.clone()),
             status: ScopeStatus::Creating,
             active: None,
             candidate: None,
@@ -258,10 +289,10 @@ fn put_scope(tx: &mut Tx<'_>, command: &PutObject, spec: &ScopeSpec) -> Outcome 
         return Ok(written(tx, command, revision, true));
     };
     check_immutable(&what, &scope.spec, spec)?;
-    if scope.spec == *spec && scope.meta.labels == command.labels {
+    if *scope.spec == *spec && scope.meta.labels == command.labels {
         return Ok(unchanged(&scope.meta));
     }
-    let before = std::mem::replace(&mut scope.spec, spec.clone());
+    let before = std::mem::replace(&mut scope.spec, Arc::new(spec.clone()));
     scope.meta.labels.clone_from(&command.labels);
     let under_way = scope.candidate;
     tx.put_scope(&command.name, scope);

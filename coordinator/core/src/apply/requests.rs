@@ -2,8 +2,9 @@
 //!
 //! A client's id is remembered for 24 h after it was minted and refused afterwards. The planner's
 //! are exempt from age; their good outcomes are remembered for ten minutes, after which the
-//! revision that they carry is long gone. Its refusals are not remembered: what stood in the way
-//! may go while the deployment stays as it is.
+//! revision that they carry is long gone; of very many only the newest, because a move that comes
+//! again after so many others is stale by its revision anyway. Its refusals are not remembered: what
+//! stood in the way may go while the deployment stays as it is.
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
@@ -12,7 +13,7 @@ use tidegate_shared::time::Span;
 use crate::command::{Item, Outcome, RequestKey};
 use crate::event::canonical_digest;
 use crate::rejection::Rejection;
-use crate::state::{Remembered, State};
+use crate::state::{PACKED_LEVEL, Remembered, State};
 
 /// A client's id older than this is refused.
 const CLIENT_MEMORY: Span = Span::from_hours(24);
@@ -22,6 +23,9 @@ const AHEAD: Span = Span::from_hours(1);
 
 /// The planner's good outcomes.
 const PLANNER_MEMORY: Span = Span::from_mins(10);
+
+/// From [`PACKED_LEVEL`] on no more of the planner's good outcomes are remembered.
+const PLANNER_MOST: usize = 10_000;
 
 /// At most this many are forgotten for each new one, so that an entry's work is bounded.
 const FORGET_PER_ITEM: usize = 4;
@@ -118,14 +122,20 @@ pub(super) fn forget(state: &mut State, items: usize) {
             Some(_) | None => break,
         }
     }
+    let most = match state.is_at(PACKED_LEVEL) {
+        true => PLANNER_MOST,
+        false => usize::MAX,
+    };
     for _ in 0..budget {
         let Some((position, key)) = state.planner_requests.get_min().copied() else {
             break;
         };
-        let old = state
-            .requests
-            .get(&key)
-            .is_none_or(|known| known.at + PLANNER_MEMORY < state.at);
+        let beyond = state.planner_requests.len() > most;
+        let old = beyond
+            || state
+                .requests
+                .get(&key)
+                .is_none_or(|known| known.at + PLANNER_MEMORY < state.at);
         if !old {
             break;
         }

@@ -21,6 +21,22 @@ fn wrong_status(name: &Name, scope: &Scope, message: &str) -> Rejection {
     )
 }
 
+/// Names the deployment in the way, and what can be done.
+fn busy(tx: &Tx<'_>, name: &Name, other: DeploymentId, next: &str) -> Result<Rejection, Rejection> {
+    let other = tx.state.deployment(other)?;
+    Ok(Rejection::new(
+        Reason::Conflict,
+        format!(
+            "scope \"{name}\" is busy: deployment {} of {} {} by {} is {}; {next}",
+            other.id,
+            other.origin.application,
+            other.origin.version,
+            other.meta.created_by,
+            other.status
+        ),
+    ))
+}
+
 /// Stops a scope: its active deployment is deleted. What is under way is in the way, or cancelled
 /// first; `FINALIZING` is waited out. A scope that is stopped, or stopping, stays so.
 pub(super) fn stop(tx: &mut Tx<'_>, command: &StopScope) -> Outcome {
@@ -46,18 +62,8 @@ pub(super) fn stop(tx: &mut Tx<'_>, command: &StopScope) -> Outcome {
     if !command.cancel
         && let Some(first) = under_way.first()
     {
-        let other = tx.state.deployment(*first)?;
-        return Err(Rejection::new(
-            Reason::Conflict,
-            format!(
-                "scope \"{name}\" is busy: deployment {} of {} {} by {} is {}; stop with --cancel to take it back first",
-                other.id,
-                other.origin.application,
-                other.origin.version,
-                other.meta.created_by,
-                other.status
-            ),
-        ));
+        let next = "stop with --cancel to take it back first";
+        return Err(busy(tx, name, *first, next)?);
     }
     let mut stopping = scope.clone();
     stopping.status = ScopeStatus::Stopping;
@@ -108,11 +114,15 @@ pub(super) fn start(tx: &mut Tx<'_>, name: &Name) -> Outcome {
 /// The same release goes through the steps again, with the parameters as they stand now.
 pub(super) fn restart(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     let scope = tx.state.scope(name)?.clone();
+    check_conflicts(tx, std::slice::from_ref(name))?;
     let active = tx.state.active_of(&scope).cloned();
     let Some(active) = active.filter(|_| scope.status == ScopeStatus::Ready) else {
-        return Err(wrong_status(name, &scope, "nothing runs there to restart"));
+        // A first deployment, or that of a start, is what there will be to restart.
+        return Err(match scope.waiting.first() {
+            Some(waiting) => busy(tx, name, *waiting, "restart when it has ended")?,
+            None => wrong_status(name, &scope, "nothing runs there to restart"),
+        });
     };
-    check_conflicts(tx, std::slice::from_ref(name))?;
     let release = tx
         .state
         .release(&active.origin.application, &active.origin.version)?;

@@ -1,5 +1,7 @@
 //! Join tokens, and newcomers who use them.
 
+use std::sync::Arc;
+
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{Name, TokenId};
 use tidegate_shared::spec::validate_labels;
@@ -180,7 +182,7 @@ fn admit_member(tx: &mut Tx<'_>, command: &Join) -> Result<NodeId, Rejection> {
             "a coordinator has to say where it listens",
         )
     })?;
-    let Some(cluster) = &mut tx.state.cluster else {
+    let Some(cluster) = tx.state.cluster.as_mut().map(Arc::make_mut) else {
         return Err(Rejection::new(
             Reason::InvalidRequest,
             "this cluster is not initialised",

@@ -1,9 +1,10 @@
-//! One command's workspace: a clone of the state, the events to append, and what was touched.
+//! One command's workspace: the state, the events to append, and what was touched.
 //!
-//! Handlers change `state` only through it; a handler that refuses drops it. `commit` raises the
-//! generations of agents whose wish changed and chains the events.
+//! Handlers change `state` only through it; when one refuses, the state before it comes back.
+//! `commit` raises the generations of agents whose wish changed and chains the events.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tidegate_shared::assignment::Generation;
 use tidegate_shared::digest::Digest;
@@ -17,7 +18,7 @@ use crate::command::{Actor, Command, Item};
 use crate::event::Event;
 use crate::people;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, Group, Meta, Scope, State};
+use crate::state::{Deployment, Group, Meta, Origin, Scope, State};
 use crate::verification::wishes;
 
 /// What an event says, before it has its place in the chain.
@@ -43,6 +44,7 @@ pub(super) struct Tx<'a> {
     scopes: BTreeSet<Name>,
     agents: BTreeSet<Name>,
     archived: Vec<Archived>,
+    like: Option<Arc<Origin>>,
 }
 
 /// What an accepted command comes to.
@@ -56,10 +58,10 @@ pub(super) struct Committed {
 }
 
 impl<'a> Tx<'a> {
-    pub(super) fn new(state: &State, index: u64, item: u32, actor: &'a Actor) -> Self {
+    pub(super) fn new(state: State, index: u64, item: u32, actor: &'a Actor) -> Self {
         Self {
-            state: state.clone(),
             at: state.at,
+            state,
             actor,
             index,
             item,
@@ -67,7 +69,18 @@ impl<'a> Tx<'a> {
             scopes: BTreeSet::new(),
             agents: BTreeSet::new(),
             archived: Vec::new(),
+            like: None,
         }
+    }
+
+    /// What the last deployment that this command made was made with.
+    pub(super) fn like(&self) -> Option<&Arc<Origin>> {
+        self.like.as_ref()
+    }
+
+    /// Remembers what a deployment is made with: the next one shares what is equal.
+    pub(super) fn made_with(&mut self, origin: Origin) -> Arc<Origin> {
+        Arc::clone(self.like.insert(Arc::new(origin)))
     }
 
     /// From now on rows leave the state, if the cluster's level allows it and they do not already.
@@ -268,9 +281,18 @@ impl<'a> Tx<'a> {
         self.note_with(kind, "deployment", deployment.id, message, &details);
     }
 
-    /// The state as it is now, and the events of the command in their places.
-    pub(super) fn commit(mut self, before: &State, ordinal: u32, command: &Command) -> Committed {
-        self.raise_generations(before);
+    /// The state as it is now, and the events of the command in their places. `before` is the state
+    /// before the command; none: a command that touches neither scopes nor agents.
+    pub(super) fn commit(
+        mut self,
+        before: Option<&State>,
+        ordinal: u32,
+        command: &Command,
+    ) -> Committed {
+        match before {
+            Some(before) => self.raise_generations(before),
+            None => debug_assert!(self.scopes.is_empty() && self.agents.is_empty()),
+        }
         for scope in &self.scopes {
             let rows = archive::leave(&mut self.state, self.index, scope);
             self.archived.extend(rows);
@@ -402,7 +424,7 @@ pub(super) fn append_refusal(
         object_kind: object_kind.to_owned(),
         object,
         outcome: rejection.reason.code().to_owned(),
-        message: rejection.message.clone(),
+        message: rejection.to_string(),
         details: BTreeMap::from([("reason".to_owned(), rejection.reason.as_str().to_owned())]),
         previous_hash: Digest::ZERO,
         hash: Digest::ZERO,

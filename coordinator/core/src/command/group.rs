@@ -43,6 +43,9 @@ pub struct AddToGroup {
     pub group: GroupId,
     /// New members, at the end of the order.
     pub scopes: Vec<Name>,
+    /// Refused on mismatch with the group's revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_revision: Option<u64>,
 }
 
 /// See [`super::Command::DecideGroup`].
@@ -55,6 +58,9 @@ pub struct DecideGroup {
     pub granted: bool,
     /// For people.
     pub reason: String,
+    /// Refused on mismatch with the group's revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_revision: Option<u64>,
 }
 
 /// See [`super::Command::AdvanceGroup`].

@@ -224,7 +224,7 @@ impl Looks {
             let before = seen.and_then(|seen| seen.groups.get(&group.id));
             let followed = self.groups.entry(group.id).or_default();
             followed.learn(state, observed, now, before, group, news);
-            let standing = Standing::of(state, observed, now, group, &followed.kept);
+            let standing = Standing::of(state, observed, now, group, &followed.kept).silent();
             standings.insert(group.id, standing);
         }
         standings

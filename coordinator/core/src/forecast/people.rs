@@ -26,7 +26,8 @@ impl Run<'_> {
             let found = self.state.deployments.get(&id);
             if found.is_some_and(|found| !found.origin.strategy.rules.is_empty()) {
                 self.state.deployments.change(&id, |found| {
-                    Arc::make_mut(&mut found.origin).strategy.rules.clear();
+                    let origin = Arc::make_mut(&mut found.origin);
+                    Arc::make_mut(&mut origin.strategy).rules.clear();
                 });
             }
         }

@@ -62,7 +62,7 @@ fn state(level: u32) -> State {
         joined_at: Timestamp::ZERO,
     };
     let mut state = State {
-        cluster: Some(Cluster {
+        cluster: Some(std::sync::Arc::new(Cluster {
             id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
             trust_domain: "td".to_owned(),
             level,
@@ -77,7 +77,7 @@ fn state(level: u32) -> State {
                     sealed: Vec::new(),
                 },
             },
-        }),
+        })),
         ..State::default()
     };
     for application in ["web", "api"] {

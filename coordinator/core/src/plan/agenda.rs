@@ -7,7 +7,10 @@
 //! `is_ground_shaken`.
 //!
 //! A scope whose gates read what goes on elsewhere (rules, a group, another try) is not asked alone:
-//! those and the groups are asked together, after any change of a scope, and not while nothing moves.
+//! those and the groups are asked together, after any change of what they read, and not while
+//! nothing moves. As long as nobody wrote rules that is little: the groups' own rows, their members
+//! that wait, and where a group has a gate those that started. So a member of a large group that
+//! moves costs what it touches.
 //!
 //! Derived: a leader begins with an empty one. [`Agenda::sweep`] asks scopes again for no reason, a
 //! few at a time, so that a reason that was overlooked delays a rollout and does not end it.
@@ -137,7 +140,8 @@ impl Agenda {
         }
         let due = self.shared.next_wakeup.is_some_and(|at| at <= now);
         let mut shared = due
-            || !scopes.is_empty()
+            || scopes.iter().any(|name| is_read_by_others(state, name))
+            || state.gates_revision != seen.gates_revision
             || !state.groups.ptr_eq(&seen.groups)
             || !state.past_freezes.ptr_eq(&seen.past_freezes)
             || (!heard.is_empty() && do_groups_watch_agents(state));
@@ -227,6 +231,17 @@ fn reads_others(state: &State, name: &Name, scope: &Scope, retries: bool) -> boo
     retries && newest().is_some_and(|newest| newest.status == Status::Failed)
 }
 
+/// Whether what comes next elsewhere may rest on what goes on in a scope that is asked alone: rules
+/// may read anything, the gate of a group what its members have come to.
+fn is_read_by_others(state: &State, name: &Name) -> bool {
+    if !state.policies.is_empty() || !state.freezes.is_empty() {
+        return true;
+    }
+    let groups = state.open_groups.keys();
+    let mut groups = groups.filter_map(|id| state.groups.get(id));
+    groups.any(|group| group.rollout.gate != RolloutGate::None && group.scopes.contains_key(name))
+}
+
 /// The agents whose words decide what comes next in a scope. What only waits asks none.
 fn agents_below(state: &State, name: &Name, scope: &Scope) -> BTreeSet<Name> {
     let moves = scope.candidate.is_some() || !scope.retired.is_empty() || scope.is_stopping();
@@ -259,8 +274,8 @@ fn is_ground_shaken(seen: &State, state: &State) -> bool {
         scopes: _,
         agents: _,
         deployments: _,
-        // Read by scopes that are asked together; a change of them comes with one of a scope, or is
-        // looked for.
+        // Read by scopes that are asked together; a change of them comes with one of a scope where
+        // there are rules, or is looked for.
         tracks: _,
         gates_revision: _,
         // Asked at each look.

@@ -116,6 +116,16 @@ fn turn_back(view: &View<'_>) -> Next {
         if traffic.replaced > 0 || traffic.desired > Weight::ZERO {
             return batch_back(view);
         }
+        // Without overlap the last batch's share is back before its instances are.
+        let overlap = view.deployment.origin.strategy.batch.overlap;
+        let missing = if overlap || !traffic.got_traffic {
+            0
+        } else {
+            missing(view)
+        };
+        if missing > 0 {
+            return not_back(missing);
+        }
     }
     let behind = view.participants.iter().find(|p| {
         let wish = desired::active_wish(view.state, view.scope, p.name, p.agent);
@@ -139,25 +149,37 @@ fn turn_back(view: &View<'_>) -> Next {
 
 /// `rolling` on its way back: the old instances of the batch are up before traffic returns to them.
 fn batch_back(view: &View<'_>) -> Next {
-    let Some(active) = view.scope.active else {
+    if view.scope.active.is_none() {
         return Next::act(Action::BatchDone, "there is no version to wait for");
+    }
+    match missing(view) {
+        0 => Next::act(Action::BatchDone, "the batch is back"),
+        missing => not_back(missing),
+    }
+}
+
+fn not_back(missing: u32) -> Next {
+    Next::wait(
+        format!("{missing} instances of the old version have yet to become healthy"),
+        None,
+    )
+}
+
+/// Instances of the old version that should be up by now and are not found healthy.
+fn missing(view: &View<'_>) -> u32 {
+    let Some(active) = view.scope.active else {
+        return 0;
     };
-    let mut missing = 0;
-    for participant in view.participants.iter().filter(|p| !p.lost) {
+    let here = view.participants.iter().filter(|p| !p.lost);
+    let missing = here.map(|participant| {
         let local = rolling::local(view.deployment, view.scope, participant.name);
         let up = participant
             .present
             .and_then(|report| place_in(report, active))
             .map_or(0, healthy);
-        missing += local.map_or(0, |local| local.old).saturating_sub(up);
-    }
-    match missing {
-        0 => Next::act(Action::BatchDone, "the batch is back"),
-        missing => Next::wait(
-            format!("{missing} instances of the old version have yet to become healthy"),
-            None,
-        ),
-    }
+        local.map_or(0, |local| local.old).saturating_sub(up)
+    });
+    missing.sum()
 }
 
 /// Instances of the loser that still run, and agents that have yet to turn back.

@@ -40,7 +40,7 @@ use tidegate_shared::time::Timestamp;
 
 use crate::auto;
 use crate::command::{Action, Actor, Advance, Cause, Command, Item, RequestKey};
-use crate::deployment::phase::{self, Expiry};
+use crate::deployment::phase::Expiry;
 use crate::observed::Observed;
 use crate::state::{Deployment, Scope, State, Status};
 use group::Round;
@@ -212,7 +212,7 @@ pub(crate) fn next(view: &View<'_>) -> Next {
         | Status::Failed
         | Status::Deleted => return Next::wait("", None),
     };
-    let due = phase::due(deployment);
+    let due = running::due(view);
     if next.action.is_none() {
         next.action = due
             .filter(|due| due.at <= view.now)
@@ -233,6 +233,11 @@ pub(crate) fn next(view: &View<'_>) -> Next {
     let lost = lost.map(|p| view.observed.lost_at(p.name)).filter(later);
     next.wake = sooner(next.wake, lost.min());
     next
+}
+
+/// When the present state of a deployment that is past `PENDING` ends by itself.
+pub(crate) fn ends_at(view: &View<'_>) -> Option<Timestamp> {
+    running::due(view).map(|due| due.at)
 }
 
 /// What is noted for people when nothing else is due.

@@ -10,6 +10,7 @@ use super::{Next, checks, evidence};
 use crate::command::{Action, Cause};
 use crate::deployment::{phase, steps};
 use crate::policy::rules;
+use crate::state::Status;
 use crate::strategy::{is_batched, rolling};
 
 /// How often rules are judged without a report: windows slide, and `for` runs on.
@@ -59,6 +60,33 @@ fn decide(view: &View<'_>, verdicts: &[Evidence]) -> Next {
         }),
         Some(_) => step(view, verdicts),
     }
+}
+
+/// When the present state ends by itself. Neither what stalls nor what is halted runs out while a freeze
+/// holds; its pauses, and what waits for a person, do.
+pub(super) fn due(view: &View<'_>) -> Option<phase::Deadline> {
+    let (deployment, now) = (view.deployment, view.now);
+    let due = phase::due(deployment)?;
+    if deployment.status != Status::Running || deployment.paused.is_some() {
+        return Some(due);
+    }
+    let since = match (&deployment.halted, deployment.traffic.step) {
+        (Some(halted), _) if halted.kind == phase::FREEZE => return Some(due),
+        (Some(halted), _) => halted.since,
+        (None, _) if due.expiry == phase::Expiry::TakeBack("pause_max") => return Some(due),
+        // At the end of a step a freeze halts it; what it stopped before that is not in this step.
+        (None, Some(step)) => step.started_at,
+        (None, None) => deployment.status_since,
+    };
+    let frozen = rules::frozen_for(view.state, deployment, since, now);
+    let at = due.at + frozen;
+    Some(match rules::frozen(view.state, deployment, now) {
+        Some((_, until)) => phase::Deadline {
+            at: until + at.since(now),
+            ..due
+        },
+        None => phase::Deadline { at, ..due },
+    })
 }
 
 /// Too many lost agents halt it; it goes on by itself when enough are back.

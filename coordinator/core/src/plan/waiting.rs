@@ -262,8 +262,16 @@ fn pending(
         ..
     } = approval
     {
+        let line = approval_line(approval);
+        // Below the level of roles `apply` counts grants, whoever gave them, and would refuse.
+        if approval::suffices_below_roles(state, deployment, policies, *expires_at) {
+            let why = format!(
+                "{line}; its policy asks others than those who granted: cancel it and deploy again, or raise the cluster's level"
+            );
+            return Next::wait(why, None);
+        }
         let action = require(policies, *expires_at, withdrawn);
-        return Next::act(action, approval_line(approval));
+        return Next::act(action, line);
     }
     // Most members of a large group wait for the others: the rules are asked when that is over.
     if let Some(closed) = turn.and_then(|turn| turn.standing.closed(turn.number)) {

@@ -393,6 +393,22 @@ pub fn asked_of(state: &State, deployment: &Deployment) -> String {
     told.collect::<Vec<_>>().join("; ")
 }
 
+/// Whether people have no roles yet and the grants are enough by their number alone, which is what
+/// `apply` counts there.
+pub fn suffices_below_roles(
+    state: &State,
+    deployment: &Deployment,
+    policies: &[(Name, u32)],
+    expires_at: Timestamp,
+) -> bool {
+    let decisions = deployment.required.iter().flat_map(|r| &r.decisions);
+    let grants = decisions.filter(|d| d.granted && d.at < expires_at).count();
+    !people::in_force(state)
+        && policies
+            .iter()
+            .all(|(_, needed)| grants >= *needed as usize)
+}
+
 /// Grants that the record asks for by a policy that is still in force, in one line: without them
 /// `apply` refuses an approval, even if the policy was changed meanwhile and asks for less.
 pub fn still_asked(state: &State, deployment: &Deployment, now: Timestamp) -> Option<String> {

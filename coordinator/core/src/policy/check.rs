@@ -59,9 +59,13 @@ fn mistakes(spec: &PolicySpec) -> Vec<Mistake> {
     if let Some(rule) = &spec.guardrail {
         see("guardrail", guardrail::compile(rule).map(drop));
     }
+    let about = Expression::compile(&spec.selector, Subject::Deployment);
+    let about = about.ok().and_then(|selector| selector.applications());
     for (index, rule) in spec.dependencies.iter().enumerate() {
+        let prefix = format!("dependencies[{index}]");
         let found = dependency::Requirement::parse(&rule.version).map(drop);
-        see(&format!("dependencies[{index}]"), found);
+        see(&prefix, found);
+        see(&prefix, dependency::check_other(rule, about.as_ref()));
     }
     for (index, window) in spec.windows.iter().enumerate() {
         if let Err(mistakes) = Window::compile(window) {
@@ -112,5 +116,38 @@ mod tests {
             found[7].message.starts_with("at character 12: "),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn nothing_depends_on_itself_alone() {
+        let mistakes = |selector: &str| {
+            let spec = PolicySpec {
+                selector: selector.to_owned(),
+                dependencies: serde_json::from_str(
+                    r#"[{"application": "db", "version": ">=1"}, {"application": "shop", "version": ">=1"}]"#,
+                )
+                .unwrap(),
+                ..PolicySpec::default()
+            };
+            let found = check(&spec).0;
+            let fields = found.into_iter().map(|error| error.field);
+            fields.collect::<Vec<_>>().join(" ")
+        };
+        for (selector, wanted) in [
+            ("", ""),
+            ("environment.name == \"production\"", ""),
+            ("application.name in [\"db\", \"shop\"]", ""),
+            (
+                "application.name == \"shop\"",
+                "dependencies[1].application",
+            ),
+            ("application.name == \"db\"", "dependencies[0].application"),
+            (
+                "environment.name == \"production\" && scope.application == \"db\"",
+                "dependencies[0].application",
+            ),
+        ] {
+            assert_eq!(mistakes(selector), wanted, "{selector}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! Every place that counts has to satisfy the demand, and there has to be one; with `anywhere` one
 //! is enough.
 
+use std::collections::BTreeSet;
+
 use semver::{Version, VersionReq};
 use tidegate_shared::spec::{DependencyRule, DependencyWhere};
 
@@ -50,7 +52,7 @@ impl Requirement {
             .map_err(|mistake| mistake.within("version"))
     }
 
-    fn accepts(&self, release: &ReleaseFacts) -> Result<bool, String> {
+    pub(super) fn accepts(&self, release: &ReleaseFacts) -> Result<bool, String> {
         match self {
             Self::Range(range) => {
                 let version = version(&release.version)
@@ -63,6 +65,25 @@ impl Requirement {
             }),
         }
     }
+}
+
+/// Whether a rule is about another application than the only one that its policy's selector can hold
+/// for: nothing depends on itself.
+///
+/// # Errors
+/// The field, and what to do.
+pub fn check_other(rule: &DependencyRule, about: Option<&BTreeSet<String>>) -> Result<(), Mistake> {
+    let name = rule.application.as_str();
+    if about.is_none_or(|about| about.is_empty() || about.iter().any(|about| about != name)) {
+        return Ok(());
+    }
+    Err(Mistake::new(
+        "application",
+        1,
+        format!(
+            "the selector is about application \"{name}\" alone, which cannot depend on itself: name another application, or widen the selector"
+        ),
+    ))
 }
 
 /// A version as people write it: `v` in front and parts that are missing are understood.

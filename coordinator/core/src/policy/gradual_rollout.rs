@@ -3,26 +3,35 @@
 //! The schedule is arithmetic of `group::schedule`, whose caller knows the members; this tells what
 //! it means for one of them.
 
+use tidegate_shared::spec::RolloutOrder;
 use tidegate_shared::time::Timestamp;
 
 use super::Answer;
 
 /// The turn of one member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
+pub struct Turn<'a> {
     /// From 0.
     pub position: u64,
     /// Of so many.
     pub members: u64,
+    /// In which order it is counted; none: the group's.
+    pub order: Option<&'a RolloutOrder>,
     /// The rollout has begun: approvals and progressions were satisfied.
     pub begun: bool,
     /// When it is due; none: never, as windows and freezes stand.
     pub due: Option<Timestamp>,
 }
 
+/// How people are told of a member's place; the position from 0.
+pub fn place(position: u64, members: u64, order: Option<&RolloutOrder>) -> String {
+    let order = order.map_or(String::new(), |order| format!(" (order: {order})"));
+    format!("member {} of {members}{order}", position + 1)
+}
+
 /// Whether the member may start now.
-pub fn answer(turn: Turn, now: Timestamp) -> Answer {
-    let who = format!("member {} of {}", turn.position + 1, turn.members);
+pub fn answer(turn: Turn<'_>, now: Timestamp) -> Answer {
+    let who = place(turn.position, turn.members, turn.order);
     if !turn.begun {
         let why = format!("{who} waits for the rollout to begin");
         return Answer::pending(why, None, "approvals and progressions of the group");

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod concurrency;
 pub mod cooldown;
 pub mod dependency;
+pub mod dependents;
 pub mod expression;
 pub mod freeze;
 pub mod gradual_rollout;
@@ -25,6 +26,10 @@ pub mod skip;
 pub mod subject;
 pub mod window;
 pub mod zone;
+
+/// From this cluster level on the applications that dependency rules name have to be there, and stay;
+/// below it some member would decide otherwise about the same entries.
+pub const REFERENCES_LEVEL: u32 = 4;
 
 pub use answer::{Answer, Mistake, Verdict};
 

@@ -5,15 +5,16 @@ use tidegate_shared::id::Name;
 use tidegate_shared::spec::{
     ConcurrencyRule, DependencyRule, DependencyWhere, PolicySpec, ProgressionRule, WindowRule,
 };
-use tidegate_shared::time::Timestamp;
+use tidegate_shared::time::{Span, Timestamp};
 
 use super::expression::{Expression, Facts, Subject};
 use super::progression::{Environment, Success};
 use super::window::Window;
 use super::{
-    Answer, concurrency, cooldown, dependency, freeze, progression, release_selector, skip, subject,
+    Answer, concurrency, cooldown, dependency, dependents, freeze, progression, release_selector,
+    skip, subject,
 };
-use crate::state::{Deployment, ScopeTerm, State};
+use crate::state::{Deployment, Freeze, ScopeTerm, State};
 
 /// What one rule answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,10 +59,17 @@ pub fn answers(state: &State, deployment: &Deployment, now: Timestamp) -> Vec<To
         .filter(|(_, p)| p.spec.enabled)
         .collect();
     policies.sort_by_key(|(name, policy)| (-i64::from(policy.spec.priority), (*name).clone()));
+    let by_person = !origin.forced && subject::requester(deployment).is_some();
+    if origin.fast && by_person {
+        let answer = dependents::answer(state, deployment, now);
+        if !answer.is_allowed() {
+            case.tell("dependents".to_owned(), "dependency", answer);
+        }
+    }
     for (name, policy) in policies {
         match matches(&policy.spec, &case.facts) {
             Ok(true) if origin.fast => {
-                if !origin.forced && subject::requester(deployment).is_some() {
+                if by_person {
                     case.dependencies(name, &policy.spec.dependencies);
                 }
             }
@@ -137,6 +145,39 @@ pub(super) fn progression_of(
     };
     skipped(state, deployment, rule_name, now)
         .unwrap_or_else(|| case.progression(rule).unwrap_or_else(Answer::broken))
+}
+
+/// How long since an instant freezes have held that stop a deployment under way, those that are over
+/// too. Two at once count once.
+pub fn frozen_for(
+    state: &State,
+    deployment: &Deployment,
+    since: Timestamp,
+    now: Timestamp,
+) -> Span {
+    let all = || state.freezes.values().chain(state.past_freezes.values());
+    let after = |freeze: &&Freeze| freeze.until > since && !freeze.let_run;
+    if deployment.origin.fast || !all().any(|freeze| after(&freeze)) {
+        return Span::ZERO;
+    }
+    let facts = subject::facts(state, deployment, now);
+    let about = |freeze: &&Freeze| {
+        Expression::compile(&freeze.selector, Subject::Deployment)
+            .map_err(|mistake| mistake.to_string())
+            .and_then(|selector| selector.holds(&facts))
+            .unwrap_or(true)
+    };
+    let holding = all().filter(|freeze| after(freeze) && about(freeze));
+    let mut spans: Vec<(Timestamp, Timestamp)> = holding
+        .map(|freeze| (freeze.meta.created_at.max(since), freeze.until.min(now)))
+        .collect();
+    spans.sort_unstable();
+    let (mut sum, mut counted) = (Span::ZERO, since);
+    for (from, until) in spans {
+        sum = sum + until.since(from.max(counted));
+        counted = counted.max(until);
+    }
+    sum
 }
 
 /// The freeze that stops a deployment under way at its next step, with its end.
@@ -328,7 +369,12 @@ impl Case<'_> {
 
     fn dependencies(&mut self, name: &Name, rules: &[DependencyRule]) {
         for (index, rule) in rules.iter().enumerate() {
+            // A selector may be about many applications, the one that the others need among them.
+            let is_itself = rule.application == self.deployment.origin.application;
             let answer = match dependency::Requirement::parse(&rule.version) {
+                _ if is_itself => {
+                    Answer::allowed(format!("{} does not depend on itself", rule.application))
+                }
                 Ok(requirement) => dependency::answer(rule, &requirement, &self.places(rule)),
                 Err(mistake) => Answer::broken(mistake.to_string()),
             };

@@ -103,21 +103,10 @@ impl Selection {
                 "the selector holds for none of the {count} scopes of application \"{}\"{place}",
                 self.application
             ),
-            (_, left) => {
-                let names: Vec<String> = left
-                    .iter()
-                    .map(|(name, why)| format!("\"{name}\": {why}"))
-                    .collect();
-                format!(
-                    "every scope that it is about is left out: {}",
-                    names.join("; ")
-                )
-            }
+            (_, _) => "every scope that it is about is left out".to_owned(),
         };
-        Rejection::new(
-            Reason::NothingSelected,
-            format!("nothing is selected: {why}"),
-        )
+        let message = format!("nothing is selected: {why}");
+        Rejection::of_scopes(Reason::NothingSelected, message, left)
     }
 }
 
@@ -130,11 +119,14 @@ fn wrong(message: &str) -> Rejection {
             field,
             message: message.to_owned(),
         }],
+        scopes: Vec::new(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::fixture::{START, World, meta, name};
     use crate::state::{Object, Status};
@@ -158,12 +150,18 @@ mod tests {
         };
         put("eu", &|scope| {
             let dimension = ("region".to_owned(), "eu".to_owned());
-            scope.spec.dimensions.extend([dimension]);
+            Arc::make_mut(&mut scope.spec)
+                .dimensions
+                .extend([dimension]);
         });
         put("old", &|scope| scope.status = ScopeStatus::Stopped);
         put("gone", &|scope| scope.status = ScopeStatus::Deleted);
-        put("try", &|scope| scope.spec.environment = name("staging"));
-        put("other", &|scope| scope.spec.application = name("blog"));
+        put("try", &|scope| {
+            Arc::make_mut(&mut scope.spec).environment = name("staging")
+        });
+        put("other", &|scope| {
+            Arc::make_mut(&mut scope.spec).application = name("blog")
+        });
         state
     }
 
@@ -220,7 +218,7 @@ mod tests {
                 Some("scope.name == \"old\""),
                 None,
                 Reason::NothingSelected,
-                "left out: \"old\": it is stopped",
+                "left out: old: it is stopped",
             ),
             (
                 None,
@@ -237,7 +235,7 @@ mod tests {
         ] {
             let refused = find(selector, environment).unwrap_err();
             assert_eq!(refused.reason, reason, "{refused}");
-            assert!(refused.message.contains(part), "{refused}");
+            assert!(refused.to_string().contains(part), "{refused}");
         }
     }
 }

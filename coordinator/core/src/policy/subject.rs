@@ -33,7 +33,7 @@ pub fn facts(state: &State, deployment: &Deployment, now: Timestamp) -> Facts {
 
 /// The same before the deployment is there.
 pub fn origin_facts(state: &State, origin: &Origin, user: Option<&Name>, now: Timestamp) -> Facts {
-    let place = (&origin.scope, &origin.scope_spec);
+    let place = (&origin.scope, &*origin.scope_spec);
     known(
         state,
         &origin.application,

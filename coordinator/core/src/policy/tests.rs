@@ -191,7 +191,7 @@ proptest! {
 
     #[test]
     fn a_turn_comes_when_it_says(due in instant(), now in instant()) {
-        let turn = Turn { position: 2, members: 5, begun: true, due: Some(due) };
+        let turn = Turn { position: 2, members: 5, order: None, begun: true, due: Some(due) };
         changes_when_told(|now| gradual_rollout::answer(turn, now), now)?;
         let early = Turn { begun: false, ..turn };
         prop_assert!(!gradual_rollout::answer(early, now).is_allowed());

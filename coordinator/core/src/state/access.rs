@@ -10,6 +10,13 @@ use super::{Deployment, Group, Release, Scope, State};
 use crate::rejection::Rejection;
 
 impl State {
+    /// Whether every member of the cluster supports a level, and the cluster has been raised to it.
+    pub fn is_at(&self, level: u32) -> bool {
+        self.cluster
+            .as_ref()
+            .is_some_and(|cluster| cluster.level >= level)
+    }
+
     /// The deployment.
     ///
     /// # Errors

@@ -120,10 +120,11 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// One release published to one scope.
+/// One release published to one scope. `O`: how it holds what it was made with; only in a snapshot
+/// otherwise than shared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Deployment {
+pub struct Deployment<O = Arc<Origin>> {
     /// Its identity; the key of its place.
     pub id: DeploymentId,
     /// Part of unit and folder names; unique in the cluster.
@@ -131,18 +132,20 @@ pub struct Deployment {
     /// What every object carries.
     pub meta: Meta,
     /// What it was made with; never changes, so it is shared by every copy of the record.
-    pub origin: Arc<Origin>,
+    pub origin: O,
     /// Where it is.
     pub status: Status,
     /// Since when.
     pub status_since: Timestamp,
     /// The active deployment that it replaces; settled at `CREATING`. None: initial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<DeploymentId>,
     /// Fixed at `CREATING`.
     pub participants: Vec<Name>,
     /// Participants that are lost now.
     pub lost: Vec<Name>,
     /// Approval rules that apply, with their decisions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub required: Option<Required>,
     /// The present state's clock began here; moves on with progress (`RUNNING`: with each step) and
     /// by the time of pauses and halts.
@@ -150,28 +153,35 @@ pub struct Deployment {
     /// Up to here its time is counted into `durations`.
     pub counted_to: Timestamp,
     /// Fewest instances outstanding so far in `WAITING_FOR_INSTANCES`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fewest_outstanding: Option<u32>,
     /// Traffic and steps.
     pub traffic: Traffic,
     /// A person stopped the clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<Paused>,
     /// A rule, deadline, budget or lost agents stopped the rollout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halted: Option<Halted>,
     /// `FINALIZING`: the old version may go.
     pub drained: bool,
     /// A cancel, rollback or rule met while `FINALIZING`: what happens at `FINALIZED`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub return_at_finalized: Option<EndCause>,
     /// Why it is being, or was, taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_cause: Option<EndCause>,
     /// Stable word for what ended it otherwise than well; empty while nothing is wrong.
     pub reason: String,
     /// One line for a person.
     pub message: String,
     /// The label, once it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
     /// Finalized without evidence.
     pub unverified: bool,
     /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
     /// How its time was spent.
     pub durations: Durations,
@@ -195,6 +205,47 @@ pub struct Deployment {
     pub tries: u32,
 }
 
+impl<O> Deployment<O> {
+    /// The same with what it was made with held otherwise.
+    #[must_use]
+    pub fn with_origin<P>(self, origin: impl FnOnce(O) -> P) -> Deployment<P> {
+        Deployment {
+            id: self.id,
+            short: self.short,
+            meta: self.meta,
+            origin: origin(self.origin),
+            status: self.status,
+            status_since: self.status_since,
+            replaces: self.replaces,
+            participants: self.participants,
+            lost: self.lost,
+            required: self.required,
+            clock_since: self.clock_since,
+            counted_to: self.counted_to,
+            fewest_outstanding: self.fewest_outstanding,
+            traffic: self.traffic,
+            paused: self.paused,
+            halted: self.halted,
+            drained: self.drained,
+            return_at_finalized: self.return_at_finalized,
+            end_cause: self.end_cause,
+            reason: self.reason,
+            message: self.message,
+            outcome: self.outcome,
+            unverified: self.unverified,
+            ended_at: self.ended_at,
+            durations: self.durations,
+            causes: self.causes,
+            evidence: self.evidence,
+            leftovers: self.leftovers,
+            promoted_full: self.promoted_full,
+            checks: self.checks,
+            group: self.group,
+            tries: self.tries,
+        }
+    }
+}
+
 #[allow(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde hands out references"
@@ -203,7 +254,8 @@ const fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// What a deployment was made with.
+/// What a deployment was made with. Parts that many deployments have in common are held once; on the
+/// wire each stands there in full ([`super::packed`] writes snapshots).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
@@ -216,15 +268,16 @@ pub struct Origin {
     /// The scope.
     pub scope: Name,
     /// The scope's fields as they were; `instances_per_agent` is read live.
-    pub scope_spec: ScopeSpec,
+    pub scope_spec: Arc<ScopeSpec>,
     /// The asset that the scope takes.
-    pub asset: AssetSpec,
+    pub asset: Arc<AssetSpec>,
     /// The check that counts: the scope's, else the asset's, else "the process runs".
-    pub health_check: HealthCheck,
+    pub health_check: Arc<HealthCheck>,
     /// Name of the strategy; none: defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strategy_name: Option<Name>,
     /// The strategy as resolved at creation.
-    pub strategy: Strategy,
+    pub strategy: Arc<Strategy>,
     /// The parameters as resolved at creation.
     pub parameters: Table<String, ResolvedParameter>,
     /// What it does about another one under way.
@@ -234,10 +287,31 @@ pub struct Origin {
     /// A return to a rejected release that a person forced, or that happens by itself.
     pub forced: bool,
     /// The deployment that it comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Link>,
     /// It made itself (`auto_deploy`): who made the release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auto: Option<Actor>,
+}
+
+impl Origin {
+    /// The same, holding every part that equals the other's together with it.
+    #[must_use]
+    pub fn sharing(mut self, other: &Self) -> Self {
+        fn share<T: PartialEq>(own: &mut Arc<T>, other: &Arc<T>) {
+            if !Arc::ptr_eq(own, other) && own == other {
+                *own = Arc::clone(other);
+            }
+        }
+        share(&mut self.scope_spec, &other.scope_spec);
+        share(&mut self.asset, &other.asset);
+        share(&mut self.health_check, &other.health_check);
+        share(&mut self.strategy, &other.strategy);
+        if self.parameters == other.parameters {
+            self.parameters = other.parameters.clone();
+        }
+        self
+    }
 }
 
 /// A value with where it comes from.
@@ -350,6 +424,7 @@ pub struct Traffic {
     /// It was ever > 0.
     pub got_traffic: bool,
     /// Where in the steps (`rolling`: batches) it is; none before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<StepProgress>,
     /// `rolling`: instances that are replaced once the present batch is done, over all participants
     /// in order of name. On the way back it lies one batch below what `desired` stands for.
@@ -359,6 +434,7 @@ pub struct Traffic {
     /// `rolling` on its way back: batches that went well in a row.
     pub good_batches: u32,
     /// A person set this weight; `resume` goes on with the first step above it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manual: Option<Weight>,
 }
 
@@ -371,6 +447,7 @@ pub struct StepProgress {
     /// When its weight was wished.
     pub started_at: Timestamp,
     /// When the data plane held it everywhere: the hold runs from here, less pauses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reached_at: Option<Timestamp>,
     /// Time since `reached_at` that did not count; a pause or halt that still lasts comes on top.
     pub not_counted: Span,

@@ -17,7 +17,7 @@ use super::Table;
 
 /// A value that is found by terms.
 pub trait Listed: Clone + PartialEq {
-    /// What it is found by.
+    /// What it is found by. A change clones the terms that lie beside its own.
     type Term: Ord + Clone + fmt::Debug;
 
     /// Everything that it is found by, in any order; a term may stand there twice.

@@ -9,6 +9,7 @@ mod deployment;
 mod governance;
 mod group;
 mod indexed;
+mod packed;
 mod scope;
 mod table;
 mod terms;
@@ -29,9 +30,12 @@ pub use group::{
     KEPT_GROUPS, MOST_MEMBERS, MemberEnd, Return, Stopped, Template, Wave,
 };
 pub use indexed::{Indexed, Listed};
+pub use packed::{Assembly, PACKED_LEVEL, Piece, Unpackable, is_packed, pieces};
 pub use scope::{Scope, ScopeStatus};
 pub use table::{Lean, Table};
 pub use terms::{AutoTerm, Label, Place, PlaceTerm, ScopeTerm, TargetTerm};
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tidegate_shared::digest::Digest;
@@ -55,7 +59,7 @@ pub struct State {
     /// Last revision that was given; never used again.
     pub last_revision: u64,
     /// Identity, members, certificate authority; none before `init`.
-    pub cluster: Option<Cluster>,
+    pub cluster: Option<Arc<Cluster>>,
     /// By name.
     pub applications: Table<Name, Object<ApplicationSpec>>,
     /// By name.

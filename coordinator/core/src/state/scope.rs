@@ -1,5 +1,7 @@
 //! A scope with the roles of its deployments.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tidegate_shared::id::DeploymentId;
 use tidegate_shared::spec::ScopeSpec;
@@ -13,12 +15,14 @@ pub struct Scope {
     /// What every object carries.
     pub meta: Meta,
     /// The wish.
-    pub spec: ScopeSpec,
+    pub spec: Arc<ScopeSpec>,
     /// Where it is in its life.
     pub status: ScopeStatus,
     /// The newest finalized deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<DeploymentId>,
     /// The one deployment from `CREATING` to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub candidate: Option<DeploymentId>,
     /// Those before `CREATING`, oldest first.
     pub waiting: Vec<DeploymentId>,
@@ -29,6 +33,7 @@ pub struct Scope {
     /// and parameters. A return to one is fast.
     pub kept: Vec<DeploymentId>,
     /// The last one that was active before the scope was stopped: what a start brings back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_active: Option<DeploymentId>,
 }
 

@@ -133,6 +133,11 @@ impl<K: Ord, V> Table<K, V> {
         self.rows.range(bounds).map(opened as fn(_) -> _)
     }
 
+    /// Every row, in order, with its value as it is shared.
+    pub fn shared(&self) -> impl Iterator<Item = (&K, &Arc<V>)> {
+        self.rows.iter()
+    }
+
     /// Every key, in order.
     #[must_use]
     pub fn keys(&self) -> ordmap::Keys<'_, K, Arc<V>, DefaultSharedPtr> {
@@ -171,6 +176,11 @@ impl<K: Ord + Clone, V> Table<K, V> {
     /// Puts a row in place of the one of the same key, which it answers.
     pub fn insert(&mut self, key: K, value: V) -> Option<Arc<V>> {
         self.rows.insert(key, Arc::new(value))
+    }
+
+    /// The same with a value that may be shared with others already.
+    pub fn insert_shared(&mut self, key: K, value: Arc<V>) -> Option<Arc<V>> {
+        self.rows.insert(key, value)
     }
 
     /// Takes a row out.

@@ -1,6 +1,7 @@
 //! What scopes, agents, deployments and parameters are found by, beside their keys.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tidegate_shared::id::Name;
 use tidegate_shared::selector::{LabelSelector, Labels};
@@ -116,8 +117,15 @@ pub enum PlaceTerm {
     Agent(Name),
     /// Keys of labels that the selector of its scope, as it was, asks for; in order.
     Keys(Vec<String>),
-    /// These keys with values that it may match by.
-    Labels(Vec<Label>),
+    /// These keys with values that it may match by: their hash, which costs nothing to compare and to
+    /// clone. Others with the same one are found too.
+    Labels(u64),
+}
+
+fn hashed(labels: &[Label]) -> PlaceTerm {
+    let mut hasher = DefaultHasher::new();
+    labels.hash(&mut hasher);
+    PlaceTerm::Labels(hasher.finish())
 }
 
 /// A selector with more combinations of values is found by fewer of its keys.
@@ -193,7 +201,7 @@ impl Listed for Deployment {
             for labels in combinations(&self.origin.scope_spec.agents) {
                 let keys = labels.iter().map(|(key, _)| key.clone());
                 terms.push(PlaceTerm::Keys(keys.collect()));
-                terms.push(PlaceTerm::Labels(labels));
+                terms.push(hashed(&labels));
             }
         }
         terms
@@ -320,7 +328,8 @@ impl State {
                 let value = labels.get(key)?;
                 Some((key.clone(), value.clone()))
             });
-            terms.extend(found.collect::<Option<_>>().map(PlaceTerm::Labels));
+            let found: Option<Vec<Label>> = found.collect();
+            terms.extend(found.as_deref().map(hashed));
         }
         terms
             .iter()

@@ -3,7 +3,7 @@
 //! Part of [`Observed`](crate::Observed), so not replicated. A level that was heard already, or
 //! belongs to another run, changes nothing; one that was missed is made up by the next.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use tidegate_shared::assignment::Report;
 use tidegate_shared::id::{DeploymentId, Name};
@@ -15,7 +15,7 @@ use tidegate_shared::verdict::check::{Bounds, Class, Tally};
 use super::conditions::classify;
 use crate::deployment::checks::{self, Moment};
 use crate::desired::is_participant;
-use crate::state::{Deployment, State};
+use crate::state::{Deployment, State, Table};
 
 /// Who measures.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +64,7 @@ pub struct Lane {
 
 /// Every tally, by deployment, check and maker.
 #[derive(Debug, Clone, Default)]
-pub struct Lanes(BTreeMap<(DeploymentId, Name, Maker), Lane>);
+pub struct Lanes(Table<(DeploymentId, Name, Maker), Lane>);
 
 impl Lanes {
     /// Takes in what an agent tells of checks that it was asked to make.

@@ -257,7 +257,7 @@ fn a_member_is_verified_at_its_end_with_what_was_asked_of_it() {
     world.change(|new| {
         new.status = Status::Finalized;
         new.unverified = false;
-        Arc::make_mut(&mut new.origin).strategy = plain.resolve();
+        Arc::make_mut(&mut new.origin).strategy = Arc::new(plain.resolve());
     });
     assert_eq!(verified(world.candidate()), Verified::Yes);
 }

@@ -4,7 +4,7 @@
 use tidegate_coordinator_core::command::{
     CreateSkip, DecideGroup, DeleteObject, PutObject, TokenKind,
 };
-use tidegate_coordinator_core::people::{self, Place, Reach};
+use tidegate_coordinator_core::people::{Place, Reach};
 use tidegate_coordinator_core::policy::{approval, skip};
 use tidegate_coordinator_core::state::Status;
 use tidegate_coordinator_core::{Command, Rejection, State};
@@ -257,56 +257,4 @@ pub fn may_decide_group(
         }
     }
     Ok(())
-}
-
-/// Whether every member of the cluster can read a command.
-///
-/// # Errors
-/// Some are too old for it.
-pub fn is_understood(state: &State, command: &Command) -> Result<(), Rejection> {
-    let is_new = match command {
-        Command::UpdatePerson(_) | Command::RemovePerson(_) => true,
-        Command::PutObject(put) => matches!(put.spec.kind(), Kind::Team | Kind::RoleBinding),
-        Command::CreateToken(token) => !token.roles.is_empty(),
-        Command::InitCluster(_)
-        | Command::DeleteObject(_)
-        | Command::CreateRelease(_)
-        | Command::SetReleaseStatus(_)
-        | Command::ReviewReleases(_)
-        | Command::CreateDeployments(_)
-        | Command::ActOnDeployment(_)
-        | Command::Decide(_)
-        | Command::StopScope(_)
-        | Command::StartScope(_)
-        | Command::RestartScope(_)
-        | Command::RollbackScope(_)
-        | Command::DeleteToken(_)
-        | Command::Join(_)
-        | Command::UpdateAgent(_)
-        | Command::RemoveAgent(_)
-        | Command::UpdateMember(_)
-        | Command::RemoveMember(_)
-        | Command::RaiseLevel(_)
-        | Command::CreateSkip(_)
-        | Command::DeleteSkip(_)
-        | Command::Freeze(_)
-        | Command::Thaw(_)
-        | Command::AutoDeploy(_)
-        | Command::CreateGroup(_)
-        | Command::ActOnGroup(_)
-        | Command::AddToGroup(_)
-        | Command::DecideGroup(_)
-        | Command::AdvanceGroup(_)
-        | Command::Advance(_) => false,
-    };
-    if !is_new || people::in_force(state) {
-        return Ok(());
-    }
-    Err(Rejection::new(
-        Reason::NotSupported,
-        format!(
-            "people have roles from cluster level {} on: upgrade every coordinator first",
-            people::ROLES_LEVEL
-        ),
-    ))
 }

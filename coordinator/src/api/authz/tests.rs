@@ -1,8 +1,12 @@
 //! Every RPC × every role, written down by hand: who gives a call another role has to say so here
 //! too.
 
+use std::sync::Arc;
+
 use prost::Message;
+use tidegate_coordinator_core::command::{CreateDeployments, CreateGroup, OnConflict};
 use tidegate_coordinator_core::people::{Place, ROLES_LEVEL};
+use tidegate_coordinator_core::policy::REFERENCES_LEVEL;
 use tidegate_coordinator_core::state::{
     Addresses, CaRecord, Cluster, Member, Meta, Object, Person, SealedKey, Table,
 };
@@ -33,7 +37,7 @@ fn state() -> State {
         joined_at: Timestamp::ZERO,
     };
     let mut state = State {
-        cluster: Some(Cluster {
+        cluster: Some(Arc::new(Cluster {
             id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
             trust_domain: "td".to_owned(),
             level: ROLES_LEVEL,
@@ -48,7 +52,7 @@ fn state() -> State {
                     sealed: Vec::new(),
                 },
             },
-        }),
+        })),
         ..State::default()
     };
     for role in Role::ALL {
@@ -270,13 +274,63 @@ fn commands_need_their_role_where_their_object_is() {
 fn below_the_level_of_roles_everybody_may_and_new_commands_wait() {
     use tidegate_shared::spec::Kind;
     let mut state = state();
-    state.cluster.as_mut().unwrap().level = ROLES_LEVEL - 1;
+    Arc::make_mut(state.cluster.as_mut().unwrap()).level = ROLES_LEVEL - 1;
     let nobody = Actor::User(name("nobody"));
     let policy = put(Kind::Policy, "p", r#"{"approval": {"required": 1}}"#);
     assert!(may_give(&state, &nobody, &policy, Timestamp::ZERO).is_ok());
-    let team = put(Kind::Team, "t", "{}");
-    let refused = may_give(&state, &nobody, &team, Timestamp::ZERO).unwrap_err();
-    assert_eq!(refused.reason, Reason::NotSupported);
+    let group = CreateGroup {
+        name: None,
+        deployments: wish("{}"),
+        rollout: None,
+    };
+    let scope = r#"{"application": "web", "environment": "e", "port": 80, "auto_deploy": "true"}"#;
+    for (command, what) in [
+        (put(Kind::Team, "t", "{}"), "people have roles"),
+        (put(Kind::Scope, "s", scope), "auto_deploy"),
+        (put(Kind::Strategy, "s", CHECKED), "verification"),
+        (Command::CreateDeployments(wish(CHECKED)), "verification"),
+        (Command::CreateGroup(group), "deployment groups"),
+    ] {
+        let refused = may_give(&state, &nobody, &command, Timestamp::ZERO).unwrap_err();
+        assert_eq!(refused.reason, Reason::NotSupported);
+        let told = refused.message;
+        assert!(
+            told.contains(what) && told.contains("level 3 on: upgrade every"),
+            "{told}"
+        );
+    }
+    // The fields of the next level wait for the next one.
+    Arc::make_mut(state.cluster.as_mut().unwrap()).level = ROLES_LEVEL;
+    let admin = Actor::User(name("admin"));
+    let may = |state: &State, spec: &str| {
+        let policy = put(Kind::Policy, "p", spec);
+        may_give(state, &admin, &policy, Timestamp::ZERO)
+    };
+    let plain = r#"{"gradual_rollout": {"type": "linear", "interval": "1m"}}"#;
+    let ordered = r#"{"gradual_rollout": {"type": "linear", "interval": "1m", "order": "name"}}"#;
+    assert!(may(&state, plain).is_ok());
+    let refused = may(&state, ordered).unwrap_err();
+    assert!(
+        refused.message.contains("from cluster level 4 on"),
+        "{refused}"
+    );
+    Arc::make_mut(state.cluster.as_mut().unwrap()).level = REFERENCES_LEVEL;
+    assert!(may(&state, ordered).is_ok());
+}
+
+/// A strategy, or what differs from one, with a check between steps.
+const CHECKED: &str = r#"{"verification": [{"name": "smoke", "http": {"path": "/"}}]}"#;
+
+fn wish(overrides: &str) -> CreateDeployments {
+    CreateDeployments {
+        application: name("web"),
+        version: "1.0.0".parse().unwrap(),
+        scopes: vec![name("s")],
+        strategy: None,
+        overrides: serde_json::from_str(overrides).unwrap(),
+        labels: Labels::new(),
+        on_conflict: OnConflict::Fail,
+    }
 }
 
 #[test]

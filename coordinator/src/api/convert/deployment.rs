@@ -1,14 +1,12 @@
 //! The view of a deployment: what is replicated, and what the leader sees of it at the moment.
 
-use std::collections::BTreeMap;
-
 use tidegate_coordinator_core::State;
 use tidegate_coordinator_core::command::Actor;
 use tidegate_coordinator_core::deployment::phase;
 use tidegate_coordinator_core::explain::{Gate, ParticipantView, StepState, StepView, explain};
 use tidegate_coordinator_core::observed::{Observed, healthy, place_in};
 use tidegate_coordinator_core::state::{
-    Decision, Deployment, InstanceCause, LinkKind, Source, Status,
+    Decision, Deployment, InstanceCause, LinkKind, Source, Status, Table,
 };
 use tidegate_proto::control::v1 as pb;
 use tidegate_shared::assignment::{ObservedInstance, ObservedPlace};
@@ -33,7 +31,7 @@ pub struct Picture<'a> {
     /// When the planner looks again, if it runs here.
     pub next_wakeup: Option<Timestamp>,
     /// Ends of the certificates of agents that are or were connected.
-    pub certificates: &'a BTreeMap<Name, Timestamp>,
+    pub certificates: &'a Table<Name, Timestamp>,
 }
 
 /// The word of a status on the wire.

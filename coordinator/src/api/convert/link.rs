@@ -419,7 +419,8 @@ fn hooks(hooks: &[Hook]) -> Vec<pb::Hook> {
         .collect()
 }
 
-fn limits(limits: &Limits) -> Option<pb::Limits> {
+/// What an instance may use; none: whatever it wants.
+pub fn limits(limits: &Limits) -> Option<pb::Limits> {
     (!limits.is_empty()).then(|| pb::Limits {
         memory_bytes: limits.memory.map_or(0, |bytes| bytes.0),
         cpu_basis_points: limits.cpu.map_or(0, |cores| cores.0),

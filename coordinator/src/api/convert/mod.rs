@@ -401,27 +401,31 @@ pub const fn change(reply: &Reply) -> pb::apply_response::Change {
     }
 }
 
-/// The answer to one of many objects.
+/// The answer to one of many objects, or to one of many deletions: the one command on objects that
+/// answers with nothing but that it is done.
 #[must_use]
 pub fn apply_result(outcome: &Outcome) -> pb::ApplyResult {
     use pb::apply_result::{Applied, Refusal, Result, WrongField};
     let result = match outcome {
-        Ok(reply) => Result::Applied(Applied {
-            change: change(reply).into(),
-            revision: match reply {
-                Reply::Object { revision, .. } => *revision,
-                Reply::Done
-                | Reply::Named(_)
+        Ok(reply) => {
+            let (change, revision) = match reply {
+                Reply::Object { revision, .. } => (change(reply), *revision),
+                Reply::Done => (pb::apply_response::Change::Deleted, 0),
+                Reply::Named(_)
                 | Reply::Deployments(_)
                 | Reply::Group { .. }
                 | Reply::GroupActed { .. }
-                | Reply::Joined { .. } => 0,
-            },
-        }),
+                | Reply::Joined { .. } => (pb::apply_response::Change::Unspecified, 0),
+            };
+            Result::Applied(Applied {
+                change: change.into(),
+                revision,
+            })
+        }
         Err(rejection) => Result::Refusal(Refusal {
             reason: rejection.reason.as_str().to_owned(),
             code: rejection.reason.code().to_owned(),
-            message: rejection.message.clone(),
+            message: rejection.to_string(),
             hint: rejection.reason.hint().to_owned(),
             fields: rejection
                 .fields

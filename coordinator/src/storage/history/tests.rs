@@ -9,9 +9,7 @@ use tidegate_coordinator_core::state::{
 use tidegate_coordinator_core::{Actor, Archived, ArchivedRow, Event, Extent, Past};
 use tidegate_shared::digest::Digest;
 use tidegate_shared::id::{DeploymentId, Name, Version};
-use tidegate_shared::spec::{
-    AssetKind, AssetSource, AssetSpec, HealthCheck, RunSpec, ScopeSpec, StrategySpec,
-};
+use tidegate_shared::spec::{AssetKind, AssetSource, AssetSpec, RunSpec, ScopeSpec, StrategySpec};
 use tidegate_shared::time::Timestamp;
 
 use super::queue::Left;
@@ -48,8 +46,8 @@ fn past(number: u64) -> Past {
             version: Version::new("1.0.0").unwrap(),
             release_digest: Digest::of(b"release"),
             scope,
-            scope_spec,
-            asset: AssetSpec {
+            scope_spec: Arc::new(scope_spec),
+            asset: Arc::new(AssetSpec {
                 name: name("main"),
                 kind: AssetKind::Binary,
                 platform: "any".to_owned(),
@@ -57,10 +55,10 @@ fn past(number: u64) -> Past {
                 size: 1,
                 source: AssetSource::Store,
                 run: RunSpec::default(),
-            },
-            health_check: HealthCheck::default(),
+            }),
+            health_check: Arc::default(),
             strategy_name: None,
-            strategy: StrategySpec::default().resolve(),
+            strategy: Arc::new(StrategySpec::default().resolve()),
             parameters: Table::new(),
             on_conflict: Default::default(),
             fast: false,

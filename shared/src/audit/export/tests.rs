@@ -63,7 +63,7 @@ fn line_named(flaw: &Flaw) -> u64 {
         | Flaw::Inserted { line, .. }
         | Flaw::Appended { line } => *line,
         Flaw::Foreign(_) => 1,
-        Flaw::Empty | Flaw::TooNew(_) | Flaw::CutOff { .. } => 0,
+        Flaw::Empty | Flaw::TooNew(_) | Flaw::CutOff { .. } | Flaw::CutWithin { .. } => 0,
     }
 }
 
@@ -121,6 +121,66 @@ fn a_removed_line_is_named_by_the_one_behind_it() {
     assert_eq!(check(&lines), Err(Flaw::CutOff { after: 6 }));
     lines.clear();
     assert_eq!(check(&lines), Err(Flaw::Empty));
+}
+
+/// As a file is read: lines with a line feed, and what stands behind the last one.
+fn check_file(bytes: &[u8]) -> Result<Verified, Flaw> {
+    let mut checker = Checker::default();
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        match line.strip_suffix(b"\n") {
+            Some(line) => checker.line(line)?,
+            None => checker.unended(line)?,
+        }
+    }
+    checker.finish()
+}
+
+#[test]
+fn a_file_that_ends_anywhere_is_cut_off_and_not_tampered_with() {
+    let mut lines = export(3);
+    // A character of several bytes, to be cut in its middle too.
+    let mut event: Event = serde_json::from_str(&lines[3]).unwrap();
+    "Pr\u{fc}fung \u{2026}".clone_into(&mut event.message);
+    let event = event.sealed();
+    let tail = line_of(&Tail {
+        events: 3,
+        last_hash: event.hash,
+        head: Digest::of(lines[0].as_bytes()),
+    });
+    lines.truncate(3);
+    lines.extend([line_of(&event).unwrap(), tail.unwrap()]);
+    let file = format!("{}\n", lines.join("\n")).into_bytes();
+    assert_eq!(check_file(&file).unwrap().events, 3);
+    // Without its last line feed nothing is missing.
+    assert_eq!(check_file(&file[..file.len() - 1]).unwrap().events, 3);
+    for length in HEAD_START.len()..file.len() - 1 {
+        let whole = file[..length].iter().filter(|b| **b == b'\n').count() as u64;
+        let told = check_file(&file[..length]).unwrap_err();
+        let ends_a_line = matches!(file[length], b'\n') || file[length - 1] == b'\n';
+        let wanted = if ends_a_line {
+            let after = if file[length] == b'\n' {
+                whole + 1
+            } else {
+                whole
+            };
+            Flaw::CutOff { after }
+        } else {
+            Flaw::CutWithin { line: whole + 1 }
+        };
+        assert_eq!(told, wanted, "{length}");
+        assert!(!told.is_tampering());
+    }
+    // What was changed before counts first, and what is no half of a line is none.
+    let mut changed = file[..file.len() - 9].to_vec();
+    let at = lines[0].len() + lines[1].len() + 1;
+    changed[at - 30] ^= 1;
+    assert!(check_file(&changed).unwrap_err().is_tampering());
+    let mut odd = file[..file.len() - 9].to_vec();
+    odd.extend(b"\"}}");
+    assert!(check_file(&odd).unwrap_err().is_tampering());
+    let mut more = file;
+    more.extend(b"{\"index\":");
+    assert_eq!(check_file(&more), Err(Flaw::Appended { line: 6 }));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::reasonable;
-use crate::spec::FieldErrors;
+use crate::spec::{FieldErrors, RolloutOrder};
 use crate::time::Span;
 
 /// In what rhythm the members of a group start.
@@ -17,6 +17,9 @@ pub struct GradualRolloutRule {
     /// `linear`: between members; `linear_normalized`: of the whole rollout. 0 s to 366 d.
     #[serde(alias = "time_scale_interval")]
     pub interval: Span,
+    /// In what order the members that the policy matches are counted; left out: the group's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<RolloutOrder>,
 }
 
 /// How the interval of a gradual rollout is meant.
@@ -101,6 +104,9 @@ impl GradualRolloutRule {
             "interval",
             "want 0s to 366d",
         );
+        if let Some(order) = &self.order {
+            order.validate(&mut errors);
+        }
         errors
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! The reference of each line is the same work where there is least, in the same run.
 
+mod groups;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,8 +79,12 @@ fn measure(effort: Effort) -> anyhow::Result<Report> {
         worlds.push(World::with_scopes(size)?);
     }
     figures.extend(growth(effort, &amounts, &mut worlds)?);
-    let largest = worlds.pop().context("no size")?;
+    let mut largest = worlds.pop().context("no size")?;
     drop(worlds);
+    // The snapshot is one of a state without groups.
+    let settled = largest.state.clone();
+    figures.extend(groups::figures(effort, &amounts, &mut largest)?);
+    largest.state = settled;
     let (more, notes) = restart(effort, &amounts, largest)?;
     figures.extend(more);
     Ok(Report {

@@ -107,6 +107,41 @@ impl Cluster {
         }
     }
 
+    /// The same person, who knows this coordinator alone: whatever is asked goes through it. From 0.
+    ///
+    /// # Errors
+    /// The person's context cannot be copied.
+    pub fn person_at(&self, position: usize) -> anyhow::Result<Person> {
+        let own = self.dir.join("contexts").join(&self.context);
+        let folder = self.dir.join(format!("at-{position}"));
+        fs::create_dir_all(&folder)?;
+        for entry in fs::read_dir(&own).with_context(|| own.display().to_string())? {
+            let path = entry?.path();
+            let name = path.file_name().context("a file has a name")?;
+            // Keeps the mode: a private key that others may read is refused.
+            fs::copy(&path, folder.join(name))?;
+        }
+        let path = folder.join("context.toml");
+        let text = fs::read_to_string(&path)?;
+        let (before, rest) = text.split_once("control = [").context("no addresses")?;
+        let (_, after) = rest.split_once(']').context("no end of addresses")?;
+        let address = self.listeners(position).control;
+        // A program that knows but one or two addresses looks for more.
+        let same = [
+            format!("\"{address}\""),
+            format!("\"{address}\""),
+            format!("\"{address}\""),
+        ];
+        fs::write(
+            &path,
+            format!("{before}control = [{}]{after}", same.join(", ")),
+        )?;
+        Ok(Person {
+            context: folder.display().to_string(),
+            ..self.person()
+        })
+    }
+
     /// Gives the cluster copies of the programs, which [`Self::replace_agent_program`] may replace;
     /// what runs already goes on from where it was started.
     ///

@@ -9,9 +9,9 @@
 //! threads and processes that it starts: it stands for the machine of the person who uses the cluster. What is
 //! shared by all hosts is made by `base`; `needs` says why there can be none.
 
-mod base;
+pub(crate) mod base;
 mod host;
-mod needs;
+pub(crate) mod needs;
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};

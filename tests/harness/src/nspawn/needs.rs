@@ -31,17 +31,7 @@ pub struct Groups {
 /// # Errors
 /// All that is missing, and how it is had.
 pub fn check() -> anyhow::Result<Groups> {
-    let mut missing = Vec::new();
-    let mut packages: Vec<&str> = Vec::new();
-    for (program, package) in PROGRAMS {
-        let found = PATH
-            .split(':')
-            .any(|dir| Path::new(dir).join(program).is_file());
-        if !found {
-            missing.push(format!("the program {program}"));
-            packages.push(package);
-        }
-    }
+    let (mut missing, mut packages) = missing(PROGRAMS);
     if !rustix::process::geteuid().is_root() {
         missing.push("root: namespaces, mounts and control groups are made".to_owned());
     } else if packages.is_empty()
@@ -55,10 +45,7 @@ pub fn check() -> anyhow::Result<Groups> {
     }
     if !packages.is_empty() {
         packages.dedup();
-        missing.push(format!(
-            "apt-get install -y --no-install-recommends {}",
-            packages.join(" ")
-        ));
+        missing.push(install(&packages));
     }
     if !missing.is_empty() {
         bail!(
@@ -67,6 +54,52 @@ pub fn check() -> anyhow::Result<Groups> {
         );
     }
     groups
+}
+
+/// Looks whether programs are here, and whether this is root, who makes namespaces.
+///
+/// # Errors
+/// All that is missing for `what`, and how it is had.
+pub fn programs(what: &str, wanted: &[(&str, &str)]) -> anyhow::Result<()> {
+    let (mut missing, mut packages) = missing(wanted);
+    if !rustix::process::geteuid().is_root() {
+        missing.push("root: namespaces are made".to_owned());
+    } else if let Err(error) = can_unshare() {
+        missing.push(format!("CAP_SYS_ADMIN: {error:#}"));
+    }
+    if !packages.is_empty() {
+        packages.dedup();
+        missing.push(install(&packages));
+    }
+    if !missing.is_empty() {
+        bail!(
+            "{what} cannot be started here; missing: {}",
+            missing.join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// The programs that are not here, and the packages that bring them.
+fn missing<'a>(wanted: &[(&str, &'a str)]) -> (Vec<String>, Vec<&'a str>) {
+    let (mut missing, mut packages) = (Vec::new(), Vec::new());
+    for (program, package) in wanted {
+        let found = PATH
+            .split(':')
+            .any(|dir| Path::new(dir).join(program).is_file());
+        if !found {
+            missing.push(format!("the program {program}"));
+            packages.push(*package);
+        }
+    }
+    (missing, packages)
+}
+
+fn install(packages: &[&str]) -> String {
+    format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    )
 }
 
 /// Whether namespaces may be made.

@@ -9,10 +9,11 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::selector::{LabelSelector, Labels};
 use tidegate_shared::spec::Kind;
 
+use super::send::Verdict;
+use crate::entropy;
 use crate::errors::{Failure, Result};
 use crate::manifest::Wanted;
 use crate::session::Session;
-use crate::{entropy, rpc};
 
 /// An object that is to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,22 +107,31 @@ pub fn agree(doomed: &[Doomed], stdin_is_manifest: bool) -> Result<()> {
     }
 }
 
-/// Deletes one.
+/// Requests that delete them.
 ///
 /// # Errors
-/// The cluster's; that somebody else deleted it is none.
-pub async fn delete(session: &Session, doomed: &Doomed) -> Result<()> {
-    let client = session.client().await?;
-    let request = api::DeleteObjectRequest {
-        request_id: entropy::request_id()?.to_string(),
-        expected_revision: doomed.revision,
-        kind: doomed.kind.to_string(),
-        name: doomed.name.clone(),
+/// No request id can be made.
+pub fn requests(doomed: &[Doomed], dry_run: bool) -> Result<Vec<api::DeleteObjectRequest>> {
+    let request = |object: &Doomed| {
+        Ok(api::DeleteObjectRequest {
+            request_id: entropy::request_id()?.to_string(),
+            expected_revision: object.revision,
+            kind: object.kind.to_string(),
+            name: object.name.clone(),
+            dry_run,
+        })
     };
-    match rpc!(client, objects_client::ObjectsClient, delete, request).await {
-        Ok(_) => Ok(()),
-        Err(failure) if failure.is(Reason::NotFound) => Ok(()),
-        Err(failure) => Err(failure),
+    doomed.iter().map(request).collect()
+}
+
+/// What the answer about a deletion means; that somebody else deleted it is no refusal.
+///
+/// # Errors
+/// The cluster's refusal.
+pub fn judged(verdict: Verdict) -> Result<()> {
+    match verdict {
+        Verdict::Refused(failure) if !failure.is(Reason::NotFound) => Err(failure),
+        Verdict::Refused(_) | Verdict::Applied { .. } => Ok(()),
     }
 }
 

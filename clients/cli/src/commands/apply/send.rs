@@ -11,7 +11,7 @@ use crate::session::Session;
 use crate::{entropy, rpc};
 
 /// Most objects of a call that changes something: small enough that it is told how far it is.
-const MOST_CHANGED: usize = 200;
+pub const MOST_CHANGED: usize = 200;
 /// Most objects of a call that only checks; the cluster takes no more.
 const MOST_CHECKED: usize = 1_000;
 /// Most bytes of a call; the cluster takes 1 MiB.
@@ -103,32 +103,44 @@ fn shared_out(sizes: impl Iterator<Item = usize>, most: usize) -> Vec<Range<usiz
     ranges
 }
 
-/// Sends one call; answers for each of its objects.
+/// Sends one call; answers for each of its objects, and then for each deletion. Where an object cannot
+/// be read there may be no answer about deletions.
 ///
 /// # Errors
 /// The cluster's: it is not known what became of them, or nothing was done at all.
-pub async fn send(session: &Session, parcels: &[Parcel<'_>]) -> Result<Vec<Verdict>> {
+pub async fn send(
+    session: &Session,
+    parcels: &[Parcel<'_>],
+    deletions: &[api::DeleteObjectRequest],
+) -> Result<(Vec<Verdict>, Vec<Verdict>)> {
     let client = session.client().await?;
     let mut verdicts: Vec<Option<Verdict>> = parcels.iter().map(|_| None).collect();
     let mut left: Vec<usize> = (0..parcels.len()).collect();
-    while !left.is_empty() {
+    let mut deleted = Vec::new();
+    let mut is_open = !left.is_empty() || !deletions.is_empty();
+    while is_open {
         let objects = left.iter().filter_map(|at| parcels.get(*at));
         let message = api::ApplyManyRequest {
             objects: objects.map(|parcel| parcel.request.clone()).collect(),
+            deletions: deletions.to_vec(),
         };
         let answer = rpc!(client, objects_client::ObjectsClient, apply_many, message).await;
         match answer {
             Ok(answer) => {
-                for (at, result) in left.drain(..).zip(answer.results) {
-                    verdicts[at] = Some(verdict(result, parcels[at].object));
+                let mut results = answer.results.into_iter();
+                for (at, result) in left.drain(..).zip(results.by_ref()) {
+                    verdicts[at] = Some(verdict(result).of(parcels[at].object));
                 }
+                deleted = results.map(verdict).collect();
+                is_open = false;
             }
             // One that cannot even be read: nothing was done, and the others go without it.
             Err(failure) => match culprit(&failure).filter(|at| *at < left.len()) {
                 Some(position) => {
                     let at = left.remove(position);
                     let failure = failure.outside(&format!("objects[{position}]"));
-                    verdicts[at] = Some(refused(failure, parcels[at].object));
+                    verdicts[at] = Some(Verdict::Refused(failure).of(parcels[at].object));
+                    is_open = !left.is_empty();
                 }
                 None => return Err(failure),
             },
@@ -136,23 +148,29 @@ pub async fn send(session: &Session, parcels: &[Parcel<'_>]) -> Result<Vec<Verdi
     }
     let short = || Failure::new(Reason::Internal, "the answer is shorter than the request");
     let all: Option<Vec<Verdict>> = verdicts.into_iter().collect();
-    all.ok_or_else(short)
+    Ok((all.ok_or_else(short)?, deleted))
 }
 
-fn verdict(result: api::ApplyResult, object: &Wanted) -> Verdict {
+fn verdict(result: api::ApplyResult) -> Verdict {
     use api::apply_result::Result as One;
     match result.result {
         Some(One::Applied(applied)) => Verdict::Applied {
             change: applied.change(),
             revision: applied.revision,
         },
-        Some(One::Refusal(refusal)) => refused(Failure::refused(refusal), object),
+        Some(One::Refusal(refusal)) => Verdict::Refused(Failure::refused(refusal)),
         None => Verdict::Refused(Failure::new(Reason::Internal, "the answer is empty")),
     }
 }
 
-fn refused(failure: Failure, object: &Wanted) -> Verdict {
-    Verdict::Refused(failure.locate(|field| object.locate(field)))
+impl Verdict {
+    /// With the places of the fields that a refusal names.
+    fn of(self, object: &Wanted) -> Self {
+        match self {
+            Self::Refused(failure) => Self::Refused(failure.locate(|field| object.locate(field))),
+            applied @ Self::Applied { .. } => applied,
+        }
+    }
 }
 
 /// Which object of a call a refusal of the whole call is about.

@@ -100,13 +100,16 @@ fn of_file(path: &Path) -> Result<Verified> {
         line.clear();
         let mut limited = reader.by_ref().take(LONGEST);
         let read = limited.read_until(b'\n', &mut line);
-        if read.map_err(|error| unreadable(&error))? == 0 {
+        let read = read.map_err(|error| unreadable(&error))?;
+        if read == 0 {
             break;
         }
-        if line.last() == Some(&b'\n') {
-            line.pop();
-        }
-        checker.line(&line).map_err(|flaw| failure(&what, &flaw))?;
+        let checked = match line.strip_suffix(b"\n") {
+            Some(whole) => checker.line(whole),
+            None if read as u64 == LONGEST => checker.line(&line),
+            None => checker.unended(&line),
+        };
+        checked.map_err(|flaw| failure(&what, &flaw))?;
     }
     checker.finish().map_err(|flaw| failure(&what, &flaw))
 }

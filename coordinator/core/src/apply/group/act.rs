@@ -67,14 +67,10 @@ fn on_members(tx: &mut Tx<'_>, mut group: Group, verb: Verb, reason: &str) -> Ou
         | Verb::Retry => false,
     };
     if done.is_empty() && !changed {
-        return Err(Rejection::new(
+        return Err(Rejection::of_scopes(
             Reason::GroupNothingToDo,
-            format!(
-                "{}: no member takes {}: {}",
-                group.title(),
-                verb.as_str(),
-                list_left(&left)
-            ),
+            format!("{}: no member takes {}", group.title(), verb.as_str()),
+            &left,
         ));
     }
     let line = format!(
@@ -151,8 +147,10 @@ fn on_member(
     }
 }
 
+/// A group that is taken back starts nobody, so there is nothing of it to pause; members that it left
+/// as they are have paused for themselves.
 fn pause(tx: &Tx<'_>, group: &mut Group, reason: &str) -> bool {
-    if group.paused.is_some() {
+    if group.paused.is_some() || group.given.is_some() {
         return false;
     }
     group.paused = Some(Paused {
@@ -206,13 +204,15 @@ fn cancel(tx: &mut Tx<'_>, group: Group, reason: &str) -> Outcome {
     });
     let way: Vec<Left> = way.collect();
     if !way.is_empty() {
-        return Err(Rejection::new(
+        return Err(Rejection::of_scopes(
             Reason::GroupNotRunning,
             format!(
-                "{} is cancelled only while every member is RUNNING; in the way: {}",
+                "{} is cancelled only while every member is RUNNING; {} of {} are in the way",
                 group.title(),
-                list_left(&way)
+                way.len(),
+                group.members.len()
             ),
+            &way,
         ));
     }
     let (mut done, mut left) = (Vec::new(), Vec::new());
@@ -283,12 +283,10 @@ fn roll_back(tx: &mut Tx<'_>, group: Group, reason: &str) -> Outcome {
     let (id, title) = (group.id, group.title());
     let (done, left) = turn_back(tx, group, reason)?;
     if done.is_empty() {
-        return Err(Rejection::new(
+        return Err(Rejection::of_scopes(
             Reason::GroupNothingToDo,
-            format!(
-                "{title}: there is nothing to roll back: {}",
-                list_left(&left)
-            ),
+            format!("{title}: there is nothing to roll back"),
+            &left,
         ));
     }
     Ok(acted(id, done, left))

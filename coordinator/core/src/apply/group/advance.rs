@@ -7,8 +7,8 @@ use tidegate_shared::spec::{OnBreach, RolloutKind};
 
 use super::act::turn_back;
 use super::acted;
-use crate::apply::lifecycle;
 use crate::apply::tx::Tx;
+use crate::apply::{governance, lifecycle};
 use crate::command::{AdvanceGroup, GroupAction, Outcome};
 use crate::deployment::phase;
 use crate::rejection::Rejection;
@@ -295,7 +295,7 @@ fn end(tx: &mut Tx<'_>, mut group: Group) -> Moved {
         .ended_groups
         .insert((application.clone(), revision), id);
     forget_old(tx, &application);
-    forget_freezes(tx);
+    governance::forget_freezes(tx);
     Ok(())
 }
 
@@ -331,17 +331,5 @@ fn forget_old(tx: &mut Tx<'_>, application: &tidegate_shared::id::Name) {
         {
             tx.state.group_names.remove(&name);
         }
-    }
-}
-
-/// Freezes that ended before any group under way was made stop no clock.
-fn forget_freezes(tx: &mut Tx<'_>) {
-    let open = tx.state.open_groups.keys();
-    let made = open.filter_map(|id| tx.state.groups.get(id));
-    let first = made.map(|group| group.meta.created_at).min();
-    let past = tx.state.past_freezes.iter();
-    let over = past.filter(|(_, freeze)| first.is_none_or(|first| first >= freeze.until));
-    for key in over.map(|(key, _)| *key).collect::<Vec<_>>() {
-        tx.state.past_freezes.remove(&key);
     }
 }

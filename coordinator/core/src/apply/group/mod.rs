@@ -17,17 +17,14 @@ use tidegate_shared::spec::{RolloutSpec, validate_labels};
 use super::approval;
 use super::create;
 use super::lifecycle::because;
-use super::tx::Tx;
+use super::tx::{Tx, expect_revision};
 use crate::command::{AddToGroup, CreateDeployments, CreateGroup, Decide, DecideGroup};
 use crate::command::{Outcome, Reply};
-use crate::rejection::Rejection;
+use crate::rejection::{MOST_NAMED, Rejection};
 use crate::state::{Counts, Group, GroupMember, Lean, MOST_MEMBERS, Status, Table, Template};
 
 /// A member that is left as it is, with the reason.
 type Left = (Name, String);
-
-/// Scopes that one line of the audit log names.
-const NAMED: usize = 20;
 
 /// One deployment per scope, all or none, and the group over them.
 pub(super) fn create(tx: &mut Tx<'_>, command: &CreateGroup) -> Outcome {
@@ -159,6 +156,8 @@ fn join(group: &mut Group, scopes: &[Name], made: &[DeploymentId]) {
 /// More scopes: they come last.
 pub(super) fn add(tx: &mut Tx<'_>, command: &AddToGroup) -> Outcome {
     let mut group = tx.state.group(command.group)?.clone();
+    let (expected, present) = (command.expected_revision, group.meta.revision);
+    expect_revision(&group.title(), expected, present)?;
     refuse_closed(&group)?;
     let refuse = |reason: Reason, message: String| {
         let title = group.title();
@@ -217,6 +216,8 @@ pub(super) fn add(tx: &mut Tx<'_>, command: &AddToGroup) -> Outcome {
 /// One decision for every member that waits for it and that the person may decide about.
 pub(super) fn decide(tx: &mut Tx<'_>, command: &DecideGroup) -> Outcome {
     let group = tx.state.group(command.group)?.clone();
+    let (expected, present) = (command.expected_revision, group.meta.revision);
+    expect_revision(&group.title(), expected, present)?;
     refuse_closed(&group)?;
     let (mut done, mut left, mut first) = (Vec::new(), Vec::new(), None);
     for member in group.members.values() {
@@ -236,18 +237,21 @@ pub(super) fn decide(tx: &mut Tx<'_>, command: &DecideGroup) -> Outcome {
         match tx.attempt(|tx| approval::decide(tx, &asked)) {
             Ok(_) => done.push(member.deployment),
             Err(rejection) => {
-                left.push((member.scope.clone(), rejection.message.clone()));
-                first = first.or(Some(rejection));
+                first = first.or(Some(rejection.reason));
+                left.push((member.scope.clone(), rejection.message));
             }
         }
     }
     if done.is_empty() {
-        return Err(first.unwrap_or_else(|| {
-            Rejection::new(
-                Reason::NoApprovalPending,
-                format!("{}: no member waits for approval", group.title()),
-            )
-        }));
+        let message = match first {
+            Some(_) => "no member takes your decision",
+            None => "no member waits for approval",
+        };
+        return Err(Rejection::of_scopes(
+            first.unwrap_or(Reason::NoApprovalPending),
+            format!("{}: {message}", group.title()),
+            &left,
+        ));
     }
     let word = if command.granted { "granted" } else { "denied" };
     let line = format!(
@@ -278,8 +282,8 @@ fn refuse_closed(group: &Group) -> Result<(), Rejection> {
 
 /// Names of scopes, the first few of many.
 fn list(names: &[Name]) -> String {
-    let told: Vec<&str> = names.iter().take(NAMED).map(Name::as_str).collect();
-    match names.len().saturating_sub(NAMED) {
+    let told: Vec<&str> = names.iter().take(MOST_NAMED).map(Name::as_str).collect();
+    match names.len().saturating_sub(MOST_NAMED) {
         0 => told.join(", "),
         more => format!("{} and {more} more", told.join(", ")),
     }
@@ -287,9 +291,9 @@ fn list(names: &[Name]) -> String {
 
 /// Members that were left, each with its reason; the first few of many.
 fn list_left(left: &[Left]) -> String {
-    let told = left.iter().take(NAMED);
+    let told = left.iter().take(MOST_NAMED);
     let told: Vec<String> = told.map(|(scope, why)| format!("{scope}: {why}")).collect();
-    match left.len().saturating_sub(NAMED) {
+    match left.len().saturating_sub(MOST_NAMED) {
         0 => told.join("; "),
         more => format!("{}; and {more} more", told.join("; ")),
     }

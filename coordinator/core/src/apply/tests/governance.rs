@@ -2,13 +2,14 @@
 
 use tidegate_shared::error::Reason;
 use tidegate_shared::spec::Kind;
-use tidegate_shared::time::Span;
+use tidegate_shared::time::{Span, Timestamp};
 
-use super::world::{World, name, names, user};
+use super::world::{World, name, names, one, user, version};
 use crate::command::{
     Action, Actor, Command, CreateFreeze, CreateSkip, Decide, GateEvidence, Named, Reply,
+    ScopeName, Verb,
 };
-use crate::state::Status;
+use crate::state::{Status, Track};
 
 fn freeze(world: &World, hours: u64, reason: &str) -> Command {
     Command::Freeze(CreateFreeze {
@@ -204,4 +205,70 @@ fn only_those_who_are_asked_decide() {
     world.run_as(user("bob"), decide(true)).unwrap();
     world.step(id, Action::ApprovalSatisfied);
     assert_eq!(world.status(id), Status::Pending);
+}
+
+#[test]
+fn a_success_is_lost_by_going_back_from_its_release_alone() {
+    let fared = |world: &World| -> Vec<(String, Option<Timestamp>)> {
+        let track = &world.state.tracks[&name("web")];
+        let finished = track.finished.iter();
+        finished
+            .map(|f| (f.version.to_string(), f.rolled_back_at))
+            .collect()
+    };
+    let return_from = |world: &mut World, id| {
+        let back = one(world.act(id, Verb::Rollback).unwrap());
+        world.wait(Span::from_mins(1));
+        world.finish(back);
+        back
+    };
+    let mut world = World::new();
+    let parameter = r#"{"variable": "COLOUR", "value": "blue", "target": {"application": "shop"}}"#;
+    world.must(world.object("colour", Kind::Parameter, parameter));
+    let first = world.deploy("1.0.0");
+    world.finish(first);
+    world.must(world.object("colour", Kind::Parameter, &parameter.replace("blue", "red")));
+    let restart = Command::RestartScope(ScopeName { name: name("web") });
+    let red = one(world.must(restart));
+    world.finish(red);
+    // Back to the other configuration of the same release: the release itself was good all the time,
+    // and what soaks since its first success goes on.
+    let since = world.state.tracks[&name("web")].finished[0].at;
+    let blue = return_from(&mut world, red);
+    assert_eq!(world.state.tracks[&name("web")].finished[0].at, since);
+    assert_eq!(world.get(blue).origin.parameters["COLOUR"].value, "blue");
+    assert_eq!(fared(&world), [("1.0.0".to_owned(), None)]);
+
+    let second = world.deploy("2.0.0");
+    world.finish(second);
+    return_from(&mut world, second);
+    let at = world.now;
+    let lost = [("1.0.0".to_owned(), None), ("2.0.0".to_owned(), Some(at))];
+    assert_eq!(fared(&world), lost);
+    // A return to it is a success of its own; going back from another one leaves it and the time.
+    world.wait(Span::from_hours(1));
+    let third = world.deploy("3.0.0");
+    world.finish(third);
+    return_from(&mut world, third);
+    assert_eq!(fared(&world)[1], lost[1]);
+    assert_eq!(fared(&world)[2], ("3.0.0".to_owned(), Some(world.now)));
+    let again = world.deploy("2.0.0");
+    world.finish(again);
+    let found = fared(&world);
+    assert_eq!(found.last(), Some(&("2.0.0".to_owned(), None)));
+    assert_eq!(found.len(), 3);
+}
+
+#[test]
+fn the_first_time_that_a_release_was_left_stays() {
+    let mut track = Track::default();
+    let at = Timestamp::from_millis;
+    let (one, two) = (version("1.0.0"), version("2.0.0"));
+    track.finalized(&one, at(1), true);
+    track.finalized(&two, at(2), true);
+    track.went_back(&two, at(3));
+    track.went_back(&two, at(4));
+    track.went_back(&version("3.0.0"), at(5));
+    let left: Vec<Option<Timestamp>> = track.finished.iter().map(|f| f.rolled_back_at).collect();
+    assert_eq!(left, [None, Some(at(3))]);
 }

@@ -197,8 +197,13 @@ fn a_group_is_made_as_a_whole_or_not_at_all() {
     let create = |scopes: &[&str]| Command::CreateGroup(command("3.0.0", scopes, None));
     let refusal = world.refused(create(&SCOPES));
     assert_eq!(refusal.reason, Reason::Conflict);
-    for part in ["\"web\" is busy", "\"api\" is busy", "by user:ann"] {
-        assert!(refusal.message.contains(part), "{}", refusal.message);
+    for part in [
+        "2 of 3 scopes are busy: ",
+        "api: deployment",
+        "web: deployment",
+        "by user:ann",
+    ] {
+        assert!(refusal.to_string().contains(part), "{refusal}");
     }
     for (scopes, reason) in [
         (vec!["db", "nowhere"], Reason::NotFound),
@@ -318,9 +323,12 @@ fn a_group_is_cancelled_only_while_every_member_is_running() {
     groups.run_up("db");
     let refusal = groups.refused(Verb::Cancel);
     assert_eq!(refusal.reason, Reason::GroupNotRunning);
-    assert!(
-        refusal.message.ends_with("in the way: api: is PENDING"),
-        "{refusal}"
+    let told = "RUNNING; 1 of 3 are in the way: api: is PENDING";
+    assert!(refusal.to_string().ends_with(told), "{refusal}");
+    assert_eq!(
+        refusal.scopes,
+        [(name("api"), "is PENDING".to_owned())],
+        "and one by one"
     );
     groups.run_up("api");
     assert_eq!(groups.status(), GroupStatus::Running);
@@ -460,7 +468,9 @@ fn verbs_act_on_those_that_take_them_and_report_the_rest() {
     groups.finish_running("web");
     let refusal = groups.refused(Verb::Finalize);
     assert_eq!(refusal.reason, Reason::GroupNothingToDo);
-    assert!(refusal.message.contains("web: is FINALIZED"), "{refusal}");
+    let told = "no member takes finalize: web: is FINALIZED";
+    assert!(refusal.to_string().contains(told), "{refusal}");
+    assert_eq!(refusal.scopes.len(), 3);
     let (done, left) = groups.acted(Verb::Pause);
     assert_eq!((done.len(), left.len()), (2, 1));
     let stale = Command::ActOnGroup(ActOnGroup {
@@ -474,6 +484,27 @@ fn verbs_act_on_those_that_take_them_and_report_the_rest() {
     let api = groups.member("api");
     assert!(groups.world.get(api).paused.is_none());
     assert_eq!(groups.get().paused, None);
+}
+
+#[test]
+fn a_group_that_is_taken_back_is_not_paused_but_members_that_it_left_are() {
+    let mut groups = Groups::new("{}");
+    // A first release of a scope has nothing to return to: it is left.
+    groups.run_up("web");
+    groups.run_up("db");
+    let (_, left) = groups.acted(Verb::Rollback);
+    assert!(left["db"].contains("nothing to return to"), "{left:?}");
+    assert_eq!(groups.status(), GroupStatus::RollingBack);
+    let db = groups.member("db");
+    let (done, left) = groups.acted(Verb::Pause);
+    assert_eq!((done, left.len()), (vec![db], 2));
+    assert!(groups.world.get(db).paused.is_some());
+    assert_eq!(groups.get().paused, None);
+    groups.acted(Verb::Resume);
+    groups.world.act(db, Verb::Cancel).unwrap();
+    let refusal = groups.refused(Verb::Pause);
+    assert_eq!(refusal.reason, Reason::GroupNothingToDo);
+    assert_eq!(refusal.scopes.len(), 3, "{refusal}");
 }
 
 #[test]
@@ -535,13 +566,12 @@ fn one_decision_is_about_every_member_that_waits_for_it() {
             group: groups.group,
             granted,
             reason: String::new(),
+            expected_revision: None,
         })
     };
-    let nobody = decide(&groups, true);
-    assert_eq!(
-        groups.world.refused(nobody).reason,
-        Reason::NoApprovalPending
-    );
+    let nobody = groups.world.refused(decide(&groups, true));
+    assert_eq!(nobody.reason, Reason::NoApprovalPending);
+    assert_eq!(nobody.scopes.len(), 3, "{nobody}");
     for scope in ["web", "api", "db"] {
         let id = groups.member(scope);
         let asks = require_approval(groups.world.now);
@@ -554,6 +584,11 @@ fn one_decision_is_about_every_member_that_waits_for_it() {
     let web = groups.member("web");
     groups.world.step(web, Action::ApprovalSatisfied);
     assert_eq!(groups.status(), GroupStatus::Pending);
+    // A second decision of the same person is none, and every member is named.
+    let again = decide(&groups, false);
+    let refusal = groups.world.run_as(user("bob"), again).unwrap_err();
+    assert_eq!(refusal.reason, Reason::AlreadyDecided);
+    assert_eq!(refusal.scopes.len(), 3, "{refusal}");
     let deny = decide(&groups, false);
     let reply = groups.world.run_as(user("eve"), deny.clone()).unwrap();
     assert!(matches!(reply, Reply::GroupActed { done, left, .. }
@@ -580,6 +615,7 @@ fn who_is_added_comes_last() {
         Command::AddToGroup(AddToGroup {
             group,
             scopes: names(scopes),
+            expected_revision: None,
         })
     };
     let again = add(&["web"], groups.group);
@@ -592,6 +628,50 @@ fn who_is_added_comes_last() {
     groups.act(Verb::Rollback).unwrap();
     let late = add(&["aaa"], groups.group);
     assert_eq!(groups.world.refused(late).reason, Reason::GroupTakenBack);
+}
+
+#[test]
+fn who_adds_or_decides_may_say_which_revision_they_saw() {
+    let mut groups = Groups::new("{}");
+    groups
+        .world
+        .must(groups.world.object("aaa", Kind::Scope, SCOPE));
+    let seen = groups.get().meta.revision;
+    let add = |expected| {
+        Command::AddToGroup(AddToGroup {
+            group: groups.group,
+            scopes: names(&["aaa"]),
+            expected_revision: Some(expected),
+        })
+    };
+    let decide = |expected| {
+        Command::DecideGroup(DecideGroup {
+            group: groups.group,
+            granted: true,
+            reason: String::new(),
+            expected_revision: Some(expected),
+        })
+    };
+    let (late, early, decide_late) = (add(seen + 1), add(seen), decide(seen));
+    let stale = groups.world.refused(late);
+    assert_eq!(stale.reason, Reason::Stale);
+    assert!(stale.message.contains("changed meanwhile"), "{stale}");
+    groups.world.must(early);
+    assert!(groups.get().meta.revision > seen);
+    assert_eq!(groups.get().members.len(), 4);
+    let web = groups.member("web");
+    let asks = require_approval(groups.world.now);
+    groups.world.step(web, asks);
+    let refusal = groups.world.run_as(user("bob"), decide_late).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Stale);
+    let decide_seen = Command::DecideGroup(DecideGroup {
+        group: groups.group,
+        granted: true,
+        reason: String::new(),
+        expected_revision: Some(groups.get().meta.revision),
+    });
+    let reply = groups.world.run_as(user("bob"), decide_seen).unwrap();
+    assert!(matches!(reply, Reply::GroupActed { done, .. } if done == [web]));
 }
 
 #[test]
@@ -668,6 +748,7 @@ fn members_take_the_checks_of_the_rollout_besides_their_own() {
     world.must(Command::AddToGroup(AddToGroup {
         group,
         scopes: names(&["api"]),
+        expected_revision: None,
     }));
     for member in world.state.groups[&group].members.values() {
         let strategy = &world.state.deployments[&member.deployment].origin.strategy;

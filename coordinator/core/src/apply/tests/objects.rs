@@ -12,6 +12,7 @@ use crate::command::{
     AgentName, Command, CreateRelease, DeleteObject, Join, MemberId, PutObject, RaiseLevel, Reply,
     TokenKind, UpdateMember,
 };
+use crate::policy::REFERENCES_LEVEL;
 use crate::state::Addresses;
 
 fn delete(kind: Kind, object: &str) -> Command {
@@ -94,6 +95,50 @@ fn writing_the_same_changes_nothing_and_revisions_guard() {
     let rejection = world.refused(lost);
     assert_eq!(rejection.reason, Reason::NotFound);
     assert_eq!(rejection.fields[0].field, "environment");
+}
+
+/// A policy as it is written, and at a level.
+fn dependent(world: &World, on: &str) -> Command {
+    let spec = format!(r#"{{"dependencies": [{{"application": "{on}", "version": ">=1"}}]}}"#);
+    world.object("needs", Kind::Policy, &spec)
+}
+
+fn raise(world: &mut World, level: u32) {
+    world.must(Command::UpdateMember(UpdateMember {
+        node: 1,
+        addresses: Addresses::default(),
+        version: "next".to_owned(),
+        level,
+    }));
+    world.must(Command::RaiseLevel(RaiseLevel { level }));
+}
+
+#[test]
+fn a_policy_holds_on_to_the_applications_that_it_names_from_its_level_on() {
+    let mut world = World::new();
+    // Entries of before are applied as they were.
+    world.must(dependent(&world, "nobody"));
+    world.must(world.object("db", Kind::Application, "{}"));
+    world.must(dependent(&world, "db"));
+    world.must(delete(Kind::Application, "db"));
+    raise(&mut world, REFERENCES_LEVEL);
+    let before = world.state.policies.clone();
+    let refused = world.refused(dependent(&world, "db"));
+    assert_eq!(refused.reason, Reason::NotFound);
+    assert_eq!(refused.fields[0].field, "dependencies[0].application");
+    assert_eq!(
+        refused.message,
+        "policy \"needs\": dependencies[0].application: there is no application \"db\""
+    );
+    assert!(world.state.policies == before, "something was written");
+    world.must(world.object("db", Kind::Application, "{}"));
+    world.must(delete(Kind::Policy, "needs"));
+    world.must(dependent(&world, "db"));
+    let refused = world.refused(delete(Kind::Application, "db"));
+    assert_eq!(refused.reason, Reason::InUse);
+    assert!(refused.message.contains("policy \"needs\""), "{refused}");
+    world.must(delete(Kind::Policy, "needs"));
+    world.must(delete(Kind::Application, "db"));
 }
 
 #[test]

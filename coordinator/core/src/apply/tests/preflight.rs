@@ -1,10 +1,11 @@
 //! What `preflight` tells of a scope, against a state that commands have made.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
-use tidegate_shared::spec::{Kind, ReleaseStatus};
+use tidegate_shared::spec::{Kind, Limits, ReleaseStatus};
 use tidegate_shared::time::Span;
 
 use super::world::{World, create_release, name, set_status, version};
@@ -154,11 +155,13 @@ fn what_a_host_answers_is_judged() {
             digest: Digest::of(b"x"),
             room: 500,
         }),
+        limits: Limits::default(),
     };
     let good = HostAnswer {
         port_trouble: None,
         is_staged: false,
         room: Some(500),
+        limit_trouble: None,
     };
     assert_eq!(worst(&judge(&question, Some(&good))), Severity::Good);
     let held = HostAnswer {
@@ -177,7 +180,36 @@ fn what_a_host_answers_is_judged() {
         ..full
     };
     assert_eq!(worst(&judge(&question, Some(&staged))), Severity::Good);
-    let unknown = HostAnswer { room: None, ..good };
+    let unknown = HostAnswer {
+        room: None,
+        ..good.clone()
+    };
     assert_eq!(worst(&judge(&question, Some(&unknown))), Severity::Warning);
     assert_eq!(worst(&judge(&question, None)), Severity::Warning);
+}
+
+#[test]
+fn limits_that_a_host_cannot_hold_are_told() {
+    let mut world = World::with_active();
+    let seen = look_at(&world, "web", "2.0.0");
+    assert!(seen.questions.iter().all(|asked| asked.limits.is_empty()));
+    let key = name("web");
+    world.state.scopes.change(&key, |scope| {
+        Arc::make_mut(&mut scope.spec).limits.processes = Some(50);
+    });
+    let seen = look_at(&world, "web", "2.0.0");
+    let question = &seen.questions[0];
+    assert_eq!(question.limits.processes, Some(50));
+    let answer = |trouble: Option<&str>| HostAnswer {
+        port_trouble: None,
+        is_staged: true,
+        room: None,
+        limit_trouble: trouble.map(str::to_owned),
+    };
+    let told = |trouble| judge(question, Some(&answer(trouble)));
+    assert_eq!(worst(&told(Some(""))), Severity::Good);
+    assert_eq!(worst(&told(None)), Severity::Warning);
+    let refused = told(Some("limits.processes cannot be enforced on this host"));
+    let agent = question.agent.to_string();
+    assert!(says(&refused, Severity::Error, &agent, "limits.processes"));
 }

@@ -18,7 +18,7 @@ use crate::command::{
 };
 use crate::deployment::steps;
 use crate::desired::desired;
-use crate::state::{State, Status};
+use crate::state::{Assembly, State, Status, pieces};
 
 const AGENTS: [&str; 4] = ["a1", "a2", "a3", "a4"];
 const RELEASES: [&str; 4] = ["1.0.0", "2.0.0", "3.0.0", "4.0.0"];
@@ -294,6 +294,18 @@ pub(super) fn through_cbor(entry: &Entry) -> Entry {
     ciborium::from_reader(bytes.as_slice()).unwrap()
 }
 
+/// As a snapshot takes a state apart and puts it together.
+pub(super) fn through_pieces(state: &State) -> State {
+    let mut assembly = Assembly::default();
+    for piece in pieces(state) {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&piece, &mut bytes).unwrap();
+        let piece = ciborium::from_reader(bytes.as_slice()).unwrap();
+        assembly.add(piece).unwrap();
+    }
+    assembly.finish().unwrap()
+}
+
 /// Equal generation means equal content; a generation never falls.
 fn generations_hold(before: &State, after: &State) {
     for (agent, known) in &after.agents {
@@ -339,6 +351,7 @@ proptest! {
         let mut bytes = Vec::new();
         ciborium::into_writer(&world.state, &mut bytes).unwrap();
         let read: State = ciborium::from_reader(bytes.as_slice()).unwrap();
-        prop_assert_eq!(read, world.state);
+        prop_assert_eq!(&read, &world.state);
+        prop_assert_eq!(through_pieces(&read), world.state);
     }
 }

@@ -1,10 +1,15 @@
 //! Requests are done once; the audit log is a chain.
 
+use std::sync::Arc;
+
+use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::time::Span;
 
 use super::world::{World, create_release, user};
+use crate::command::RequestKey;
 use crate::event::verify_chain;
+use crate::state::PACKED_LEVEL;
 
 #[test]
 fn a_request_is_done_once() {
@@ -96,5 +101,29 @@ fn a_flipped_bit_in_the_audit_log_is_named() {
             let found = verify_chain(&cut).unwrap_err();
             assert_eq!(found.index, events[position + 1].index);
         }
+    }
+}
+
+#[test]
+fn of_very_many_moves_of_the_planner_only_the_newest_are_remembered() {
+    for (level, forgets) in [(PACKED_LEVEL - 1, false), (PACKED_LEVEL, true)] {
+        let mut world = World::with_active();
+        let known = world.state.planner_requests.get_max();
+        let known = known.map(|(_, key)| world.state.requests[key].clone());
+        let many = 11_000_u64;
+        for number in 0..many {
+            let key = RequestKey::Planner(Digest::of(&number.to_be_bytes()));
+            world.state.planner_requests.insert((number, 1), key);
+            world.state.requests.insert(key, known.clone().unwrap());
+        }
+        Arc::make_mut(world.state.cluster.as_mut().unwrap()).level = level;
+        world.is_checked = false;
+        let before = world.state.planner_requests.len();
+        world.must(create_release("9.0.0"));
+        let forgotten = before - world.state.planner_requests.len();
+        assert_eq!(forgotten, if forgets { 4 } else { 0 });
+        assert_eq!(world.state.planner_requests.contains_key(&(0, 1)), !forgets);
+        let first = RequestKey::Planner(Digest::of(&0_u64.to_be_bytes()));
+        assert_eq!(world.state.requests.contains_key(&first), !forgets);
     }
 }

@@ -196,3 +196,30 @@ fn a_scope_is_stopped_and_started_with_what_it_had() {
     world.finish(restarted);
     assert_eq!(world.scope().kept, vec![restarted]);
 }
+
+#[test]
+fn a_restart_while_a_start_is_under_way_names_it() {
+    let mut world = World::with_active();
+    let first = world.scope().active.unwrap();
+    world.must(stop(false));
+    world.settle(first);
+    let restart = Command::RestartScope(ScopeName { name: name("web") });
+    let nothing = world.refused(restart.clone());
+    assert_eq!(nothing.reason, Reason::ScopeStatus);
+    let start = Command::StartScope(ScopeName { name: name("web") });
+    let started = one(world.must(start));
+    let mut told = Vec::new();
+    for move_on in [World::start, |world: &mut World, id| {
+        world.step(id, Action::Staged);
+    }] {
+        told.push(world.refused(restart.clone()));
+        move_on(&mut world, started);
+    }
+    told.push(world.refused(restart));
+    for rejection in told {
+        assert_eq!(rejection.reason, Reason::Conflict);
+        let id = started.to_string();
+        assert!(rejection.message.contains(&id), "{rejection}");
+        assert!(!rejection.message.contains("stopped"), "{rejection}");
+    }
+}

@@ -6,6 +6,7 @@
 //! own pace and by that of policies.
 
 mod kept;
+mod order;
 mod standing;
 mod waves;
 
@@ -24,7 +25,6 @@ use super::waiting::{self, Gate, GateAnswer};
 use super::{Next, Plan, retry, sooner};
 use crate::command::{Action, Actor, AdvanceGroup, Command, GroupAction, Item, RequestKey};
 use crate::deployment::phase;
-use crate::group::order::{self, Order};
 use crate::group::waves::{Take, split};
 use crate::observed::Observed;
 use crate::policy::expression::{Expression, Subject};
@@ -56,7 +56,8 @@ impl Turn<'_> {
             };
             let turn = gradual_rollout::Turn {
                 position: paced.position(standing.group, number).unwrap_or_default(),
-                members: standing.group.members.len() as u64,
+                members: paced.members,
+                order: paced.order.as_ref(),
                 begun: clock.base.is_some(),
                 due,
             };
@@ -195,7 +196,8 @@ impl<'a> Round<'a> {
         now: Timestamp,
         groups: impl Iterator<Item = &'a Group>,
     ) -> Self {
-        let standings = groups.map(|group| (group.id, Standing::new(state, observed, now, group)));
+        let standing = |group| Standing::new(state, observed, now, group).silent();
+        let standings = groups.map(|group: &Group| (group.id, standing(group)));
         Self::with(state, observed, now, standings.collect())
     }
 
@@ -406,24 +408,8 @@ fn give_up(standing: &Standing<'_>, since: Timestamp) -> Next<GroupAction> {
 
 /// The order and the waves of a group, for good.
 fn begin(state: &State, group: &Group, now: Timestamp) -> GroupAction {
-    let members = group.members.values().map(|member| order::Member {
-        name: member.scope.clone(),
-        labels: state
-            .scopes
-            .get(&member.scope)
-            .map(|scope| scope.meta.labels.clone())
-            .unwrap_or_default(),
-    });
-    let members: Vec<order::Member> = members.collect();
     let rollout = &group.rollout;
-    let pinned = order::Pinned {
-        first: rollout.pinned.first.clone(),
-        last: rollout.pinned.last.clone(),
-    };
-    let order = Order::from(&rollout.order);
-    // Not of the group's id: what is planned before it is made has the same order.
-    let seed = format!("{} {}", group.application, group.version);
-    let names = order::arrange(&members, &order, &pinned, &seed);
+    let names = order::arranged(state, group, &rollout.order, group.members.values());
     let numbers = |names: &[Name]| -> Vec<u32> {
         let numbers = names.iter().filter_map(|name| group.scopes.get(name));
         numbers.copied().collect()

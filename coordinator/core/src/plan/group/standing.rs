@@ -5,19 +5,20 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidegate_shared::spec::RolloutGate;
+use tidegate_shared::spec::{RolloutGate, RolloutOrder};
 use tidegate_shared::time::{Span, Timestamp};
 
 use super::kept::Kept;
-use super::passed;
+use super::{order, passed};
 use crate::group::open_time::{Openings, Stop};
 use crate::group::schedule::{self, Pace, Started};
 use crate::group::wave_name;
 use crate::observed::Observed;
 use crate::policy::clock::{Clock, clock};
 use crate::policy::expression::{Expression, Subject};
+use crate::policy::gradual_rollout::place;
 use crate::policy::subject;
-use crate::state::{Deployment, Group, State};
+use crate::state::{Deployment, Group, GroupMember, State};
 
 /// See the module.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Standing<'a> {
     pub(crate) observed: &'a Observed,
     pub(crate) now: Timestamp,
     pub(crate) group: &'a Group,
+    /// The planner reads no reasons, and most members of a large group wait for the others.
+    is_silent: bool,
     /// Closes every member's turn.
     stopped: Option<Closed>,
     /// Linear kinds: a member that started and has not passed the gate.
@@ -65,7 +68,10 @@ pub(crate) struct Paced {
     pub(crate) pace: Pace,
     /// Positions by number of the member; none: all, by their position in the group.
     positions: Option<Arc<BTreeMap<u32, u64>>>,
-    members: u64,
+    /// What `positions` were counted in, where that is not the group's order.
+    pub(crate) order: Option<RolloutOrder>,
+    /// How many it is about.
+    pub(crate) members: u64,
     /// The one that started and stands furthest in the order.
     furthest: Option<Started>,
     /// The last start in time, and whose it was.
@@ -83,6 +89,7 @@ impl Paced {
             rule,
             pace,
             positions: positions.map(Arc::new),
+            order: None,
             members: members as u64,
             furthest: None,
             latest: None,
@@ -231,10 +238,26 @@ impl<'a> Standing<'a> {
             observed,
             now,
             group,
+            is_silent: false,
             stopped: stopped(group),
             blocker: None,
             paces: Vec::new(),
             settled: OnceCell::new(),
+        }
+    }
+
+    /// The same for somebody who reads no reasons.
+    pub(crate) fn silent(self) -> Self {
+        Self {
+            is_silent: true,
+            ..self
+        }
+    }
+
+    fn told(&self, why: impl FnOnce() -> String) -> String {
+        match self.is_silent {
+            true => String::new(),
+            false => why(),
         }
     }
 
@@ -283,7 +306,7 @@ impl<'a> Standing<'a> {
             .filter(|(at, _)| *at > self.now)
             .max_by_key(|(at, _)| *at);
         latest.map(|(at, paced)| Closed {
-            why: format!("{}: not before {at}", self.turn_of(paced, number)),
+            why: self.told(|| format!("{}: not before {at}", self.turn_of(paced, number))),
             until: Some(at),
             needs: String::new(),
         })
@@ -296,20 +319,18 @@ impl<'a> Standing<'a> {
         }
         let member = self.group.members.get(&number)?;
         if let Some(wave) = member.wave.filter(|wave| *wave > self.group.open_wave) {
-            return Some(Closed::new(
-                format!(
-                    "{} waits until {} is done and baked",
+            let why = || {
+                let (name, open) = (
                     wave_name(self.group, wave),
-                    wave_name(self.group, self.group.open_wave)
-                ),
-                "",
-            ));
+                    wave_name(self.group, self.group.open_wave),
+                );
+                format!("{name} waits until {open} is done and baked")
+            };
+            return Some(Closed::new(self.told(why), ""));
         }
         let blocker = self.blocker.as_ref()?;
-        Some(Closed::new(
-            format!("gate {}: {blocker}", self.group.rollout.gate.as_str()),
-            "",
-        ))
+        let why = || format!("gate {}: {blocker}", self.group.rollout.gate.as_str());
+        Some(Closed::new(self.told(why), ""))
     }
 
     /// What stops the group as a whole.
@@ -324,7 +345,8 @@ impl<'a> Standing<'a> {
             "" => String::new(),
             rule => format!("policy {rule}: "),
         };
-        format!("{which}member {} of {}", position + 1, paced.members)
+        let place = place(position, paced.members, paced.order.as_ref());
+        format!("{which}{place}")
     }
 
     /// Paces that are about a member.
@@ -427,7 +449,8 @@ pub(super) fn paces(state: &State, group: &Group, now: Timestamp) -> Vec<Paced> 
     own.into_iter().chain(rules(state, group, now)).collect()
 }
 
-/// The paces that policies ask for, over the members that they match, in the group's order.
+/// The paces that policies ask for, over the members that they match, in the rule's order or else the
+/// group's.
 fn rules(state: &State, group: &Group, now: Timestamp) -> Vec<Paced> {
     let asking = state.policies.iter().filter_map(|(name, policy)| {
         let rule = policy.spec.gradual_rollout.as_ref()?;
@@ -436,26 +459,28 @@ fn rules(state: &State, group: &Group, now: Timestamp) -> Vec<Paced> {
     asking
         .map(|(name, policy, rule)| {
             let selector = Expression::compile(&policy.spec.selector, Subject::Deployment);
-            let mut positions = BTreeMap::new();
-            for (number, member) in group.in_order() {
-                let Some(deployment) = state.deployments.get(&member.deployment) else {
-                    continue;
-                };
+            let about = |member: &GroupMember| {
+                let deployment = state.deployments.get(&member.deployment);
                 // A selector that cannot be evaluated is about everybody: it holds back.
-                let about = selector.as_ref().map_or(true, |selector| {
-                    let facts = subject::facts(state, deployment, now);
-                    selector.holds(&facts).unwrap_or(true)
-                });
-                if about {
-                    positions.insert(number, positions.len() as u64);
-                }
-            }
+                deployment.is_some_and(|deployment| {
+                    selector.as_ref().map_or(true, |selector| {
+                        let facts = subject::facts(state, deployment, now);
+                        selector.holds(&facts).unwrap_or(true)
+                    })
+                })
+            };
+            let members: Vec<_> = group.in_order().filter(|(_, m)| about(m)).collect();
+            let counted = order::counted(state, group, rule.order.as_ref(), &members);
             let pace = Pace {
                 kind: rule.kind,
                 interval: rule.interval,
             };
-            let rule = format!("{name}/gradual_rollout");
-            Paced::new(rule, pace, group, Some(positions))
+            let named = format!("{name}/gradual_rollout");
+            let positions = Some(counted.into_iter().zip(0..).collect());
+            Paced {
+                order: rule.order.clone(),
+                ..Paced::new(named, pace, group, positions)
+            }
         })
         .collect()
 }

@@ -192,6 +192,7 @@ impl Groups {
                 .say(Command::AddToGroup(AddToGroup {
                     group: *group,
                     scopes: vec![name(scope)],
+                    expected_revision: None,
                 }))
                 .ok();
         }
@@ -204,6 +205,7 @@ impl Groups {
                     group: *group,
                     granted,
                     reason: String::new(),
+                    expected_revision: None,
                 }))
                 .ok();
         }

@@ -4,6 +4,7 @@ mod before;
 mod checks;
 mod ending;
 mod groups;
+mod orders;
 mod running;
 pub(crate) mod simulation;
 mod waits;

@@ -7,6 +7,7 @@
 //! that is not set reads as the empty text, and compared with a number a label is read as one; every
 //! other failure of an evaluation is an error, on which rules block (product.md §5).
 
+mod bounds;
 mod check;
 mod facts;
 mod functions;
@@ -19,7 +20,7 @@ pub use facts::{
 pub use measured::Measured;
 pub use types::Subject;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use cel::parser::Parser;
@@ -111,6 +112,11 @@ impl Expression {
         let mut context = Context::with_env(Arc::clone(&ENVIRONMENT));
         measured.fill(&mut context)?;
         evaluate(root, &context)
+    }
+
+    /// Names of the only applications that it can hold for; none: its text does not bound them.
+    pub fn applications(&self) -> Option<BTreeSet<String>> {
+        bounds::applications(self.root.as_deref()?)
     }
 
     /// Whether it is always true.
