@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use tidegate_coordinator_core::command::Command;
 use tidegate_coordinator_core::forecast::{FURTHEST, Forecast, Pace, Question, forecast, lost};
-use tidegate_coordinator_core::rejection::Rejection;
 use tidegate_coordinator_core::people::Place;
+use tidegate_coordinator_core::rejection::Rejection;
 use tidegate_proto::control::v1::planning_client::PlanningClient;
 use tidegate_proto::control::v1::planning_server::Planning;
 use tidegate_proto::control::v1::{PlanRequest, PlanResponse, plan_request::Wish};
@@ -50,11 +50,15 @@ fn instant(at_ms: u64, now: Timestamp) -> Result<Timestamp, Status> {
     }
     let wrong = |message: String| Err(status::wrong_field("at_ms", message));
     if at > now + FURTHEST {
-        return wrong(format!("{at} is more than a year ahead: want an earlier instant"));
+        return wrong(format!(
+            "{at} is more than a year ahead: want an earlier instant"
+        ));
     }
     // A caller's clock may be a little behind.
     if at + Span::from_mins(1) < now {
-        return wrong(format!("{at} is over, it is {now} now: want a later instant"));
+        return wrong(format!(
+            "{at} is over, it is {now} now: want a later instant"
+        ));
     }
     Ok(at.max(now))
 }

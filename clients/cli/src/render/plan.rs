@@ -95,7 +95,10 @@ fn shown(plan: &api::PlanResponse, full: bool) -> Vec<usize> {
         member.is_some_and(|member| member.status() != Status::Finalized)
     });
     let middle = bad.take(BAD);
-    (0..FIRST).chain(middle).chain(count - LAST..count).collect()
+    (0..FIRST)
+        .chain(middle)
+        .chain(count - LAST..count)
+        .collect()
 }
 
 /// What the start of a member that has none is called.
@@ -111,7 +114,14 @@ fn no_start(plan: &api::PlanResponse, member: &api::PlannedMember) -> &'static s
 
 fn members(output: Output, plan: &api::PlanResponse, full: bool, now_ms: u64) -> String {
     let mut table = Table::new(&[
-        "SCOPE", "REPLACES", "AGENTS", "STARTS", "ENDS", "TAKES", "END", "HELD UP BY",
+        "SCOPE",
+        "REPLACES",
+        "AGENTS",
+        "STARTS",
+        "ENDS",
+        "TAKES",
+        "END",
+        "HELD UP BY",
     ]);
     let shown = shown(plan, full);
     let mut next = 0;

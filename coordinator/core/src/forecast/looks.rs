@@ -251,9 +251,9 @@ impl Looks {
         let state = asking.round.state;
         let awake = asking.scopes.iter();
         let mut queue: BTreeSet<Key> = awake.filter_map(|name| member_key(state, name)).collect();
-        while let Some((line, key)) = self.first(&queue, asking, &|key| {
-            matches!(key, Key::Member(..))
-        }) {
+        while let Some((line, key)) =
+            self.first(&queue, asking, &|key| matches!(key, Key::Member(..)))
+        {
             if let Some(line) = &line
                 && asking.is_shut(line, &key)
             {
@@ -325,9 +325,9 @@ impl Looks {
         let state = asking.round.state;
         let scopes = std::mem::take(&mut asking.scopes);
         let mut queue: BTreeSet<Key> = scopes.into_iter().map(Key::Other).collect();
-        while let Some((line, key)) = self.first(&queue, asking, &|key| {
-            matches!(key, Key::Other(_))
-        }) {
+        while let Some((line, key)) =
+            self.first(&queue, asking, &|key| matches!(key, Key::Other(_)))
+        {
             queue.remove(&key);
             let name = key.scope().clone();
             self.forget(&name);

@@ -55,7 +55,12 @@ impl Rest {
     }
 
     /// What a deployment rests on that was asked in a round and goes on waiting.
-    pub(super) fn of(round: &Round<'_>, name: &Name, scope: &Scope, deployment: &Deployment) -> Self {
+    pub(super) fn of(
+        round: &Round<'_>,
+        name: &Name,
+        scope: &Scope,
+        deployment: &Deployment,
+    ) -> Self {
         let (state, now) = (round.state, round.now);
         if deployment.status != Status::Pending {
             return Self::Itself;
@@ -104,5 +109,9 @@ pub(super) fn member_key(state: &State, name: &Name) -> Option<Key> {
     let newest = state.scopes.get(name)?.waiting.last()?;
     let (group, number) = state.membership(state.deployments.get(newest)?)?;
     let position = group.members.get(&number)?.position;
-    Some(Key::Member(group.id, position.unwrap_or(number), name.clone()))
+    Some(Key::Member(
+        group.id,
+        position.unwrap_or(number),
+        name.clone(),
+    ))
 }

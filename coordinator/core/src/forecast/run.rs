@@ -167,8 +167,7 @@ impl<'a> Run<'a> {
             guardrail::check_all(&self.state, &made, self.now)?;
             let name = made.origin.scope.clone();
             let waiting = before.scopes.get(&name).map(|scope| scope.waiting.clone());
-            self.older
-                .insert(name.clone(), waiting.unwrap_or_default());
+            self.older.insert(name.clone(), waiting.unwrap_or_default());
             self.open += 1;
             self.by_scope.insert(name.clone(), self.members.len());
             self.members.push(Tracked {
@@ -243,7 +242,9 @@ impl<'a> Run<'a> {
             let mut news = self.news();
             self.let_rules_pass(&news.scopes);
             let agents = self.agents();
-            let heard = self.world.look(&self.state, self.now, &agents, &news.scopes);
+            let heard = self
+                .world
+                .look(&self.state, self.now, &agents, &news.scopes);
             news.heard.extend(heard);
             let seen = self.seen.replace(self.state.clone());
             let look = self.looks.look(

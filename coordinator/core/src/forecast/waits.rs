@@ -56,9 +56,10 @@ impl Run<'_> {
                 let standing = self.looks.standing(state, observed, now, group)?;
                 Some((standing, number))
             });
-            let turn = standing
-                .as_ref()
-                .map(|(standing, number)| Turn { standing, number: *number });
+            let turn = standing.as_ref().map(|(standing, number)| Turn {
+                standing,
+                number: *number,
+            });
             let all = gates(state, now, &member.scope, scope, found, turn);
             let closed = all.iter().find(|gate| gate.answer != GateAnswer::Allowed);
             let Some(closed) = closed else {

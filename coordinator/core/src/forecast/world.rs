@@ -4,6 +4,7 @@
 //! by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tidegate_shared::assignment::{
     Assignment, Counters, InstanceState, ObservedInstance, ObservedPlace, Report, Role, WishedState,
@@ -16,7 +17,7 @@ use tidegate_shared::weight::Weight;
 use super::Pace;
 use super::measuring::Measuring;
 use crate::desired::scope_items;
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedAgent};
 use crate::plan::sooner;
 use crate::state::{Scope, State, Status};
 
@@ -93,7 +94,7 @@ impl World {
         }
         for agent in agents {
             if let Some(known) = state.agents.get(agent) {
-                self.report(agent, now).applied = known.generation;
+                self.report(agent, now, |report| report.applied = known.generation);
             }
         }
         self.started = true;
@@ -119,8 +120,9 @@ impl World {
         let acting = acting.unwrap_or_default();
         if let Some((_, before)) = before {
             for agent in before.difference(&acting) {
-                let report = self.report(agent, now);
-                report.places.retain(|place| place.scope != *name);
+                self.report(agent, now, |report| {
+                    report.places.retain(|place| place.scope != *name);
+                });
             }
         }
         for agent in &acting {
@@ -136,15 +138,22 @@ impl World {
                 places.extend(self.place(agent, &item, now));
             }
         }
-        let report = self.report(agent, now);
-        report.places.retain(|place| place.scope != *scope);
-        report.places.extend(places);
+        self.report(agent, now, |report| {
+            report.places.retain(|place| place.scope != *scope);
+            report.places.extend(places);
+        });
     }
 
-    fn report(&mut self, agent: &Name, now: Timestamp) -> &mut Report {
-        let known = self.observed.agents.entry(agent.clone()).or_default();
-        known.last_contact = now;
-        known.report.get_or_insert_with(Report::default)
+    /// Changes what an agent last told.
+    fn report(&mut self, agent: &Name, now: Timestamp, change: impl FnOnce(&mut Report)) {
+        let agents = &mut self.observed.agents;
+        if !agents.contains_key(agent) {
+            agents.insert(agent.clone(), ObservedAgent::default());
+        }
+        if let Some(known) = agents.get_mut(agent) {
+            known.last_contact = now;
+            change(Arc::make_mut(known.report.get_or_insert_default()));
+        }
     }
 
     fn place(&mut self, agent: &Name, item: &Assignment, now: Timestamp) -> Option<ObservedPlace> {

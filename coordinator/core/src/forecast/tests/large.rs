@@ -116,7 +116,11 @@ fn rules_that_hold_up_a_crowd_are_asked_of_few() {
 
 #[test]
 fn a_linear_group_keeps_its_pace_to_the_last() {
-    let found = planned(300, r#"{"kind":"linear","interval":"1s","order":"name"}"#, &[]);
+    let found = planned(
+        300,
+        r#"{"kind":"linear","interval":"1s","order":"name"}"#,
+        &[],
+    );
     for (position, member) in found.members.iter().enumerate() {
         let after = Span::from_secs(position as u64);
         assert_eq!(member.scope, name(&format!("s{position:04}")));

@@ -40,7 +40,12 @@ impl Measurer {
             let mut report = fulfilled(&sim.state, &agent, sequence);
             for item in desired(&sim.state, &agent).items {
                 for wish in &item.checks {
-                    let key = (Some(agent.clone()), item.deployment, wish.name.clone(), wish.run);
+                    let key = (
+                        Some(agent.clone()),
+                        item.deployment,
+                        wish.name.clone(),
+                        wish.run,
+                    );
                     let first = self.first.entry(key);
                     let first = *first.or_insert(now + wish.initial_delay);
                     let made = self.made(first, wish.interval, now);
@@ -98,7 +103,10 @@ fn tell(report: &mut Report, deployment: DeploymentId, wish: &CheckWish, made: u
     };
     match &wish.what {
         CheckKind::Http(_) => {
-            let instances = place.instances.iter().map(|i| told(Some(i.ordinal), good()));
+            let instances = place
+                .instances
+                .iter()
+                .map(|i| told(Some(i.ordinal), good()));
             place.checks.extend(instances);
         }
         CheckKind::Command(_) => {

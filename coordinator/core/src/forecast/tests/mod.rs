@@ -16,7 +16,7 @@ use crate::command::{
 };
 use crate::fixture::name;
 use crate::plan::plan;
-use crate::plan::tests::simulation::{AGENTS, Sim, scope_spec};
+use crate::plan::tests::simulation::{Sim, scope_spec};
 
 const STRATEGIES: [&str; 10] = [
     r#"{"bake":"50s","traffic":{"steps":[{"percent":10,"hold":"20s"},{"percent":50,"hold":"1m"},{"percent":100,"hold":"10s"}]}}"#,
@@ -336,7 +336,9 @@ fn refusals_are_those_of_the_command() {
     let mut sim = world(STRATEGIES[2], 1);
     let refused = |sim: &Sim, command: Command| {
         let asked = question(sim, command, sim.now);
-        forecast(&sim.state, &[], &asked, &|| true).unwrap_err().reason
+        forecast(&sim.state, &[], &asked, &|| true)
+            .unwrap_err()
+            .reason
     };
     let unknown = wanted("9", &["web"], OnConflict::Fail);
     assert_eq!(refused(&sim, unknown), Reason::NotFound);

@@ -26,12 +26,7 @@ pub(crate) struct Kept {
 
 impl Kept {
     /// Counts everything.
-    pub(crate) fn new(
-        state: &State,
-        observed: &Observed,
-        now: Timestamp,
-        group: &Group,
-    ) -> Self {
+    pub(crate) fn new(state: &State, observed: &Observed, now: Timestamp, group: &Group) -> Self {
         let mut kept = Self {
             revision: group.meta.revision,
             ..Self::default()

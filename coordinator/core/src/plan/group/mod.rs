@@ -277,7 +277,10 @@ impl<'a> Round<'a> {
     pub(crate) fn of_group(&self, group: GroupId) -> Option<(Next<GroupAction>, Option<Item>)> {
         let standing = self.standings.get(&group)?;
         let next = next(standing);
-        let item = next.action.clone().map(|action| item(standing.group, action));
+        let item = next
+            .action
+            .clone()
+            .map(|action| item(standing.group, action));
         Some((next, item))
     }
 
