@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload::Handle;
 
 /// The state's tables copy nodes of one to four KiB with every command: that is where the system's
-/// allocator spends most of a command's time. See docs/decisions/0017-an-allocator.md.
+/// allocator spends most of a command's time. See docs/decisions/0017.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -195,6 +195,7 @@ impl Replication {
             driver::persisted_callback(&raft),
             killed.clone(),
             config.on_fatal.clone(),
+            config.clock.clone(),
         )
         .map_err(|e| system(&e))?;
         threads.push(thread);

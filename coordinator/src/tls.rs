@@ -9,9 +9,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -20,19 +18,19 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+pub use self::connection::TlsConnection;
 use self::handshakes::{Handshakes, Refusals};
 use crate::ca::{self, Validity};
 use crate::clock::Clock;
 
+mod connection;
 mod handshakes;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -441,72 +439,6 @@ pub struct ConnectionInfo {
     pub validity: Option<Validity>,
     /// Where the connection came from.
     pub remote: SocketAddr,
-}
-
-/// An accepted connection after its handshake.
-pub struct TlsConnection {
-    stream: tokio_rustls::server::TlsStream<TcpStream>,
-    info: ConnectionInfo,
-    /// Since the last flush, other tasks had their turn before the first byte was written.
-    has_yielded: bool,
-    /// A stranger's place, for as long as it is connected.
-    slot: Option<OwnedSemaphorePermit>,
-}
-
-impl TlsConnection {
-    /// Who is at the other end.
-    #[must_use]
-    pub fn info(&self) -> &ConnectionInfo {
-        &self.info
-    }
-}
-
-impl Connected for TlsConnection {
-    type ConnectInfo = ConnectionInfo;
-
-    fn connect_info(&self) -> ConnectionInfo {
-        self.info.clone()
-    }
-}
-
-impl AsyncRead for TlsConnection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for TlsConnection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        // Requests of one connection are often answered together, since their commands shared an
-        // entry; each answer wakes this connection. Letting the others go first puts all of them
-        // into one TLS record and one call of the system.
-        if !self.has_yielded {
-            self.has_yielded = true;
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.stream).poll_flush(context);
-        if flushed.is_ready() {
-            self.has_yielded = false;
-        }
-        flushed
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }
 
 /// Who a server must be.

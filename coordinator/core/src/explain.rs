@@ -131,7 +131,7 @@ pub fn explain(
         | Status::Deleted => Vec::new(),
     };
     let deadline = match waits {
-        true => plan::waiting_deadline(record, turn),
+        true => plan::waiting_deadline(state, now, record, turn),
         false => plan::ends_at(&view),
     };
     Explanation {
@@ -140,7 +140,10 @@ pub fn explain(
         } else {
             Vec::new()
         },
-        waiting_for: again.as_ref().map_or(next.waiting_for, plan::retry_line),
+        waiting_for: match &again {
+            Some(due) => plan::retry_line(due),
+            None => plan::retry_refusal(state, now, record).unwrap_or(next.waiting_for),
+        },
         deadline,
         steps: step_views(record, scope),
         actual: view.actual(),

@@ -21,6 +21,7 @@ use crate::command::{
 use crate::desired::scope_items;
 use crate::observed::Observed;
 use crate::plan::{GateAnswer, gates};
+use crate::policy::guardrail;
 use crate::rejection::Rejection;
 use crate::state::{Scope, State};
 
@@ -355,6 +356,12 @@ fn rehearse(
         "scope",
         format!("release {version} would be taken"),
     )];
+    if let Err(refused) = guardrail::check_all(&copy, deployment, now.max(copy.at)) {
+        // A warning: nobody asks here, and a guardrail may be about who does.
+        let line = format!("{} [{}]", refused.message, refused.reason.code());
+        let finding = Finding::new(Severity::Warning, "scope", line);
+        return vec![finding.hint(refused.reason.hint())];
+    }
     for gate in gates(&copy, now.max(copy.at), name, scope, deployment, None) {
         let severity = match gate.answer {
             // Whether agents match is told with their number.

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use tidegate_coordinator_core::command::{ActOnDeployment, Command, CreateDeployments};
+use tidegate_coordinator_core::guard::made_by;
 use tidegate_coordinator_core::people::Place;
-use tidegate_coordinator_core::policy::guardrail;
-use tidegate_coordinator_core::{Actor, Entry, Item, Reply, RequestKey, State};
+use tidegate_coordinator_core::{Reply, State};
 use tidegate_proto::control::v1::deployments_client::DeploymentsClient;
 use tidegate_proto::control::v1::deployments_server::Deployments;
 use tidegate_proto::control::v1::{
@@ -121,61 +121,6 @@ pub fn command_of(message: &CreateDeploymentRequest) -> Result<CreateDeployments
     })
 }
 
-/// Guardrails are asked on a copy of the state that is thrown away: they look at the deployments
-/// as they would be, and `apply` may not evaluate them.
-///
-/// # Errors
-/// A guardrail does not hold for a deployment that the command would make.
-pub async fn guard(
-    context: &Context,
-    actor: &Actor,
-    request: RequestKey,
-    command: &Command,
-) -> Result<(), Status> {
-    let view = context.read().await?;
-    if !guardrail::is_any(&view.state) {
-        return Ok(());
-    }
-    let mut state = view.state.clone();
-    let at = state.at.max(context.now());
-    let entry = Entry {
-        at,
-        items: vec![Item {
-            actor: actor.clone(),
-            request,
-            command: command.clone(),
-        }],
-    };
-    let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
-    for one in applied {
-        // A refusal is told by the log, where it is remembered.
-        let Ok(reply) = one.outcome else {
-            continue;
-        };
-        for made in made_by(&reply)
-            .iter()
-            .filter_map(|id| state.deployments.get(id))
-        {
-            guardrail::check_all(&state, made, at)
-                .map_err(|rejection| status::from_rejection(&rejection))?;
-        }
-    }
-    Ok(())
-}
-
-/// The deployments that a command made.
-fn made_by(reply: &Reply) -> &[DeploymentId] {
-    match reply {
-        Reply::Deployments(ids) => ids,
-        Reply::Group { deployments, .. } => deployments,
-        Reply::Done
-        | Reply::Named(_)
-        | Reply::Object { .. }
-        | Reply::Joined { .. }
-        | Reply::GroupActed { .. } => &[],
-    }
-}
-
 #[tonic::async_trait]
 impl Deployments for DeploymentsApi {
     type WatchStream = ReceiverStream<Result<Deployment, Status>>;
@@ -188,7 +133,6 @@ impl Deployments for DeploymentsApi {
         let message = request.into_inner();
         let command = Command::CreateDeployments(command_of(&message)?);
         let key = request_key(&message.request_id)?;
-        guard(&self.0, &actor, key, &command).await?;
         let reply = self.0.propose(actor, key, command).await?;
         let ids = made_by(&reply);
         let view = self.0.read().await?;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
+use tidegate_coordinator_core::guard::{guard, makes_deployments};
 use tidegate_coordinator_core::{Actor, Item, Outcome, Rejection, Reply, RequestKey, State};
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::RequestId;
@@ -145,10 +146,21 @@ impl Context {
             .next()
             .unwrap_or(Ok(()))
             .map_err(|rejection| status::from_rejection(&rejection))?;
+        self.guard(&item).await?;
         self.proposer
             .propose(item)
             .await
             .map_err(|error| status::from_propose(&error))?
+            .map_err(|rejection| status::from_rejection(&rejection))
+    }
+
+    /// Whether guardrails let the deployments be that a command would make.
+    async fn guard(&self, item: &Item) -> Result<(), Status> {
+        if !makes_deployments(&item.command) {
+            return Ok(());
+        }
+        let view = self.read().await?;
+        guard(&view.state, view.index + 1, self.now(), item)
             .map_err(|rejection| status::from_rejection(&rejection))
     }
 

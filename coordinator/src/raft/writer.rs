@@ -11,12 +11,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidegate_proto::peer::v1::RaftMessage;
 
 use super::transport::Outbox;
 use super::{OnFatal, spawn_thread};
+use crate::clock::Clock;
 use crate::storage::log::{LogStore, WriteBatch};
 
 /// Upper bound of entries' bytes in one write.
@@ -59,6 +60,7 @@ struct Journal {
     outbox: Arc<dyn Outbox>,
     killed: Arc<AtomicBool>,
     on_fatal: OnFatal,
+    clock: Clock,
     /// Tasks that the thread has not finished.
     waiting: AtomicUsize,
     /// What a sync usually takes, in microseconds.
@@ -81,13 +83,13 @@ impl Journal {
             must_sync |= task.must_sync;
             messages.extend(task.messages);
         }
-        let begun = Instant::now();
+        let begun = self.clock.monotonic();
         if let Err(error) = self.with_store(|store| store.write(&batches, must_sync)) {
             (self.on_fatal)(format!("{error}; the node stops rather than lose entries"));
             return false;
         }
         if must_sync {
-            self.learn(begun.elapsed());
+            self.learn(self.clock.monotonic().saturating_sub(begun));
         }
         self.outbox.send(messages);
         true
@@ -147,12 +149,14 @@ pub fn start(
     persisted: impl Fn(u64) + Send + 'static,
     killed: Arc<AtomicBool>,
     on_fatal: OnFatal,
+    clock: Clock,
 ) -> std::io::Result<(LogWriter, JoinHandle<()>)> {
     let journal = Arc::new(Journal {
         store: Mutex::new(store),
         outbox,
         killed,
         on_fatal: on_fatal.clone(),
+        clock,
         waiting: AtomicUsize::new(0),
         usual: AtomicU64::new(0),
     });
@@ -245,6 +249,7 @@ mod tests {
             move |number| told.add(format!("persisted {number}")),
             Arc::default(),
             Arc::new(move |message| fatal.add(message)),
+            Clock::system(),
         )
         .unwrap();
         let written = writer.write(task(), may_wait);
@@ -292,6 +297,7 @@ mod tests {
             outbox: Arc::new(Seen::default()),
             killed: Arc::default(),
             on_fatal: Arc::new(|_| ()),
+            clock: Clock::system(),
             waiting: AtomicUsize::new(0),
             usual: AtomicU64::new(0),
         });

@@ -151,6 +151,11 @@ fn guardrails(cluster: &Cluster) -> anyhow::Result<()> {
         1,
         &["careful/guardrail", "no sudden cut-over here", "TG-1214"],
     )?;
+    // What runs was made at once too: the same again is a new deployment.
+    cluster.tidegate(&["scope", "restart", "shop"])?.refused(
+        1,
+        &["careful/guardrail", "no sudden cut-over here", "TG-1214"],
+    )?;
     cluster.tidegate(&["policy", "delete", "careful"])?.ok()?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use tidegate_coordinator_core::command::{
 };
 use tidegate_coordinator_core::policy::check;
 use tidegate_coordinator_core::state::{Addresses, CaRecord, SealedKey};
-use tidegate_coordinator_core::{Command, Rejection};
+use tidegate_coordinator_core::{Actor, Command, Item, Rejection, State, guard};
 use tidegate_shared::id::{ClusterId, Name};
 use tidegate_shared::spec::{Kind, ObjectSpec};
 use tidegate_shared::time::Timestamp;
@@ -84,12 +84,17 @@ pub(crate) fn init(at: Timestamp) -> Result<Command, String> {
     }))
 }
 
-/// What the front refuses before a command reaches the log.
+/// What the front refuses of people's commands before they reach the log: policies with mistakes, and
+/// what guardrails do not let be.
 ///
 /// # Errors
 /// The refusal.
-pub(crate) fn checked(command: &Command) -> Result<(), Rejection> {
-    let Command::PutObject(PutObject { name, spec, .. }) = command else {
+pub(crate) fn checked(state: &State, now: Timestamp, item: &Item) -> Result<(), Rejection> {
+    if !matches!(item.actor, Actor::User(_)) {
+        return Ok(());
+    }
+    guard(state, u64::MAX / 2, now, item)?;
+    let Command::PutObject(PutObject { name, spec, .. }) = &item.command else {
         return Ok(());
     };
     let ObjectSpec::Policy(policy) = spec else {

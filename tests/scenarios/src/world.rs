@@ -197,18 +197,19 @@ impl World {
         request: RequestKey,
         command: Command,
     ) -> Result<Outcome, String> {
-        if let Err(refused) = manage::checked(&command) {
+        let item = Item {
+            actor,
+            request,
+            command,
+        };
+        if let Err(refused) = manage::checked(&self.state, self.now, &item) {
             return Ok(Err(refused));
         }
         self.index += 1;
         let before = self.state.clone();
         let entry = Entry {
             at: self.now,
-            items: vec![Item {
-                actor,
-                request,
-                command,
-            }],
+            items: vec![item],
         };
         let mut applied = apply(&mut self.state, self.index, &entry);
         self.names.learn(&self.state);

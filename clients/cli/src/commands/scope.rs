@@ -142,7 +142,7 @@ pub enum ScopeCommand {
     Create(DescribeArgs<ScopeFlags>),
     /// Change what the flags name, or all of it by a manifest
     Update(DescribeArgs<ScopeFlags>),
-    /// Say what would stop a deployment before one is made: agents, ports, disks, platforms, gates
+    /// Say what would stop a deployment before one is made: agents, ports, disks, platforms, limits, gates
     #[command(
         after_help = "Exit code 0: nothing is in the way (warnings may be told); 1: a deployment would be refused or fail.\n\nExample:\n  tidegate scope check web-prod --release 1.4.0"
     )]

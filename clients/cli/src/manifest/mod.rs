@@ -253,13 +253,7 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         document,
         tree: locate::tree(&document.text),
     };
-    if let Some(list) = place.tree.as_ref().filter(|tree| tree.is_list()) {
-        let (line, column) = place.in_file(list.position_of(""));
-        let name = path.display();
-        return Err(vec![format!(
-            "{name}:{line}:{column}: is a list, which is read in JSON alone: want one object, or several with --- between them"
-        )]);
-    }
+    refuse_list(&place)?;
     let head: Head =
         serde_saphyr::from_str(&document.text).map_err(|error| vec![place.of(&error)])?;
     let Some(kind) = head.kind else {
@@ -316,6 +310,33 @@ fn parse(path: &Path, document: &Document) -> std::result::Result<Option<Wanted>
         text: document.text.clone(),
         before: document.before,
     }))
+}
+
+/// A list is read in JSON alone, where each of its elements is a document of its own: one that is whole
+/// here is something else, or within another list.
+fn refuse_list(place: &Place<'_>) -> std::result::Result<(), Vec<String>> {
+    let text = place.document.text.as_str();
+    let (position, message) = match &place.tree {
+        Some(list) if list.is_list() => {
+            let message = "is a list, which is read in JSON alone: want one object, or several with --- between them";
+            (list.position_of(""), message.to_owned())
+        }
+        None if text.trim_start().starts_with('[') => {
+            match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    let position = (error.line() as u64, error.column().max(1) as u64);
+                    let message = error.to_string();
+                    let message = message.split(" at line ").next().unwrap_or_default();
+                    (Some(position), format!("is no JSON: {message}"))
+                }
+            }
+        }
+        Some(_) | None => return Ok(()),
+    };
+    let (line, column) = place.in_file(position);
+    let name = place.path.display();
+    Err(vec![format!("{name}:{line}:{column}: {message}")])
 }
 
 fn typed<S: DeserializeOwned>(
@@ -434,8 +455,8 @@ mod tests {
         let text = mistakes(&format!("{app}\n{wrong}\n[[{app}]]"));
         assert!(text.starts_with("2:44: spec.teir: "), "{text}");
         assert!(text.contains("3:2: is a list"), "{text}");
-        let text = mistakes(&format!("[{app},\n{dev}"));
-        assert!(text.starts_with("2:") || text.starts_with("1:"), "{text}");
+        let text = mistakes(&format!("[{app},\n{dev}\n"));
+        assert_eq!(text, "3:1: is no JSON: EOF while parsing a list");
         assert!(mistakes("- kind: application\n").contains("1:1: is a list"));
     }
 

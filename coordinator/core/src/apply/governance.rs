@@ -3,14 +3,15 @@
 
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::Name;
+use tidegate_shared::time::Timestamp;
 
 use super::token::person;
 use super::tx::Tx;
 use crate::command::{CreateFreeze, CreateSkip, Outcome, Reply};
 use crate::deployment::phase::FREEZE_MAX;
-use crate::policy::skip::covers;
+use crate::policy::{self, skip::covers};
 use crate::rejection::Rejection;
-use crate::state::{Freeze, ScopeTerm, Skip};
+use crate::state::{Freeze, ScopeTerm, Skip, State};
 
 /// Skips and freezes that a cluster keeps; those that are over are forgotten first.
 const MOST: usize = 1_000;
@@ -202,10 +203,16 @@ pub(super) fn thaw(tx: &mut Tx<'_>, name: &Name) -> Outcome {
     Ok(Reply::Done)
 }
 
-/// The clocks of groups and of deployments under way stood meanwhile.
+/// The clocks of groups and of deployments under way stood meanwhile, and what waits was planned to
+/// start after it.
 fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
-    tx.state.past_freezes.insert(freeze.meta.revision, freeze);
-    forget_freezes(tx);
+    let is_for_all = tx.state.is_at(policy::REFERENCES_LEVEL);
+    if is_for_all || !tx.state.open_groups.is_empty() {
+        tx.state.past_freezes.insert(freeze.meta.revision, freeze);
+    }
+    if is_for_all {
+        forget_freezes(tx);
+    }
     while tx.state.past_freezes.len() > MOST_PAST {
         let Some((oldest, _)) = tx.state.past_freezes.get_min() else {
             break;
@@ -215,17 +222,16 @@ fn remember_freeze(tx: &mut Tx<'_>, freeze: Freeze) {
     }
 }
 
-/// Freezes that ended before anything under way began stop no clock.
+/// Freezes that ended before any group under way was made, and before any deployment came to where it
+/// waits or runs, stop no clock.
 pub(super) fn forget_freezes(tx: &mut Tx<'_>) {
     if tx.state.past_freezes.is_empty() {
         return;
     }
     let open = tx.state.open_groups.keys();
-    let open = open.filter_map(|id| tx.state.groups.get(id));
-    let made = open.map(|group| group.meta.created_at);
-    let busy = tx.state.scopes.rows_of(&ScopeTerm::UnderWay);
-    let busy = busy.filter_map(|(_, scope)| tx.state.candidate_of(scope));
-    let first = made.chain(busy.map(|d| d.status_since)).min();
+    let made = open.filter_map(|id| tx.state.groups.get(id));
+    let made = made.map(|group| group.meta.created_at);
+    let first = made.chain(first_held_up(&tx.state)).min();
     let past = tx.state.past_freezes.iter();
     let over = past.filter(|(_, freeze)| first.is_none_or(|first| first >= freeze.until));
     for key in over.map(|(key, _)| *key).collect::<Vec<_>>() {
@@ -233,5 +239,23 @@ pub(super) fn forget_freezes(tx: &mut Tx<'_>) {
     }
 }
 
-/// Past freezes that are remembered for what is under way.
+/// Since when the first deployment waits, or is in its state; below its level nobody asks.
+fn first_held_up(state: &State) -> Option<Timestamp> {
+    if !state.is_at(policy::REFERENCES_LEVEL) {
+        return None;
+    }
+    let waiting = state
+        .unfinished_scopes()
+        .flat_map(|(_, scope)| &scope.waiting)
+        .filter_map(|id| state.deployments.get(id))
+        .map(|deployment| deployment.meta.created_at);
+    let busy = state
+        .scopes
+        .rows_of(&ScopeTerm::UnderWay)
+        .filter_map(|(_, scope)| state.candidate_of(scope))
+        .map(|deployment| deployment.status_since);
+    waiting.chain(busy).min()
+}
+
+/// Past freezes that are remembered for what waits or is under way.
 const MOST_PAST: usize = 1_000;

@@ -70,12 +70,16 @@ pub(super) fn put(tx: &mut Tx<'_>, command: &PutObject) -> Outcome {
 /// Whether [`put`] finds out everything that speaks against this command before it changes anything,
 /// and then touches neither scopes nor agents.
 pub(super) const fn refuses_first(command: &Command) -> bool {
-    match command {
-        Command::PutObject(command) => matches!(
-            command.spec,
-            ObjectSpec::Application(_) | ObjectSpec::Environment(_) | ObjectSpec::Parameter(_)
-        ),
-        _ => false,
+    let Command::PutObject(command) = command else {
+        return false;
+    };
+    match command.spec {
+        ObjectSpec::Application(_) | ObjectSpec::Environment(_) | ObjectSpec::Parameter(_) => true,
+        ObjectSpec::Strategy(_)
+        | ObjectSpec::Policy(_)
+        | ObjectSpec::Scope(_)
+        | ObjectSpec::Team(_)
+        | ObjectSpec::RoleBinding(_) => false,
     }
 }
 

@@ -19,6 +19,7 @@ mod checks;
 mod ending;
 mod evidence;
 pub(crate) mod group;
+mod planned;
 mod retry;
 mod rollout;
 mod running;
@@ -28,9 +29,9 @@ pub(crate) mod view;
 mod waiting;
 
 pub use agenda::Agenda;
-pub(crate) use retry::{due as retry_due, line as retry_line};
+pub(crate) use retry::{due as retry_due, line as retry_line, refusal as retry_refusal};
 pub use waiting::{Gate, GateAnswer};
-pub(crate) use waiting::{deadline as waiting_deadline, gates, next as waiting_next};
+pub(crate) use waiting::{gates, next as waiting_next, told_deadline as waiting_deadline};
 
 use std::collections::BTreeSet;
 

@@ -10,7 +10,7 @@ use super::Next;
 use crate::command::Action;
 use crate::group::status::fate;
 use crate::policy::retry::{Ended, next_try};
-use crate::policy::{rules, subject};
+use crate::policy::{guardrail, rules, subject};
 use crate::state::{Deployment, Fate, ScopeStatus, State, Status};
 
 /// Another try.
@@ -21,6 +21,8 @@ pub(crate) struct Due {
     pub(crate) why: String,
     /// The release is not ready: it waits for that.
     pub(crate) held: bool,
+    /// A guardrail does not let it be made: it never is.
+    refused: Option<String>,
 }
 
 /// Whether some policy asks for further tries at all.
@@ -31,6 +33,17 @@ pub(crate) fn is_asked_for(state: &State) -> bool {
 
 /// The next try of a deployment that ended; none: there is none.
 pub(crate) fn due(state: &State, now: Timestamp, deployment: &Deployment) -> Option<Due> {
+    next_of(state, now, deployment).filter(|due| due.refused.is_none())
+}
+
+/// What people are told of a try that a rule asks for and a guardrail does not let be made.
+pub(crate) fn refusal(state: &State, now: Timestamp, deployment: &Deployment) -> Option<String> {
+    let due = next_of(state, now, deployment)?;
+    due.refused
+        .map(|why| format!("{}: not made: {why}", due.why))
+}
+
+fn next_of(state: &State, now: Timestamp, deployment: &Deployment) -> Option<Due> {
     let ended_at = deployment.ended_at?;
     let failed = deployment.status == Status::Failed && fate(deployment) == Fate::Undecided;
     if !failed || deployment.origin.fast || !is_last_word(state, deployment) {
@@ -61,8 +74,12 @@ pub(crate) fn due(state: &State, now: Timestamp, deployment: &Deployment) -> Opt
                 deployment.tries + 1,
                 rule.max
             );
-            let held = false;
-            found = Some(Due { at, why, held });
+            found = Some(Due {
+                at,
+                why,
+                held: false,
+                refused: None,
+            });
         }
     }
     let mut found = found?;
@@ -75,7 +92,14 @@ pub(crate) fn due(state: &State, now: Timestamp, deployment: &Deployment) -> Opt
     }
     // A try that never may be made is none.
     let limit = found.at + origin.strategy.deadlines.pending;
-    (now < limit).then_some(found)
+    if now >= limit {
+        return None;
+    }
+    // It is made of the same snapshot. Asked of the instant at which it is due, so that the answer does
+    // not hang on when the planner looks.
+    let refused = guardrail::check_all(state, deployment, found.at);
+    found.refused = refused.err().map(|refused| refused.message);
+    Some(found)
 }
 
 /// Whether nobody wanted anything else of its scope since, nor takes its group back.

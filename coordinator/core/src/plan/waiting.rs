@@ -4,8 +4,8 @@ use tidegate_shared::id::Name;
 use tidegate_shared::spec::ReleaseStatus;
 use tidegate_shared::time::Timestamp;
 
-use super::Next;
 use super::group::Turn;
+use super::{Next, planned};
 use crate::command::{Action, GateEvidence, GroupTurn};
 use crate::deployment::phase;
 use crate::policy::approval::{self, Answer};
@@ -110,7 +110,7 @@ pub(crate) fn next(
     if turn.is_some_and(|turn| turn.standing.group.begun_at.is_none()) {
         return Next::wait("the rollout of its group begins", None);
     }
-    let deadline = deadline(deployment, turn);
+    let deadline = deadline(state, now, deployment, turn, Exact::AtTheEnd);
     let due = deadline.filter(|at| *at <= now);
     let wake = deadline.filter(|at| *at > now);
     let approval = approval::answer(state, deployment, now);
@@ -210,41 +210,77 @@ fn approval_line(answer: &Answer) -> String {
     }
 }
 
-/// When it ends by itself: late members of a group have their time from their planned start on.
-/// None: its turn waits for others, which have deadlines of their own.
-pub(crate) fn deadline(deployment: &Deployment, turn: Option<Turn<'_>>) -> Option<Timestamp> {
+/// How far a deadline is worked out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exact {
+    /// No later than the true one, which costs more: that is asked for when this one has come.
+    AtTheEnd,
+    /// For people.
+    Yes,
+}
+
+/// When it ends by itself, as people are told.
+pub(crate) fn told_deadline(
+    state: &State,
+    now: Timestamp,
+    deployment: &Deployment,
+    turn: Option<Turn<'_>>,
+) -> Option<Timestamp> {
+    deadline(state, now, deployment, turn, Exact::Yes)
+}
+
+/// When it ends by itself: from its planned start on it has its time. None: its turn waits for others,
+/// which have deadlines of their own.
+fn deadline(
+    state: &State,
+    now: Timestamp,
+    deployment: &Deployment,
+    turn: Option<Turn<'_>>,
+    exact: Exact,
+) -> Option<Timestamp> {
     let own = phase::deadline(deployment)?;
-    let (Some(turn), None) = (turn, &deployment.paused) else {
+    if deployment.paused.is_some() {
         return Some(own);
-    };
+    }
     let limits = &deployment.origin.strategy.deadlines;
-    let limit = match deployment.status {
-        Status::CreatingApproval => {
+    match (deployment.status, turn) {
+        (Status::CreatingApproval, Some(turn)) => {
             let asked = deployment.required.as_ref().map(|asked| asked.expires_at);
             let late = turn.standing.group.planned_start(turn.number) + limits.approval;
-            return Some(asked.map_or(own, |asked| asked.min(own.max(late))));
+            Some(asked.map_or(own, |asked| asked.min(own.max(late))))
         }
-        Status::Pending => limits.pending,
-        Status::CreatingApprovalDenied
-        | Status::Creating
-        | Status::WaitingForInstances
-        | Status::Running
-        | Status::Finalizing
-        | Status::Finalized
-        | Status::Cancelling
-        | Status::Cancelled
-        | Status::RollingBack
-        | Status::RolledBack
-        | Status::Failed
-        | Status::Deleting
-        | Status::Deleted => return Some(own),
-    };
-    // The halt of a group has a limit of its own.
-    if turn.standing.group.halted.is_some() {
-        return None;
+        (Status::Pending, Some(turn)) => {
+            // The halt of a group has a limit of its own.
+            if turn.standing.group.halted.is_some() {
+                return None;
+            }
+            let exact = exact == Exact::Yes;
+            let planned = turn.standing.planned(turn.number, deployment, exact)?;
+            Some(own.max(planned + limits.pending))
+        }
+        (Status::Pending, None) if exact == Exact::Yes || own <= now => {
+            let planned = planned::first_start(state, deployment, now);
+            Some(planned.map_or(own, |planned| own.max(planned + limits.pending)))
+        }
+        (
+            Status::CreatingApproval
+            | Status::Pending
+            | Status::CreatingApprovalDenied
+            | Status::Creating
+            | Status::WaitingForInstances
+            | Status::Running
+            | Status::Finalizing
+            | Status::Finalized
+            | Status::Cancelling
+            | Status::Cancelled
+            | Status::RollingBack
+            | Status::RolledBack
+            | Status::Failed
+            | Status::Deleting
+            | Status::Deleted,
+            _,
+        ) => Some(own),
     }
-    let planned = turn.standing.planned(turn.number, deployment)?;
-    Some(own.max(planned + limit))
 }
 
 fn pending(

@@ -23,6 +23,8 @@ pub struct Clock {
     pub windows: Vec<Window>,
     /// Freezes, those that are over too.
     pub stops: Vec<Stop>,
+    /// When the last skip was given that passes over a window; none: no window is skipped now.
+    pub skipped_at: Option<Timestamp>,
 }
 
 /// The clock of a member whose group was made at `made_at`.
@@ -55,8 +57,10 @@ pub fn clock(state: &State, deployment: &Deployment, made_at: Timestamp, now: Ti
         for (index, window) in spec.windows.iter().enumerate() {
             let rule = format!("{name}/windows[{index}]");
             let exempt = is_first && window.first_deployment == FirstDeployment::Exempt;
-            if !exempt && rules::skipped(state, deployment, &rule, now).is_none() {
-                clock.windows.extend(Window::compile(window).ok());
+            match rules::skipped(state, deployment, &rule, now) {
+                _ if exempt => {}
+                Some(skip) => clock.skipped_at = clock.skipped_at.max(skip.satisfied_at),
+                None => clock.windows.extend(Window::compile(window).ok()),
             }
         }
         if let Some(rule) = &spec.progression {

@@ -22,6 +22,9 @@ pub fn is_any(state: &State) -> bool {
 /// # Errors
 /// The first one that does not, for the person who asked.
 pub fn check_all(state: &State, deployment: &Deployment, now: Timestamp) -> Result<(), Rejection> {
+    if !is_any(state) {
+        return Ok(());
+    }
     let facts = subject::facts(state, deployment, now);
     for (name, policy) in &state.policies {
         let Some(rule) = policy

@@ -118,8 +118,8 @@ pub struct State {
     /// What people froze, by name.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub freezes: Table<Name, Freeze>,
-    /// Freezes that ended, as long as a group that was made before that is under way: its clock
-    /// stood meanwhile. By the revision that they were made with; `until` is when they ended.
+    /// Freezes that ended, as long as a group that was made before that is under way, its clock
+    /// stood meanwhile, or a deployment waits that was planned to start after it. By the revision that they were made with; `until` is when they ended.
     #[serde(default, skip_serializing_if = "Table::is_empty")]
     pub past_freezes: Table<u64, Freeze>,
     /// Groups under way, and of each application the newest few that ended.

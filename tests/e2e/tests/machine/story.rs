@@ -110,9 +110,12 @@ fn another_agent_tells_the_end(guest: &Guest) -> anyhow::Result<()> {
         .machine()
         .run(&["kill", "-KILL", &agent.to_string()])?
         .ok()?;
-    poll::until("another agent", PATIENCE, || {
+    poll::until("another agent that has taken it up", PATIENCE, || {
         let now = guest.agent()?;
-        poll::holds(now != agent, || format!("still {now}"))
+        poll::holds(now != agent, || format!("still {now}"))?;
+        let own = format!("_PID={now}");
+        let journal = ["journalctl", "--no-pager", "--grep", "adopted", &own];
+        guest.machine().run(&journal)?.ok()
     })?;
     guest.connected()?;
     let adopted = guest.instance(text(&late, "id"))?;

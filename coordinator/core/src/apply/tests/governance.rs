@@ -4,12 +4,13 @@ use tidegate_shared::error::Reason;
 use tidegate_shared::spec::Kind;
 use tidegate_shared::time::{Span, Timestamp};
 
-use super::world::{World, name, names, one, user, version};
+use super::world::{World, name, names, one, user, verb_command, version};
 use crate::command::{
-    Action, Actor, Command, CreateFreeze, CreateSkip, Decide, GateEvidence, Named, Reply,
-    ScopeName, Verb,
+    Action, Actor, Command, CreateFreeze, CreateSkip, Decide, GateEvidence, Named, RaiseLevel,
+    Reply, ScopeName, UpdateMember, Verb,
 };
-use crate::state::{Status, Track};
+use crate::policy::REFERENCES_LEVEL;
+use crate::state::{Addresses, Status, Track};
 
 fn freeze(world: &World, hours: u64, reason: &str) -> Command {
     Command::Freeze(CreateFreeze {
@@ -271,4 +272,33 @@ fn the_first_time_that_a_release_was_left_stays() {
     track.went_back(&version("3.0.0"), at(5));
     let left: Vec<Option<Timestamp>> = track.finished.iter().map(|f| f.rolled_back_at).collect();
     assert_eq!(left, [None, Some(at(3))]);
+}
+
+/// What waits was planned to start after a freeze, so the freeze is remembered; older programs of the
+/// cluster would forget it, so not before the level.
+#[test]
+fn a_freeze_that_ended_is_remembered_as_long_as_what_it_held_up_waits() {
+    let mut world = World::with_active();
+    let id = world.deploy("2.0.0");
+    let thaw = |world: &mut World| {
+        let order = freeze(world, 1, "a drill");
+        let frozen = named(world.must(order));
+        world.must(Command::Thaw(Named { name: frozen }));
+        world.state.past_freezes.len()
+    };
+    assert_eq!(thaw(&mut world), 0);
+    world.must(Command::UpdateMember(UpdateMember {
+        node: 1,
+        addresses: Addresses::default(),
+        version: "next".to_owned(),
+        level: REFERENCES_LEVEL,
+    }));
+    world.must(Command::RaiseLevel(RaiseLevel {
+        level: REFERENCES_LEVEL,
+    }));
+    world.now = world.now + Span::from_mins(1);
+    assert_eq!(thaw(&mut world), 1);
+    assert_eq!(thaw(&mut world), 2);
+    world.must(verb_command(id, Verb::Cancel));
+    assert_eq!(thaw(&mut world), 0);
 }

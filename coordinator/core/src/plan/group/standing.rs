@@ -14,6 +14,7 @@ use crate::group::open_time::{Openings, Stop};
 use crate::group::schedule::{self, Pace, Started};
 use crate::group::wave_name;
 use crate::observed::Observed;
+use crate::plan::planned::first_opening;
 use crate::policy::clock::{Clock, clock};
 use crate::policy::expression::{Expression, Subject};
 use crate::policy::gradual_rollout::place;
@@ -391,18 +392,28 @@ impl<'a> Standing<'a> {
     }
 
     /// From when on a member that waits can expire; none: its turn has not come, and others have to
-    /// end first.
-    pub(crate) fn planned(&self, number: u32, deployment: &Deployment) -> Option<Timestamp> {
+    /// end first. Unless it has to be `exact`, windows are asked only when it would expire without.
+    pub(crate) fn planned(
+        &self,
+        number: u32,
+        deployment: &Deployment,
+        exact: bool,
+    ) -> Option<Timestamp> {
         let member = self.group.members.get(&number)?;
-        if let Some(wave) = member.wave {
-            let opened = self.group.waves.get(wave as usize)?.opened_at;
-            return opened.or_else(|| self.settled(wave));
-        }
-        let mut planned = self.group.planned_start(number);
-        // Only shortly before the end is it worth asking the windows.
+        let mut planned = match member.wave {
+            Some(wave) => {
+                let opened = self.group.waves.get(wave as usize)?.opened_at;
+                opened.or_else(|| self.settled(wave))?
+            }
+            None => self.group.planned_start(number),
+        };
         let limit = deployment.origin.strategy.deadlines.pending;
-        if planned + limit <= self.now && self.stopped.is_none() {
+        let is_near = exact || planned.max(deployment.clock_since) + limit <= self.now;
+        if is_near && self.stopped.is_none() {
             let clock = self.clock(deployment);
+            let since = (planned.max(deployment.clock_since), self.now);
+            let opening = first_opening(self.state, deployment, &clock, since);
+            planned = opening.map_or(planned, |opening| opening.max(planned));
             for paced in self.paces_of(number) {
                 if let Some(Some(due)) = self.due(paced, number, &clock) {
                     planned = planned.max(due);
