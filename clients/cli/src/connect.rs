@@ -173,12 +173,24 @@ impl Client {
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = std::result::Result<tonic::Response<T>, Status>>,
     {
+        self.call_for(FIRST_CALL_LIMIT, operation).await
+    }
+
+    /// The same for what takes a coordinator its time: the first attempt has `first`.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn call_for<T, F, Fut>(&self, first: Duration, operation: F) -> Result<T>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = std::result::Result<tonic::Response<T>, Status>>,
+    {
         let mut backoff = Backoff::new(RETRY_LIMIT);
-        let mut limit = FIRST_CALL_LIMIT;
+        let mut limit = first;
         loop {
             let channel = self.channel().await?;
             let answer = tokio::time::timeout(limit, operation(channel)).await;
-            limit = (limit * 2).min(CALL_LIMIT);
+            limit = (limit * 2).min(CALL_LIMIT.max(first));
             let failure = match answer {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => failure_of(status),

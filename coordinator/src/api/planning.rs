@@ -1,31 +1,40 @@
 //! `Planning`: what would become of a deployment, before it is made.
 //!
 //! The core's rehearsal on a copy of the state, off the threads that serve: it may take seconds. One
-//! at a time, so that no number of askers keeps a coordinator from its work. The leader answers: it
-//! knows which agents are lost.
+//! at a time, so that no number of askers keeps a coordinator from its work; it ends when its caller
+//! goes, and at last when it has worked for [`LONGEST`]. The leader answers: it knows which agents are
+//! lost.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use tidegate_coordinator_core::command::Command;
-use tidegate_coordinator_core::forecast::{FURTHEST, Pace, Question, forecast};
+use tidegate_coordinator_core::forecast::{FURTHEST, Forecast, Pace, Question, forecast, lost};
 use tidegate_coordinator_core::people::Place;
+use tidegate_coordinator_core::rejection::Rejection;
 use tidegate_proto::control::v1::planning_client::PlanningClient;
 use tidegate_proto::control::v1::planning_server::Planning;
 use tidegate_proto::control::v1::{PlanRequest, PlanResponse, plan_request::Wish};
 use tidegate_shared::error::Reason;
+use tidegate_shared::id::Name;
 use tidegate_shared::time::{Span, Timestamp};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
 use super::relay::ask_leader;
 use super::{Context, caller, convert, deployments, groups, status};
+use crate::replica::View;
 
 /// Longest that hosts may be taken to need.
 const LONGEST_PACE: Span = Span::from_days(1);
 
-/// How long a plan waits for the ones before it.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a plan waits for the ones before it. Together with [`LONGEST`] less than a relayed call
+/// may take.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// Longest that one is worked at; what it has found by then is the answer, and says so.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// The one plan at work.
 static PLACE: Semaphore = Semaphore::const_new(1);
@@ -41,11 +50,15 @@ fn instant(at_ms: u64, now: Timestamp) -> Result<Timestamp, Status> {
     }
     let wrong = |message: String| Err(status::wrong_field("at_ms", message));
     if at > now + FURTHEST {
-        return wrong(format!("{at} is more than a year ahead"));
+        return wrong(format!(
+            "{at} is more than a year ahead: want an earlier instant"
+        ));
     }
     // A caller's clock may be a little behind.
     if at + Span::from_mins(1) < now {
-        return wrong(format!("{at} is over; it is {now}"));
+        return wrong(format!(
+            "{at} is over, it is {now} now: want a later instant"
+        ));
     }
     Ok(at.max(now))
 }
@@ -64,6 +77,40 @@ fn pace(message: &PlanRequest) -> Result<Pace, Status> {
     })
 }
 
+/// Tells the work that nobody waits for it any more.
+struct Waiting(Arc<AtomicBool>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Rehearses on a thread of its own, which keeps the place until it ends.
+async fn work(
+    view: Arc<View>,
+    lost: Vec<Name>,
+    question: Question,
+    place: SemaphorePermit<'static>,
+) -> Result<Result<Forecast, Rejection>, Status> {
+    let gone = Arc::new(AtomicBool::new(false));
+    let waiting = Waiting(Arc::clone(&gone));
+    let work = move || {
+        let begun = Instant::now();
+        let goes_on = || !gone.load(Ordering::Relaxed) && begun.elapsed() < LONGEST;
+        let told = forecast(&view.state, &lost, &question, &goes_on);
+        drop(place);
+        if let Ok(told) = &told {
+            let (members, effort) = (told.members.len(), told.effort);
+            tracing::debug!(members, effort, took = ?begun.elapsed(), "a plan was made");
+        }
+        told
+    };
+    let told = tokio::task::spawn_blocking(work).await;
+    drop(waiting);
+    told.map_err(|error| status::internal(&error))
+}
+
 #[tonic::async_trait]
 impl Planning for PlanningApi {
     async fn plan(&self, request: Request<PlanRequest>) -> Result<Response<PlanResponse>, Status> {
@@ -74,7 +121,7 @@ impl Planning for PlanningApi {
         }
         let pace = pace(&message)?;
         let place = tokio::time::timeout(PATIENCE, PLACE.acquire()).await;
-        let Ok(Ok(_place)) = place else {
+        let Ok(Ok(place)) = place else {
             let message = "other plans are being made: they take their time";
             return Err(status::refusal(Reason::QueueFull, message));
         };
@@ -110,7 +157,6 @@ impl Planning for PlanningApi {
                 .check(&view.state, &Place::Scope(name.clone()))
                 .map_err(|refused| status::from_rejection(&refused))?;
         }
-        let observed = self.0.live.observed();
         let now = self.0.now().max(view.state.at);
         let question = Question {
             actor,
@@ -119,10 +165,12 @@ impl Planning for PlanningApi {
             now,
             pace,
         };
-        let work = move || forecast(&view.state, observed.as_ref(), &question);
-        let told = tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|error| status::internal(&error))?
+        let lost = self.0.live.picture(&self.0, &view.state, |picture| {
+            let observed = picture.observed;
+            observed.map_or_else(Vec::new, |observed| lost(picture.state, observed, now))
+        });
+        let told = work(view, lost, question, place)
+            .await?
             .map_err(|rejection| status::from_rejection(&rejection))?;
         Ok(Response::new(PlanResponse {
             application,

@@ -99,9 +99,9 @@ fn refusals(cluster: &Cluster) -> anyhow::Result<()> {
             &["--at", "TG-1003"][..],
         ),
         (
-            &["--scope", "shop", "--at", "2020-01-01T00:00:00Z"],
+            &["--scope", "shop", "--at", "2020-01-01T00:00:00+05:30"],
             1,
-            &["at_ms", "TG-1001"],
+            &["--at: 2019-12-31T18:30:00.000Z is over", "TG-1001"],
         ),
         (&["--scope", "nope"], 1, &["nope", "TG-1101"]),
     ] {

@@ -1,8 +1,11 @@
 //! `tidegate plan`: the whole schedule of a deployment, before anything is made.
 
+use std::time::Duration;
+
 use clap::Args;
 use tidegate_proto::control::v1 as api;
 use tidegate_proto::control::v1::plan_request::Wish;
+use tidegate_proto::control::v1::planning_client::PlanningClient;
 use tidegate_shared::time::{Span, Timestamp};
 
 use super::deploy::tell_left;
@@ -10,7 +13,13 @@ use super::wish::WishArgs;
 use crate::errors::{Failure, Result};
 use crate::render::plan;
 use crate::session::Session;
-use crate::{rpc, time};
+use crate::time;
+
+/// A plan of thousands of scopes takes seconds; a coordinator gives up by itself before that.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Largest plan that is read, in bytes.
+const LARGEST: usize = 64 << 20;
 
 /// What to plan, and for when.
 #[derive(Debug, Args)]
@@ -61,6 +70,17 @@ fn instant(text: &str, now_ms: u64) -> Result<u64> {
     }
 }
 
+/// The flag that a field of the request is given by.
+fn flag(field: &str) -> Option<String> {
+    let flag = match field {
+        "at_ms" => "--at",
+        "staging_ms" => "--staging",
+        "startup_ms" => "--startup",
+        _ => return None,
+    };
+    Some(flag.to_owned())
+}
+
 fn span(flag: &str, text: &str) -> Result<u64> {
     let span: Span = text
         .parse()
@@ -92,10 +112,19 @@ impl PlanArgs {
             startup_ms,
         };
         let client = session.client().await?;
-        let answer = match rpc!(client, planning_client::PlanningClient, plan, request).await {
+        let asked = client.call_for(PATIENCE, move |channel| {
+            let request = request.clone();
+            async move {
+                PlanningClient::new(channel)
+                    .max_decoding_message_size(LARGEST)
+                    .plan(request)
+                    .await
+            }
+        });
+        let answer = match asked.await {
             Ok(answer) => answer,
             Err(failure) => {
-                let failure = prepared.locate(failure);
+                let failure = prepared.locate(failure).locate(flag);
                 return Err(self.wish.explain(session, failure).await);
             }
         };

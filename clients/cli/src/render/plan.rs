@@ -22,10 +22,19 @@ pub fn exit_status(plan: &api::PlanResponse) -> u8 {
     }
 }
 
+/// More scopes than these are shown by their first and last ones.
+const MANY: usize = 60;
+/// Of many the first ones that are shown.
+const FIRST: usize = 20;
+/// And the last ones.
+const LAST: usize = 10;
+/// And those that would not be finalized, wherever they stand.
+const BAD: usize = 20;
+
 /// The whole schedule; `full` tells everything that happens to every scope.
 pub fn told(output: Output, plan: &api::PlanResponse, full: bool, now_ms: u64) -> String {
     let mut text = head(plan, now_ms);
-    text.push_str(&members(output, plan, now_ms));
+    text.push_str(&members(output, plan, full, now_ms));
     if full || plan.members.len() <= FEW {
         for member in &plan.members {
             text.push('\n');
@@ -53,18 +62,78 @@ fn head(plan: &api::PlanResponse, now_ms: u64) -> String {
         ),
     };
     format!(
-        "{} {} to {scopes}, asked for at {}: {end}. Nothing was made.\n\n",
+        "{} {} to {scopes}, asked for at {}: {end}. Nothing was made.\n{}\n",
         printable(&plan.application),
         printable(&plan.version),
-        time::instant(plan.at_ms, now_ms)
+        time::instant(plan.at_ms, now_ms),
+        starts(plan, now_ms)
     )
 }
 
-fn members(output: Output, plan: &api::PlanResponse, now_ms: u64) -> String {
+/// When the first and the last scope start; nothing for a single one.
+fn starts(plan: &api::PlanResponse, now_ms: u64) -> String {
+    let starts = plan.members.iter().map(|member| member.starts_at_ms);
+    let starts = starts.filter(|at| *at > 0);
+    match (starts.clone().min(), starts.max()) {
+        (Some(first), Some(last)) if plan.members.len() > 1 => format!(
+            "The first scope starts at {}, the last one at {}.\n",
+            time::instant(first, now_ms),
+            time::instant(last, now_ms)
+        ),
+        _ => String::new(),
+    }
+}
+
+/// Which of the members are shown, by position.
+fn shown(plan: &api::PlanResponse, full: bool) -> Vec<usize> {
+    let count = plan.members.len();
+    if full || count <= MANY {
+        return (0..count).collect();
+    }
+    let bad = (FIRST..count - LAST).filter(|position| {
+        let member = plan.members.get(*position);
+        member.is_some_and(|member| member.status() != Status::Finalized)
+    });
+    let middle = bad.take(BAD);
+    (0..FIRST)
+        .chain(middle)
+        .chain(count - LAST..count)
+        .collect()
+}
+
+/// What the start of a member that has none is called.
+fn no_start(plan: &api::PlanResponse, member: &api::PlannedMember) -> &'static str {
+    let open = member.ends_at_ms == 0;
+    match plan.cut.as_str() {
+        "" => "never",
+        _ if !open => "never",
+        "horizon" => "not so far",
+        _ => "not known",
+    }
+}
+
+fn members(output: Output, plan: &api::PlanResponse, full: bool, now_ms: u64) -> String {
     let mut table = Table::new(&[
-        "SCOPE", "REPLACES", "AGENTS", "STARTS", "ENDS", "TAKES", "END", "FIRST",
+        "SCOPE",
+        "REPLACES",
+        "AGENTS",
+        "STARTS",
+        "ENDS",
+        "TAKES",
+        "END",
+        "HELD UP BY",
     ]);
-    for member in &plan.members {
+    let shown = shown(plan, full);
+    let mut next = 0;
+    for position in &shown {
+        let Some(member) = plan.members.get(*position) else {
+            continue;
+        };
+        if *position > next {
+            let gap = format!("… {} more", position - next);
+            table.toned([(Tone::Faint, gap)]);
+        }
+        next = position + 1;
         let status = member.status();
         let takes = match (member.starts_at_ms, member.ends_at_ms) {
             (0, _) | (_, 0) => "-".to_owned(),
@@ -84,7 +153,7 @@ fn members(output: Output, plan: &api::PlanResponse, now_ms: u64) -> String {
             (
                 Tone::Plain,
                 match member.starts_at_ms {
-                    0 => "never".to_owned(),
+                    0 => no_start(plan, member).to_owned(),
                     at => time::instant(at, now_ms),
                 },
             ),
@@ -94,7 +163,13 @@ fn members(output: Output, plan: &api::PlanResponse, now_ms: u64) -> String {
             (Tone::Faint, dash(&first).to_owned()),
         ]);
     }
-    table.render(output, "There is no scope.")
+    let mut text = table.render(output, "There is no scope.");
+    let left = plan.members.len() - shown.len();
+    if left > 0 {
+        let line = format!("{left} scopes are left out here: `--full` shows each, `-o json` too.");
+        text.push_str(&format!("{}\n", output.paint(Tone::Faint, &line)));
+    }
+    text
 }
 
 /// What happens to one scope, with the time from the beginning of the plan.
@@ -268,7 +343,7 @@ mod tests {
         let wanted = "\
 shop 2.0.0 to 1 scope, asked for at 22:13:20Z (now): all of it ends at 22:15:20Z (in 2m), 2m later. Nothing was made.
 
-SCOPE  REPLACES  AGENTS  STARTS              ENDS                TAKES  END        FIRST
+SCOPE  REPLACES  AGENTS  STARTS              ENDS                TAKES  END        HELD UP BY
 web    1.0.0     3       22:14:20Z (in 1m)   22:15:20Z (in 2m)   1m     FINALIZED  policy hours/windows[0]: closed, until 22:14:20Z (in 1m)
 
 web
@@ -295,5 +370,53 @@ Taken for granted
         let mut never = plan();
         never.members[0].status = Status::Cancelled.into();
         assert_eq!(exit_status(&never), EXIT_FAILED);
+    }
+
+    #[test]
+    fn of_many_the_first_the_last_and_the_bad_are_shown() {
+        let mut many = plan();
+        let one = many.members[0].clone();
+        many.members = (0..200)
+            .map(|number| api::PlannedMember {
+                scope: format!("s{number:03}"),
+                ..one.clone()
+            })
+            .collect();
+        many.members[77].status = Status::Cancelled.into();
+        many.members[77].starts_at_ms = 0;
+        let text = told(Output::plain(Format::Table), &many, false, AT);
+        for part in [
+            "The first scope starts at 22:14:20Z (in 1m), the last one at 22:14:20Z (in 1m).",
+            "s019 ",
+            "… 57 more",
+            "s077 ",
+            "never",
+            "… 112 more",
+            "s190 ",
+            "s199 ",
+            "169 scopes are left out here",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("s020") && !text.contains("s189"), "{text}");
+        let whole = told(Output::plain(Format::Table), &many, true, AT);
+        assert!(whole.contains("s020") && !whole.contains("left out"));
+    }
+
+    #[test]
+    fn what_was_not_followed_is_not_called_never() {
+        let mut cut = plan();
+        cut.members[0].starts_at_ms = 0;
+        cut.members[0].ends_at_ms = 0;
+        cut.ends_at_ms = 0;
+        for (why, word) in [
+            ("", "never"),
+            ("horizon", "not so far"),
+            ("too_large", "not known"),
+        ] {
+            cut.cut = why.to_owned();
+            let text = members(Output::plain(Format::Table), &cut, false, AT);
+            assert!(text.contains(word), "{why}: {text}");
+        }
     }
 }

@@ -8,7 +8,12 @@
 //! assumed (people who act at once, rules that pass) is told as a remark. Nothing here is proposed,
 //! and nothing promises that the world stays as it is.
 
+mod followed;
+mod looks;
+mod measuring;
+mod people;
 mod remarks;
+mod rests;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -65,8 +70,36 @@ pub struct Forecast {
     pub ends_at: Option<Timestamp>,
     /// Up to here the schedule was followed.
     pub followed_to: Timestamp,
+    /// Why it was followed no further, though not every member has ended; none: they have.
+    pub cut: Option<Cut>,
     /// Warnings first.
     pub remarks: Vec<Remark>,
+    /// What it took: commands, and questions to the planner.
+    pub effort: u64,
+}
+
+/// Why a schedule was not followed to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// It takes longer than [`HORIZON`].
+    Horizon,
+    /// It takes too much work.
+    Work,
+    /// Whoever asked waits no longer, or no longer than this.
+    Patience,
+    /// The planner never rested: a bug of ours.
+    Restless,
+}
+
+impl Cut {
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Horizon => "horizon",
+            Self::Work | Self::Patience => "too_large",
+            Self::Restless => "restless",
+        }
+    }
 }
 
 /// One deployment that would be made.
@@ -178,17 +211,27 @@ pub enum RemarkWeight {
 
 /// Follows a command through the copy of a state until every deployment that it makes has ended,
 /// for at most [`HORIZON`] and a bounded amount of work; where that is not enough, a remark says so.
-/// `observed` is what the leader sees; none: this node does not lead, so nothing is said about lost
-/// agents.
+/// `goes_on` is asked now and then whether somebody still waits for the answer; when not, the
+/// schedule ends there. `lost`: agents of which nothing is heard at present ([`lost`](fn@lost)).
 ///
 /// # Errors
 /// The refusal that the command itself would meet then.
 pub fn forecast(
     state: &State,
-    observed: Option<&Observed>,
+    lost: &[Name],
     question: &Question,
+    goes_on: &dyn Fn() -> bool,
 ) -> Result<Forecast, Rejection> {
-    run::Run::new(state, question).follow(observed)
+    run::Run::new(state, question, goes_on).follow(lost)
+}
+
+/// Agents of which nothing is heard at present, in order of name.
+pub fn lost(state: &State, observed: &Observed, now: Timestamp) -> Vec<Name> {
+    let agents = state.agents.keys();
+    agents
+        .filter(|agent| observed.is_lost(agent, now))
+        .cloned()
+        .collect()
 }
 
 /// What a change of a deployment's record means for people who follow it; nothing if it is none that

@@ -1,32 +1,15 @@
 //! What people should know beside the times: what will hold them up, and what was assumed.
 
+use std::collections::BTreeMap;
+
 use tidegate_shared::id::Name;
-use tidegate_shared::time::Timestamp;
 
 use super::run::{Run, Tracked};
-use super::{HORIZON, MomentEvent, Remark, RemarkWeight};
-use crate::observed::Observed;
-use crate::state::{State, Status};
+use super::{Cut, HORIZON, MomentEvent, Remark, RemarkWeight};
+use crate::state::Status;
 
-/// Why a schedule was not followed to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cut {
-    /// It takes longer than [`HORIZON`].
-    Horizon,
-    /// It takes too much work.
-    Work,
-    /// The planner never rested: a bug of ours.
-    Restless,
-}
-
-/// Agents of which nothing is heard at present.
-pub(super) fn lost(now: Timestamp, state: &State, observed: &Observed) -> Vec<Name> {
-    let agents = state.agents.keys();
-    agents
-        .filter(|agent| observed.is_lost(agent, now))
-        .cloned()
-        .collect()
-}
+/// Scopes that are named for each kind of remark; of more of them the number is told.
+const NAMED: usize = 12;
 
 fn warning(kind: &'static str, scope: Option<&Name>, message: String) -> Remark {
     Remark {
@@ -47,9 +30,9 @@ fn assumption(kind: &'static str, scope: Option<&Name>, message: String) -> Rema
 /// Every remark, warnings first.
 pub(super) fn remarks(run: &Run<'_>, cut: Option<Cut>, lost: &[Name]) -> Vec<Remark> {
     let mut all = Vec::new();
-    all.extend(cut.map(of_cut));
+    all.extend(cut.map(|cut| of_cut(run, cut)));
     for tracked in &run.members {
-        ends_badly(run, tracked, &mut all);
+        ends_badly(run, tracked, cut, &mut all);
         approval(tracked, &mut all);
         windows(tracked, &mut all);
         frozen(tracked, &mut all);
@@ -64,35 +47,67 @@ pub(super) fn remarks(run: &Run<'_>, cut: Option<Cut>, lost: &[Name]) -> Vec<Rem
         "every host does what it is told, nothing fails, and nobody changes anything meanwhile"
             .to_owned(),
     ));
+    let mut all = in_short(all);
     all.sort_by_key(|remark| remark.weight);
     all
 }
 
-fn of_cut(cut: Cut) -> Remark {
-    match cut {
-        Cut::Horizon => warning(
-            "horizon",
-            None,
-            format!("the schedule is followed for {HORIZON}; not everything has ended then"),
-        ),
-        Cut::Work => warning(
-            "too_large",
-            None,
-            "the schedule takes too much work to follow to its end: plan fewer scopes at once"
-                .to_owned(),
-        ),
-        Cut::Restless => warning(
-            "restless",
-            None,
-            "the schedule comes to no rest at one instant, which is a bug: please report it"
-                .to_owned(),
-        ),
+/// Of each kind the first few scopes, and how many more there are: what is said of thousands is read
+/// by nobody, and stands in the members too.
+fn in_short(all: Vec<Remark>) -> Vec<Remark> {
+    let mut counts: BTreeMap<(RemarkWeight, &'static str), usize> = BTreeMap::new();
+    let mut short = Vec::new();
+    for remark in all {
+        let count = counts.entry((remark.weight, remark.kind)).or_default();
+        *count += 1;
+        if remark.scope.is_none() || *count <= NAMED {
+            short.push(remark);
+        }
     }
+    for ((weight, kind), count) in counts {
+        if let Some(more) = count.checked_sub(NAMED).filter(|more| *more > 0) {
+            short.push(Remark {
+                weight,
+                kind,
+                scope: None,
+                message: format!("{kind}: the same is said {more} more times of other scopes"),
+            });
+        }
+    }
+    short
+}
+
+fn of_cut(run: &Run<'_>, cut: Cut) -> Remark {
+    let all = run.members.len();
+    let members = run.members.iter();
+    let open = members.filter(|tracked| !tracked.member.status.is_end());
+    let left = match open.count() {
+        0 => String::new(),
+        open => format!(": {open} of {all} scopes have not ended by {}", run.now),
+    };
+    let message = match cut {
+        Cut::Horizon => format!("the schedule is followed for {HORIZON}{left}"),
+        Cut::Work | Cut::Patience => format!(
+            "the schedule takes too much work to be followed to its end{left}, and what becomes of them is not known: plan fewer scopes at once"
+        ),
+        Cut::Restless => format!(
+            "the schedule comes to no rest at one instant, which is a bug: please report it{left}"
+        ),
+    };
+    warning(cut.as_str(), None, message)
 }
 
 /// Members that never start, or end otherwise than well.
-fn ends_badly(run: &Run<'_>, tracked: &Tracked, all: &mut Vec<Remark>) {
+fn ends_badly(run: &Run<'_>, tracked: &Tracked, cut: Option<Cut>, all: &mut Vec<Remark>) {
     let member = &tracked.member;
+    let is_known = member.status.is_end()
+        || match cut {
+            None | Some(Cut::Horizon) => true,
+            Some(Cut::Work | Cut::Patience | Cut::Restless) => false,
+        };
+    if !is_known {
+        return;
+    }
     let scope = Some(&member.scope);
     let last = member.waits.last();
     let why = match last {
@@ -230,11 +245,11 @@ fn lost_agents(run: &Run<'_>, tracked: &Tracked, lost: &[Name], all: &mut Vec<Re
 /// Deployments that wait in the scope now and give way.
 fn older(run: &Run<'_>, tracked: &Tracked, all: &mut Vec<Remark>) {
     let member = &tracked.member;
-    for id in &run.older {
+    for id in run.older.get(&member.scope).into_iter().flatten() {
         let Some(found) = run.state.deployments.get(id) else {
             continue;
         };
-        if found.origin.scope == member.scope && found.reason == "superseded" {
+        if found.reason == "superseded" {
             let message = format!(
                 "deployment {} of {} by {}, which waits there, ends superseded",
                 found.short, found.origin.version, found.meta.created_by
@@ -249,7 +264,7 @@ fn rules(run: &Run<'_>, all: &mut Vec<Remark>) {
         all.push(assumption(
             "rules",
             None,
-            "rollback rules and checks are taken to pass at once; checks take their own time, and where there are too few requests to judge by, steps take longer (on_no_data)"
+            "rollback rules pass and every measurement of a check is good and takes no time; a bad one, or too few requests to judge by (on_no_data), makes steps longer"
                 .to_owned(),
         ));
     }

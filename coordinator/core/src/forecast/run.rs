@@ -1,37 +1,36 @@
 //! The rehearsal: planner and `apply` in turn on a copy of the state, from one instant to the next.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name};
-use tidegate_shared::spec::{FinalizeMode, Hold};
 use tidegate_shared::time::{Span, Timestamp};
 
-use super::remarks::{self, Cut};
+use super::looks::{Looks, News};
+use super::remarks;
 use super::world::World;
-use super::{Approval, Forecast, HORIZON, Member, Moment, MomentEvent, Question, moments};
+use super::{Cut, Forecast, HORIZON, Member, Question, moments};
 use crate::apply::apply;
-use crate::command::{
-    ActOnDeployment, Action, Command, Entry, Item, Outcome, Reply, RequestKey, Verb,
-};
-use crate::deployment::{phase, steps};
-use crate::observed::Observed;
-use crate::plan::{plan, sooner};
-use crate::policy::approval;
+use crate::command::{Action, Command, Entry, Item, Outcome, Reply, RequestKey};
+use crate::deployment::phase;
+use crate::plan::{asked, sooner};
 use crate::policy::guardrail;
 use crate::rejection::Rejection;
-use crate::state::{Deployment, Meta, ScopeTerm, Skip, State, Status};
+use crate::state::{Deployment, State, Status};
 
 /// Log index of the rehearsal: above every real one, with room behind it.
 const REHEARSAL: u64 = u64::MAX / 2;
 
-/// More rounds at one instant are a planner that never rests.
-const MOST_ROUNDS: u32 = 500;
+/// More rounds at one instant, and for each member, are a planner that never rests.
+const MOST_ROUNDS: usize = 500;
 
-/// Scopes that the planner is shown in all, each look counted: seconds of work.
-const MOST_LOOKS: u64 = 400_000;
+/// Commands and questions to the planner in all: minutes of work, where nobody's patience ends
+/// sooner.
+const MOST_WORK: u64 = 4_000_000;
+
+/// How often patience is asked for: after so much work.
+const LOOKS_UP: u64 = 250;
 
 /// A member with what its record was when last looked at.
 pub(super) struct Tracked {
@@ -39,51 +38,73 @@ pub(super) struct Tracked {
     last: Option<Deployment>,
     /// It has rules that would be judged.
     pub(super) judged: bool,
-    /// What is in its way rests on time alone until then; none: on other things too.
-    pub(super) next_look: Option<Timestamp>,
     /// Windows that were open at its start, with when they close.
     pub(super) closing: Vec<(String, Timestamp)>,
 }
 
 /// See the module.
 pub(super) struct Run<'a> {
-    question: &'a Question,
+    pub(super) question: &'a Question,
+    /// Whether somebody still waits for the answer.
+    goes_on: &'a dyn Fn() -> bool,
     pub(super) state: State,
+    /// As it was when the planner looked last.
+    seen: Option<State>,
     pub(super) world: World,
+    pub(super) looks: Looks,
     pub(super) now: Timestamp,
     index: u64,
-    looks: u64,
+    /// The work after which patience is asked for.
+    looks_up: u64,
     pub(super) members: Vec<Tracked>,
+    /// Members that have not ended.
+    open: usize,
     /// Positions in `members`.
     pub(super) by_scope: BTreeMap<Name, usize>,
     /// Deployments that waited in the members' scopes before.
-    pub(super) older: Vec<DeploymentId>,
+    pub(super) older: BTreeMap<Name, Vec<DeploymentId>>,
+    /// When people have to do something for a member, by position.
+    pub(super) appointments: BTreeSet<(Timestamp, usize)>,
+    /// Scopes to be asked again though none of their rows changed.
+    pub(super) stirred: BTreeSet<Name>,
+    /// Members that were asked and went on waiting since all was at rest.
+    pub(super) asked: BTreeSet<usize>,
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(state: &State, question: &'a Question) -> Self {
+    pub(super) fn new(
+        state: &State,
+        question: &'a Question,
+        goes_on: &'a dyn Fn() -> bool,
+    ) -> Self {
         let now = question.now.max(state.at);
         Self {
             question,
+            goes_on,
             state: state.clone(),
+            seen: None,
             world: World::new(now, question.pace),
+            looks: Looks::default(),
             now,
             index: REHEARSAL,
-            looks: 0,
+            looks_up: 0,
             members: Vec::new(),
+            open: 0,
             by_scope: BTreeMap::new(),
-            older: Vec::new(),
+            older: BTreeMap::new(),
+            appointments: BTreeSet::new(),
+            stirred: BTreeSet::new(),
+            asked: BTreeSet::new(),
         }
     }
 
-    pub(super) fn follow(mut self, observed: Option<&Observed>) -> Result<Forecast, Rejection> {
+    pub(super) fn follow(mut self, lost: &[Name]) -> Result<Forecast, Rejection> {
         let at = self.question.at.max(self.now);
         let mut cut = None;
         if at > self.now {
             cut = self.until(at).err();
             self.now = at;
         }
-        let lost = observed.map(|observed| remarks::lost(self.question.now, &self.state, observed));
         self.ask()?;
         if cut.is_none() {
             cut = match self.until(at + HORIZON) {
@@ -92,7 +113,8 @@ impl<'a> Run<'a> {
                 Err(cut) => Some(cut),
             };
         }
-        let remarks = remarks::remarks(&self, cut, &lost.unwrap_or_default());
+        let remarks = remarks::remarks(&self, cut, lost);
+        let effort = self.effort();
         let (state, followed_to) = (self.state, self.now);
         let mut members: Vec<Member> = self
             .members
@@ -108,7 +130,9 @@ impl<'a> Run<'a> {
                 .and_then(|all| all.into_iter().max()),
             members,
             followed_to,
+            cut,
             remarks,
+            effort,
         })
     }
 
@@ -142,8 +166,9 @@ impl<'a> Run<'a> {
             };
             guardrail::check_all(&self.state, &made, self.now)?;
             let name = made.origin.scope.clone();
-            let waiting = before.scopes.get(&name).map(|scope| &scope.waiting);
-            self.older.extend(waiting.into_iter().flatten());
+            let waiting = before.scopes.get(&name).map(|scope| scope.waiting.clone());
+            self.older.insert(name.clone(), waiting.unwrap_or_default());
+            self.open += 1;
             self.by_scope.insert(name.clone(), self.members.len());
             self.members.push(Tracked {
                 member: Member {
@@ -162,22 +187,41 @@ impl<'a> Run<'a> {
                 judged: !(made.origin.strategy.rules.is_empty()
                     && made.origin.strategy.verification.is_empty()),
                 last: Some(made),
-                next_look: None,
                 closing: Vec::new(),
             });
         }
         Ok(())
     }
 
+    /// Whether it may go on.
+    fn look_up(&mut self) -> Result<(), Cut> {
+        let effort = self.effort();
+        if effort > MOST_WORK {
+            return Err(Cut::Work);
+        }
+        if effort >= self.looks_up {
+            self.looks_up = effort + LOOKS_UP;
+            if !(self.goes_on)() {
+                return Err(Cut::Patience);
+            }
+        }
+        Ok(())
+    }
+
+    fn effort(&self) -> u64 {
+        self.looks.work + (self.index - REHEARSAL)
+    }
+
     fn is_over(&self) -> bool {
-        let mut members = self.members.iter();
-        !self.members.is_empty() && members.all(|tracked| tracked.member.status.is_end())
+        !self.members.is_empty() && self.open == 0
     }
 
     /// Goes on until an instant, or until every member has ended.
     fn until(&mut self, end: Timestamp) -> Result<(), Cut> {
         loop {
             let wake = sooner(self.settle()?, self.world.next_event());
+            let appointment = self.appointments.first().map(|(at, _)| *at);
+            let wake = sooner(wake, appointment);
             if self.is_over() {
                 return Ok(());
             }
@@ -193,41 +237,110 @@ impl<'a> Run<'a> {
 
     /// Looks and acts at one instant until nothing is due; when to look again.
     fn settle(&mut self) -> Result<Option<Timestamp>, Cut> {
-        for _ in 0..MOST_ROUNDS {
-            self.let_rules_pass();
-            self.world.look(&self.state, self.now);
-            let mut moved = self.let_people_act();
-            let planned = plan(&self.state, &self.world.observed, self.now);
-            self.looks += self.state.unfinished_scopes().count() as u64;
-            for item in planned.commands {
-                moved |= self.enter(item).is_ok();
+        for _ in 0..MOST_ROUNDS.saturating_mul(self.members.len() + 1) {
+            self.look_up()?;
+            let mut news = self.news();
+            self.let_rules_pass(&news.scopes);
+            let agents = self.agents();
+            let heard = self
+                .world
+                .look(&self.state, self.now, &agents, &news.scopes);
+            news.heard.extend(heard);
+            let seen = self.seen.replace(self.state.clone());
+            let look = self.looks.look(
+                seen.as_ref(),
+                &self.state,
+                &self.world.observed,
+                self.now,
+                &news,
+            );
+            #[cfg(test)]
+            self.compare(&look.commands);
+            for id in look.waiting {
+                let found = self.state.deployments.get(&id);
+                let position = found.and_then(|found| self.by_scope.get(&found.origin.scope));
+                self.asked.extend(position);
             }
-            if self.looks > MOST_LOOKS {
-                return Err(Cut::Work);
+            let touched = news.scopes.iter().chain(&news.heard).cloned().collect();
+            let mut moved = self.let_people_act(&touched);
+            for item in look.commands {
+                moved |= self.enter(item).is_ok();
+                self.look_up()?;
             }
             if !moved {
                 self.note_waits();
-                return Ok(planned.next_wakeup);
+                return Ok(self.looks.next_wakeup());
             }
         }
         Err(Cut::Restless)
     }
 
-    fn key(&self, what: &str) -> RequestKey {
+    /// The planner itself, asked about everything, has the same answer.
+    #[cfg(test)]
+    fn compare(&self, commands: &[Item]) {
+        const FEW: usize = 40;
+        if self.members.len() > FEW {
+            return;
+        }
+        let all = crate::plan::plan(&self.state, &self.world.observed, self.now);
+        assert_eq!(commands, all.commands, "at {}", self.now);
+    }
+
+    /// What changed since the last look.
+    fn news(&mut self) -> News {
+        let mut news = News {
+            scopes: std::mem::take(&mut self.stirred),
+            ..News::default()
+        };
+        let Some(seen) = &self.seen else {
+            let members = self.state.open_groups.keys();
+            let members = members.filter_map(|id| self.state.groups.get(id));
+            let members = members.flat_map(|group| group.scopes.keys());
+            news.scopes
+                .extend(members.cloned().chain(asked(&self.state)));
+            return news;
+        };
+        let changed = seen.scopes.changed(&self.state.scopes);
+        news.scopes.extend(changed.cloned());
+        for id in seen.deployments.changed(&self.state.deployments) {
+            let before = seen.deployments.get(id);
+            let now = self.state.deployments.get(id);
+            let rows = before.into_iter().chain(now);
+            news.scopes.extend(rows.map(|row| row.origin.scope.clone()));
+            let ended = |row: Option<&Deployment>| row.is_some_and(|row| row.status.is_end());
+            if let Some(now) = now
+                && ended(Some(now))
+                && !ended(before)
+            {
+                news.ended.insert(now.origin.application.clone());
+            }
+        }
+        news
+    }
+
+    /// Agents whose wish changed since the last look.
+    fn agents(&self) -> BTreeSet<Name> {
+        match &self.seen {
+            Some(seen) => seen.agents.changed(&self.state.agents).cloned().collect(),
+            None => self.state.agents.keys().cloned().collect(),
+        }
+    }
+
+    pub(super) fn key(&self, what: &str) -> RequestKey {
         let text = format!("rehearsal {} {what}", self.index);
         RequestKey::Planner(Digest::of(text.as_bytes()))
     }
 
-    fn enter(&mut self, item: Item) -> Outcome {
+    pub(super) fn enter(&mut self, item: Item) -> Outcome {
         self.index += 1;
         let about = match &item.command {
             Command::Advance(advance) => {
                 if matches!(advance.action, Action::Start { .. }) {
                     self.note_windows(advance.deployment);
                 }
-                let found = self.state.deployments.get(&advance.deployment);
-                found.map(|found| found.origin.scope.clone())
+                self.scope_of(advance.deployment)
             }
+            Command::ActOnDeployment(act) => self.scope_of(act.deployment),
             _ => None,
         };
         let entry = Entry {
@@ -247,6 +360,11 @@ impl<'a> Run<'a> {
         applied
             .pop()
             .map_or_else(|| Err(nothing()), |one| one.outcome)
+    }
+
+    fn scope_of(&self, id: DeploymentId) -> Option<Name> {
+        let found = self.state.deployments.get(&id);
+        found.map(|found| found.origin.scope.clone())
     }
 
     /// Notes what changed in a member's record.
@@ -282,155 +400,10 @@ impl<'a> Run<'a> {
         }
         if now.status.is_end() && member.ends_at.is_none() {
             member.ends_at = Some(self.now);
+            self.open = self.open.saturating_sub(1);
             member.message.clone_from(&now.message);
         }
         tracked.last = Some(now.clone());
-    }
-
-    /// Rules of deployments under way are taken to be passed: there is no telemetry to judge.
-    fn let_rules_pass(&mut self) {
-        let under_way = self.state.scopes.rows_of(&ScopeTerm::UnderWay);
-        let candidates = under_way.filter_map(|(_, scope)| scope.candidate);
-        let judged: Vec<DeploymentId> = candidates
-            .filter(|id| {
-                let found = self.state.deployments.get(id);
-                found.is_some_and(|found| {
-                    let strategy = &found.origin.strategy;
-                    !(strategy.rules.is_empty() && strategy.verification.is_empty())
-                })
-            })
-            .collect();
-        for id in judged {
-            self.state.deployments.change(&id, |found| {
-                let strategy = Arc::make_mut(&mut Arc::make_mut(&mut found.origin).strategy);
-                strategy.rules.clear();
-                strategy.verification.clear();
-            });
-        }
-    }
-
-    /// People do at once what the members need of them; whether anybody did something.
-    fn let_people_act(&mut self) -> bool {
-        let mut acted = false;
-        for position in 0..self.members.len() {
-            let Some(tracked) = self.members.get(position) else {
-                continue;
-            };
-            let status = tracked.member.status;
-            if !matches!(status, Status::CreatingApproval | Status::Running) {
-                continue;
-            }
-            let Some(found) = self.state.deployments.get(&tracked.member.deployment) else {
-                continue;
-            };
-            match found.status {
-                Status::CreatingApproval if tracked.member.approval.is_none() => {
-                    acted |= self.approve(position);
-                }
-                Status::Running => {
-                    if let Some(verb) = asked_of_people(found, self.now) {
-                        acted |= self.say(position, verb);
-                    }
-                }
-                Status::CreatingApproval
-                | Status::CreatingApprovalDenied
-                | Status::Pending
-                | Status::Creating
-                | Status::WaitingForInstances
-                | Status::Finalizing
-                | Status::Finalized
-                | Status::Cancelling
-                | Status::Cancelled
-                | Status::RollingBack
-                | Status::RolledBack
-                | Status::Failed
-                | Status::Deleting
-                | Status::Deleted => {}
-            }
-        }
-        acted
-    }
-
-    /// The approvals that a member waits for are given. Who may give them is not known here, so the
-    /// rules are passed over for this release in this scope, which comes to the same.
-    fn approve(&mut self, position: usize) -> bool {
-        let Some(tracked) = self.members.get_mut(position) else {
-            return false;
-        };
-        let found = self.state.deployments.get(&tracked.member.deployment);
-        let Some((origin, required)) =
-            found.and_then(|found| Some((&found.origin, found.required.as_ref()?)))
-        else {
-            return false;
-        };
-        for (policy, _) in &required.policies {
-            let number = self.state.skips.len();
-            let Ok(name) = Name::new(format!("rehearsal-{position}-{number}")) else {
-                continue;
-            };
-            let skip = Skip {
-                meta: Meta {
-                    labels: Default::default(),
-                    created_at: self.now,
-                    created_by: self.question.actor.clone(),
-                    revision: 0,
-                },
-                rule: approval::rule_name(policy),
-                application: Some(origin.application.clone()),
-                version: Some(origin.version.clone()),
-                scope: Some(origin.scope.clone()),
-                reason: "taken as approved".to_owned(),
-                expires_at: None,
-            };
-            self.state.skips.insert(name, skip);
-        }
-        tracked.member.approval = Some(Approval {
-            policies: required.policies.clone(),
-            at: self.now,
-            expires_at: required.expires_at,
-        });
-        true
-    }
-
-    fn say(&mut self, position: usize, verb: Verb) -> bool {
-        let Some(tracked) = self.members.get_mut(position) else {
-            return false;
-        };
-        let event = MomentEvent::Person(verb.as_str());
-        tracked.member.moments.push(Moment {
-            at: self.now,
-            event,
-        });
-        let command = Command::ActOnDeployment(ActOnDeployment {
-            deployment: tracked.member.deployment,
-            verb,
-            expected_revision: None,
-            reason: String::new(),
-        });
-        let item = Item {
-            actor: self.question.actor.clone(),
-            request: self.key(verb.as_str()),
-            command,
-        };
-        self.enter(item).is_ok()
-    }
-}
-
-/// What a running deployment waits for a person to do now.
-fn asked_of_people(deployment: &Deployment, now: Timestamp) -> Option<Verb> {
-    if deployment.paused.is_some() || deployment.halted.is_some() {
-        return None;
-    }
-    let since = steps::waits_for_person_since(deployment)?;
-    if since > now {
-        return None;
-    }
-    match steps::hold(deployment) {
-        Hold::Manual => Some(Verb::Promote),
-        Hold::For(_) if steps::finalize_mode(deployment) == FinalizeMode::Manual => {
-            Some(Verb::Finalize)
-        }
-        Hold::For(_) => None,
     }
 }
 

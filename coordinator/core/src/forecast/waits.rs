@@ -1,14 +1,11 @@
 //! What holds members up before their start, noted as the rehearsal goes on.
 
-use std::collections::BTreeMap;
-
-use tidegate_shared::id::{DeploymentId, GroupId};
-use tidegate_shared::time::Timestamp;
+use tidegate_shared::id::DeploymentId;
 
 use super::Wait;
-use super::run::{Run, Tracked};
+use super::run::Run;
 use crate::deployment::phase;
-use crate::plan::group::{Standing, Turn};
+use crate::plan::group::Turn;
 use crate::plan::{Gate, GateAnswer, gates};
 
 impl Run<'_> {
@@ -36,58 +33,55 @@ impl Run<'_> {
             .collect();
     }
 
-    /// Notes the first closed gate of each member that waits.
+    /// Notes the first closed gate of each member that was asked and waits.
     pub(super) fn note_waits(&mut self) {
-        let now = self.now;
-        let asks = |tracked: &Tracked| {
-            let waits = phase::is_waiting(tracked.member.status);
-            waits && tracked.next_look.is_none_or(|at| at <= now)
-        };
-        if !self.members.iter().any(asks) {
-            return;
-        }
-        let (state, observed) = (&self.state, &self.world.observed);
-        let open = state.open_groups.keys();
-        let open = open.filter_map(|id| state.groups.get(id));
-        let standings: BTreeMap<GroupId, Standing<'_>> = open
-            .map(|group| (group.id, Standing::new(state, observed, self.now, group)))
-            .collect();
-        for tracked in &mut self.members {
-            if !asks(tracked) {
+        let (state, now) = (&self.state, self.now);
+        for position in std::mem::take(&mut self.asked) {
+            let Some(tracked) = self.members.get_mut(position) else {
+                continue;
+            };
+            let member = &mut tracked.member;
+            if !phase::is_waiting(member.status) {
                 continue;
             }
-            let member = &mut tracked.member;
-            let Some(found) = self.state.deployments.get(&member.deployment) else {
+            let Some(found) = state.deployments.get(&member.deployment) else {
                 continue;
             };
-            let Some(scope) = self.state.scopes.get(&member.scope) else {
+            let Some(scope) = state.scopes.get(&member.scope) else {
                 continue;
             };
-            let turn = state.membership(found).and_then(|(group, number)| {
-                let standing = standings.get(&group.id)?;
-                Some(Turn { standing, number })
+            let membership = state.membership(found);
+            let standing = membership.and_then(|(group, number)| {
+                let observed = &self.world.observed;
+                let standing = self.looks.standing(state, observed, now, group)?;
+                Some((standing, number))
+            });
+            let turn = standing.as_ref().map(|(standing, number)| Turn {
+                standing,
+                number: *number,
             });
             let all = gates(state, now, &member.scope, scope, found, turn);
             let closed = all.iter().find(|gate| gate.answer != GateAnswer::Allowed);
-            let Some(closed) = closed.cloned() else {
+            let Some(closed) = closed else {
                 continue;
             };
-            tracked.next_look = by_time(&closed).then(|| {
-                let times = all.iter().filter_map(|gate| gate.next_evaluation);
-                let times = times.chain(closed.until).filter(|at| *at > now);
-                times.min().unwrap_or(Timestamp::from_millis(u64::MAX))
-            });
+            // Something else may be in the way first from then on.
+            let opens = closed.until.into_iter().chain(closed.next_evaluation);
+            let opens = opens.filter(|at| *at > now).min();
+            if let Some(at) = opens.filter(|_| by_time(closed)) {
+                self.looks.wake(&member.scope, at);
+            }
             if let Some(last) = member.waits.last_mut() {
                 if (last.kind, &last.rule) == (closed.kind, &closed.rule) {
                     continue;
                 }
-                last.until = last.until.or(Some(self.now));
+                last.until = last.until.or(Some(now));
             }
             member.waits.push(Wait {
                 kind: closed.kind,
-                rule: closed.rule,
-                why: closed.why,
-                from: self.now,
+                rule: closed.rule.clone(),
+                why: closed.why.clone(),
+                from: now,
                 until: None,
             });
         }

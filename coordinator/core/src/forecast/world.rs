@@ -1,18 +1,24 @@
 //! Agents as one would wish them: connected, sound, and as quick as stated.
+//!
+//! Only what changed is gone through: the scopes whose rows did, and the agents that have got further
+//! by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tidegate_shared::assignment::{
-    Assignment, Counters, Generation, InstanceState, ObservedInstance, ObservedPlace, Report, Role,
-    WishedState,
+    Assignment, Counters, InstanceState, ObservedInstance, ObservedPlace, Report, Role, WishedState,
 };
 use tidegate_shared::id::{DeploymentId, Name};
+use tidegate_shared::spec::RolloutGate;
 use tidegate_shared::time::{Span, Timestamp};
 use tidegate_shared::weight::Weight;
 
 use super::Pace;
+use super::measuring::Measuring;
 use crate::desired::scope_items;
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedAgent};
+use crate::plan::sooner;
 use crate::state::{Scope, State, Status};
 
 /// What stands, or comes up, of one deployment on one agent.
@@ -23,6 +29,9 @@ struct Place {
     healthy_at: Vec<Timestamp>,
 }
 
+/// A scope where something moves: its deployments that agents are asked about, and these agents.
+type Acting = (Vec<DeploymentId>, BTreeSet<Name>);
+
 /// See the module.
 pub(super) struct World {
     /// What the planner is shown.
@@ -30,14 +39,12 @@ pub(super) struct World {
     /// Of versions that come while it is followed; what is there at the beginning stands.
     pace: Pace,
     started: bool,
-    sequence: u64,
     places: BTreeMap<(Name, DeploymentId), Place>,
-    /// The wish that each agent last told of.
-    told: BTreeMap<Name, Generation>,
-    /// When an agent has something new to tell without a new wish.
-    due: BTreeSet<(Timestamp, Name)>,
-    /// Agents of scopes in motion, as long as the same deployments are.
-    acting: BTreeMap<Name, (Vec<DeploymentId>, BTreeSet<Name>)>,
+    /// When an agent has something new to tell of a scope without a new wish.
+    due: BTreeSet<(Timestamp, Name, Name)>,
+    /// Scopes in motion, as long as the same deployments are.
+    acting: BTreeMap<Name, Acting>,
+    measuring: Measuring,
 }
 
 impl World {
@@ -49,95 +56,104 @@ impl World {
             observed,
             pace,
             started: false,
-            sequence: 0,
             places: BTreeMap::new(),
-            told: BTreeMap::new(),
             due: BTreeSet::new(),
             acting: BTreeMap::new(),
+            measuring: Measuring::default(),
         }
     }
 
-    /// When an agent next has something to tell by itself.
+    /// When an agent next has something to tell by itself, or a measurement is due.
     pub(super) fn next_event(&self) -> Option<Timestamp> {
-        self.due.first().map(|(at, _)| *at)
+        let due = self.due.first().map(|(at, ..)| *at);
+        sooner(due, self.measuring.next_event())
     }
 
-    /// Lets every agent that has a new wish, or has got further, tell how far it is.
-    pub(super) fn look(&mut self, state: &State, now: Timestamp) {
-        let mut ready = BTreeSet::new();
-        while let Some((at, agent)) = self.due.first().cloned() {
-            if at > now {
-                break;
-            }
-            self.due.remove(&(at, agent.clone()));
-            ready.insert(agent);
-        }
-        for (agent, known) in &state.agents {
-            if self.told.get(agent) != Some(&known.generation) {
-                ready.insert(agent.clone());
-            }
-        }
-        if ready.is_empty() {
-            return;
-        }
-        let moving = self.moving(state, &ready);
-        for agent in ready {
-            let Some(known) = state.agents.get(&agent) else {
-                continue;
-            };
-            let scopes = moving.get(&agent).map_or(&[][..], Vec::as_slice);
-            let places = self.places_of(state, &agent, scopes, now);
-            self.sequence += 1;
-            let report = Report {
-                start: 1,
-                sequence: self.sequence,
-                applied: known.generation,
-                places,
-                ..Report::default()
-            };
-            self.told.insert(agent.clone(), known.generation);
-            self.observed.absorb(&agent, &agent, report, now);
-        }
-        self.started = true;
-    }
-
-    /// For each of these agents the scopes in motion that it acts for: nothing else is asked of it.
-    fn moving(&mut self, state: &State, ready: &BTreeSet<Name>) -> BTreeMap<Name, Vec<Name>> {
-        let mut found: BTreeMap<Name, Vec<Name>> = BTreeMap::new();
-        for (name, scope) in &state.scopes {
-            let Some(moving) = in_motion(state, scope) else {
-                self.acting.remove(name);
-                continue;
-            };
-            let known = self.acting.get(name).filter(|(ids, _)| *ids == moving);
-            if known.is_none() {
-                let agents = state.agents_of_scope(name);
-                self.acting.insert(name.clone(), (moving, agents));
-            }
-            let agents = self.acting.get(name).map(|(_, agents)| agents);
-            for agent in agents.into_iter().flatten() {
-                if ready.contains(agent) {
-                    found.entry(agent.clone()).or_default().push(name.clone());
-                }
-            }
-        }
-        found
-    }
-
-    fn places_of(
+    /// Lets every agent that has a new wish, or has got further, tell how far it is. `agents`:
+    /// whose wish changed; `scopes`: whose rows did. Answers of which other scopes there is news.
+    pub(super) fn look(
         &mut self,
         state: &State,
-        agent: &Name,
-        scopes: &[Name],
         now: Timestamp,
-    ) -> Vec<ObservedPlace> {
-        let mut places = Vec::new();
+        agents: &BTreeSet<Name>,
+        scopes: &BTreeSet<Name>,
+    ) -> BTreeSet<Name> {
+        let mut news = BTreeSet::new();
+        while let Some((at, agent, scope)) = self.due.pop_first() {
+            if at > now {
+                self.due.insert((at, agent, scope));
+                break;
+            }
+            if !scopes.contains(&scope) {
+                self.tell(state, &agent, &scope, now);
+                news.insert(scope);
+            }
+        }
         for scope in scopes {
+            self.move_on(state, scope, now);
+        }
+        for agent in agents {
+            if let Some(known) = state.agents.get(agent) {
+                self.report(agent, now, |report| report.applied = known.generation);
+            }
+        }
+        self.started = true;
+        let measured = self.measuring.look(state, &mut self.observed, now, scopes);
+        news.extend(measured);
+        news
+    }
+
+    /// A scope's rows changed: everybody who acts for it tells.
+    fn move_on(&mut self, state: &State, name: &Name, now: Timestamp) {
+        let moving = state.scopes.get(name).and_then(|scope| {
+            let moving = in_motion(state, scope)?;
+            let known = self.acting.get(name).filter(|(ids, _)| *ids == moving);
+            let agents = known.map(|(_, agents)| agents.clone());
+            let agents = agents.unwrap_or_else(|| state.agents_of_scope(name));
+            Some((moving, agents))
+        });
+        let before = match moving {
+            Some(moving) => self.acting.insert(name.clone(), moving),
+            None => self.acting.remove(name),
+        };
+        let acting = self.acting.get(name).map(|(_, agents)| agents.clone());
+        let acting = acting.unwrap_or_default();
+        if let Some((_, before)) = before {
+            for agent in before.difference(&acting) {
+                self.report(agent, now, |report| {
+                    report.places.retain(|place| place.scope != *name);
+                });
+            }
+        }
+        for agent in &acting {
+            self.tell(state, agent, name, now);
+        }
+    }
+
+    /// An agent tells of one scope.
+    fn tell(&mut self, state: &State, agent: &Name, scope: &Name, now: Timestamp) {
+        let mut places = Vec::new();
+        if self.acting.contains_key(scope) {
             for item in scope_items(state, scope, agent).0 {
                 places.extend(self.place(agent, &item, now));
             }
         }
-        places
+        self.report(agent, now, |report| {
+            report.places.retain(|place| place.scope != *scope);
+            report.places.extend(places);
+        });
+    }
+
+    /// Changes what an agent last told.
+    fn report(&mut self, agent: &Name, now: Timestamp, change: impl FnOnce(&mut Report)) {
+        let agents = &mut self.observed.agents;
+        if !agents.contains_key(agent) {
+            agents.insert(agent.clone(), ObservedAgent::default());
+        }
+        if let Some(known) = agents.get_mut(agent) {
+            known.last_contact = now;
+            change(Arc::make_mut(known.report.get_or_insert_default()));
+        }
     }
 
     fn place(&mut self, agent: &Name, item: &Assignment, now: Timestamp) -> Option<ObservedPlace> {
@@ -160,7 +176,7 @@ impl World {
         place.healthy_at.resize(count as usize, up);
         let later = place.healthy_at.iter().copied().chain([place.staged_at]);
         if let Some(at) = later.filter(|at| *at > now).min() {
-            self.due.insert((at, agent.clone()));
+            self.due.insert((at, agent.clone(), item.scope.clone()));
         }
         let is_up = place.healthy_at.iter().any(|at| *at <= now);
         let ordinals = 0..count;
@@ -183,14 +199,15 @@ impl World {
 }
 
 /// The deployments of a scope that agents are asked about; none: nothing moves there. A group under
-/// way asks for those of its members that have ended well too.
+/// way with the gate `healthy` asks for those of its members that have ended well too.
 fn in_motion(state: &State, scope: &Scope) -> Option<Vec<DeploymentId>> {
     let asked = scope.active.filter(|id| {
         let active = state.deployments.get(id);
         active.is_some_and(|active| {
-            let group = active.group.as_ref();
+            let group = active.group.filter(|id| state.open_groups.contains_key(id));
+            let group = group.and_then(|id| state.groups.get(&id));
             active.status == Status::Deleting
-                || group.is_some_and(|group| state.open_groups.get(group).is_some())
+                || group.is_some_and(|group| group.rollout.gate == RolloutGate::Healthy)
         })
     });
     if scope.candidate.is_none() && scope.retired.is_empty() && asked.is_none() {

@@ -101,7 +101,7 @@ pub fn plan(state: &State, observed: &Observed, now: Timestamp) -> Plan {
 
 /// The scopes that have an answer: what goes on, waits or is left over, and what failed where another
 /// try may follow.
-fn asked(state: &State) -> BTreeSet<Name> {
+pub(crate) fn asked(state: &State) -> BTreeSet<Name> {
     let unfinished = state.unfinished_scopes().map(|(name, _)| name);
     let failed = retry::is_asked_for(state).then(|| state.failed_scopes());
     unfinished
@@ -139,7 +139,7 @@ pub fn plan_scope(state: &State, observed: &Observed, now: Timestamp, scope: &Na
     plan
 }
 
-fn add_scope(plan: &mut Plan, round: &mut Round<'_>, name: &Name, scope: &Scope) {
+pub(crate) fn add_scope(plan: &mut Plan, round: &mut Round<'_>, name: &Name, scope: &Scope) {
     let (state, observed, now) = (round.state, round.observed, round.now);
     for id in scope.retired.iter() {
         if let Some(retired) = state.deployments.get(id) {

@@ -232,7 +232,7 @@ fn one(view: &View<'_>, moment: &Moment, spec: &VerificationSpec) -> Option<Chec
 }
 
 /// Whose measurements the answer needs: of every participant that counts and runs the new version.
-fn makers(view: &View<'_>, measurement: Measurement<'_>) -> Vec<Maker> {
+pub(crate) fn makers(view: &View<'_>, measurement: Measurement<'_>) -> Vec<Maker> {
     if !measurement.is_on_agents() {
         return vec![Maker::Leader];
     }

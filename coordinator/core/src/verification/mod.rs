@@ -18,8 +18,8 @@ mod written;
 
 pub use conditions::classify;
 pub use lanes::{Lanes, Maker};
-pub(crate) use look::look;
 pub use look::{CheckView, ViewState};
+pub(crate) use look::{look, makers};
 pub use member::{Verified, verified};
 pub use wish::{LeaderCheck, LeaderKind, leader_checks, wishes};
 pub use written::{check, check_rollout};

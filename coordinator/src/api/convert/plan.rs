@@ -23,6 +23,9 @@ pub fn response(found: Forecast) -> pb::PlanResponse {
         followed_to_ms: found.followed_to.millis(),
         members: found.members.into_iter().map(member).collect(),
         remarks: found.remarks.into_iter().map(remark).collect(),
+        cut: found
+            .cut
+            .map_or_else(String::new, |cut| cut.as_str().to_owned()),
         ..pb::PlanResponse::default()
     }
 }

@@ -5,6 +5,7 @@
 //! what follows from the group (order, wave, gate, budget, halt, pause), then time, by the group's
 //! own pace and by that of policies.
 
+mod kept;
 mod order;
 mod standing;
 mod waves;
@@ -16,6 +17,7 @@ use tidegate_shared::id::{DeploymentId, GroupId, Name};
 use tidegate_shared::spec::{RolloutGate, RolloutKind};
 use tidegate_shared::time::Timestamp;
 
+pub(crate) use kept::Kept;
 pub(crate) use standing::Standing;
 
 use super::view::View;
@@ -196,12 +198,22 @@ impl<'a> Round<'a> {
     ) -> Self {
         let standing = |group| Standing::new(state, observed, now, group).silent();
         let standings = groups.map(|group: &Group| (group.id, standing(group)));
+        Self::with(state, observed, now, standings.collect())
+    }
+
+    /// The same with standings that are known.
+    pub(crate) fn with(
+        state: &'a State,
+        observed: &'a Observed,
+        now: Timestamp,
+        standings: BTreeMap<GroupId, Standing<'a>>,
+    ) -> Self {
         Self {
             state,
             observed,
             now,
             retries: retry::is_asked_for(state),
-            standings: standings.collect(),
+            standings,
             found: BTreeMap::new(),
             counted: false,
         }
@@ -254,6 +266,29 @@ impl<'a> Round<'a> {
             standing.note_start(number);
         }
         self.found.insert(deployment.id, next);
+    }
+
+    /// Where a group stands at this look.
+    pub(crate) fn standing(&self, group: GroupId) -> Option<&Standing<'a>> {
+        self.standings.get(&group)
+    }
+
+    /// What a group as a whole has to do.
+    pub(crate) fn of_group(&self, group: GroupId) -> Option<(Next<GroupAction>, Option<Item>)> {
+        let standing = self.standings.get(&group)?;
+        let next = next(standing);
+        let item = next
+            .action
+            .clone()
+            .map(|action| item(standing.group, action));
+        Some((next, item))
+    }
+
+    /// Asks a deployment that waits before its scope is asked, which then answers the same.
+    pub(crate) fn ask(&mut self, name: &Name, scope: &Scope, deployment: &Deployment) -> Next {
+        let next = self.waiting(name, scope, deployment);
+        self.found.insert(deployment.id, next.clone());
+        next
     }
 
     /// What a deployment that waits has to do.

@@ -1,11 +1,14 @@
 //! Where a group stands at one look: everything that the turns of its members follow from, counted
 //! once.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tidegate_shared::spec::{RolloutGate, RolloutOrder};
 use tidegate_shared::time::{Span, Timestamp};
 
+use super::kept::Kept;
 use super::{order, passed};
 use crate::group::open_time::{Openings, Stop};
 use crate::group::schedule::{self, Pace, Started};
@@ -33,8 +36,8 @@ pub(crate) struct Standing<'a> {
     blocker: Option<String>,
     /// The group's own pace first, then those of policies.
     paces: Vec<Paced>,
-    /// When everything before each wave is done and baked.
-    settled: Vec<Option<Timestamp>>,
+    /// When everything before each wave is done and baked; counted when it is asked for.
+    settled: OnceCell<Vec<Option<Timestamp>>>,
 }
 
 /// A closed turn.
@@ -59,13 +62,13 @@ impl Closed {
 }
 
 /// A pace that some or all members keep.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Paced {
     /// Name of the rule, as `production/gradual_rollout`; empty: the group's own.
     pub(crate) rule: String,
     pub(crate) pace: Pace,
     /// Positions by number of the member; none: all, by their position in the group.
-    positions: Option<BTreeMap<u32, u64>>,
+    positions: Option<Arc<BTreeMap<u32, u64>>>,
     /// What `positions` were counted in, where that is not the group's order.
     pub(crate) order: Option<RolloutOrder>,
     /// How many it is about.
@@ -86,7 +89,7 @@ impl Paced {
         let mut paced = Self {
             rule,
             pace,
-            positions,
+            positions: positions.map(Arc::new),
             order: None,
             members: members as u64,
             furthest: None,
@@ -108,7 +111,8 @@ impl Paced {
         }
     }
 
-    fn note(&mut self, group: &Group, number: u32, at: Timestamp) {
+    /// Notes a start; the order in which starts are noted is of no matter.
+    pub(super) fn note(&mut self, group: &Group, number: u32, at: Timestamp) {
         let Some(position) = self.position(group, number) else {
             return;
         };
@@ -196,7 +200,41 @@ impl<'a> Standing<'a> {
         now: Timestamp,
         group: &'a Group,
     ) -> Self {
-        let mut standing = Self {
+        let mut standing = Self::bare(state, observed, now, group);
+        if standing.stopped.is_some() {
+            return standing;
+        }
+        standing.paces = paces(state, group, now);
+        if group.rollout.kind.is_linear() {
+            standing.blocker = standing.first_blocker();
+        }
+        standing
+    }
+
+    /// The same from what was kept of the group since an earlier look.
+    pub(crate) fn of(
+        state: &'a State,
+        observed: &'a Observed,
+        now: Timestamp,
+        group: &'a Group,
+        kept: &Kept,
+    ) -> Self {
+        let mut standing = Self::bare(state, observed, now, group);
+        if standing.stopped.is_none() {
+            standing.paces = kept.paces().to_vec();
+            standing.blocker = kept.first_blocker().cloned();
+        }
+        standing
+    }
+
+    /// Without its paces and its blocker.
+    pub(crate) fn bare(
+        state: &'a State,
+        observed: &'a Observed,
+        now: Timestamp,
+        group: &'a Group,
+    ) -> Self {
+        Self {
             state,
             observed,
             now,
@@ -205,19 +243,8 @@ impl<'a> Standing<'a> {
             stopped: stopped(group),
             blocker: None,
             paces: Vec::new(),
-            settled: super::waves::settled(group),
-        };
-        if standing.stopped.is_some() {
-            return standing;
+            settled: OnceCell::new(),
         }
-        let own = group.pace();
-        let own = own.map(|pace| Paced::new(String::new(), pace, group, None));
-        standing.paces.extend(own);
-        standing.paces.extend(rules(state, group, now));
-        if group.rollout.kind.is_linear() {
-            standing.blocker = standing.first_blocker();
-        }
-        standing
     }
 
     /// The same for somebody who reads no reasons.
@@ -358,7 +385,10 @@ impl<'a> Standing<'a> {
 
     /// When everything before a wave is done and baked; none: a member before it is not at an end.
     pub(crate) fn settled(&self, wave: u32) -> Option<Timestamp> {
-        self.settled.get(wave as usize).copied().flatten()
+        let settled = self
+            .settled
+            .get_or_init(|| super::waves::settled(self.group));
+        settled.get(wave as usize).copied().flatten()
     }
 
     /// From when on a member that waits can expire; none: its turn has not come, and others have to
@@ -421,6 +451,13 @@ fn stopped(group: &Group) -> Option<Closed> {
         );
         Closed::new(why, "`tidegate group resume`, or a rollback")
     })
+}
+
+/// The group's own pace, then those of policies.
+pub(super) fn paces(state: &State, group: &Group, now: Timestamp) -> Vec<Paced> {
+    let own = group.pace();
+    let own = own.map(|pace| Paced::new(String::new(), pace, group, None));
+    own.into_iter().chain(rules(state, group, now)).collect()
 }
 
 /// The paces that policies ask for, over the members that they match, in the rule's order or else the

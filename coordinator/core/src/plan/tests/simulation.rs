@@ -235,7 +235,12 @@ impl Sim {
         }
     }
 
-    fn hear(&mut self, agent: &Name, report: Report) {
+    pub(crate) fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    pub(crate) fn hear(&mut self, agent: &Name, report: Report) {
         self.heard.insert(agent.clone());
         let checks = &mut self.observed.verification;
         checks.absorb(&self.state, agent, &report, self.now);

@@ -1,29 +1,43 @@
 //! A forecast against what then happens, and what it tells beside the times.
 
+mod large;
+mod measurer;
+
 use proptest::prelude::*;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, Name, Version};
 use tidegate_shared::spec::{Kind, StrategySpec};
 use tidegate_shared::time::{Span, Timestamp};
 
+use self::measurer::Measurer;
 use super::*;
 use crate::command::{
     ActOnDeployment, CreateDeployments, CreateFreeze, Decide, OnConflict, SetReleaseStatus, Verb,
 };
 use crate::fixture::name;
 use crate::plan::plan;
-use crate::plan::tests::simulation::{AGENTS, Sim, scope_spec};
+use crate::plan::tests::simulation::{Sim, scope_spec};
 
-const STRATEGIES: [&str; 6] = [
+const STRATEGIES: [&str; 10] = [
     r#"{"bake":"50s","traffic":{"steps":[{"percent":10,"hold":"20s"},{"percent":50,"hold":"1m"},{"percent":100,"hold":"10s"}]}}"#,
     r#"{"bake":"5s","traffic":{"steps":[{"percent":10,"hold":"manual"},{"percent":100,"hold":"1s"}]},"finalize":"manual"}"#,
     r#"{"kind":"all_in","bake":"2s","bake_share":10}"#,
     r#"{"kind":"rolling","bake":"2s","batch":{"max_unavailable":3,"hold":"1s"}}"#,
     r#"{"kind":"rolling","bake":"2s","batch":{"max_unavailable":"30%","overlap":false,"hold":"1m"}}"#,
     r#"{"bake":"0s","traffic":{"steps":[{"percent":100,"hold":"manual"}]}}"#,
+    r#"{"bake":"20s","traffic":{"steps":[{"percent":10,"hold":"5s"},{"percent":100,"hold":"30s"}]},"verification":[
+        {"name":"smoke","http":{"path":"/"},"initial_delay":"4s","interval":"7s","consecutive_successes":3},
+        {"name":"front","http":{"url":"https://shop.example.com/"},"when":["before_traffic"],"count":2,"interval":"3s"},
+        {"name":"errors","prometheus":{"address":"http://p","query":"up"},"success":"result.value > 0.0","count":4,"interval":"20s","when":["last"]}]}"#,
+    r#"{"kind":"rolling","bake":"2s","batch":{"max_unavailable":2,"hold":"3s"},"verification":[
+        {"name":"schema","command":{"command":"./check"},"interval":"4s","count":3},
+        {"name":"smoke","http":{"path":"/"},"interval":"1500ms","consecutive_successes":2,"when":[1,"last"]}]}"#,
+    r#"{"bake":"5s","finalize":"manual","traffic":{"steps":[{"percent":20,"hold":"manual"},{"percent":100,"hold":"2s"}]},"verification":[
+        {"name":"smoke","http":{"path":"/"},"interval":"2s","consecutive_successes":2,"when":["before_traffic",1]}]}"#,
+    r#"{"kind":"all_in","bake":"0s","verification":[{"name":"smoke","http":{"path":"/"},"initial_delay":"1m","interval":"250ms","count":3}]}"#,
 ];
 
-const POLICIES: [(&str, &str); 6] = [
+const POLICIES: [(&str, &str); 10] = [
     (
         "hours",
         r#"{"windows":[{"rrules":["FREQ=DAILY;BYHOUR=9;BYMINUTE=0;BYSECOND=0"],"duration":"1h"}]}"#,
@@ -38,6 +52,22 @@ const POLICIES: [(&str, &str); 6] = [
     (
         "later",
         r#"{"selector":"scope.name == 'job'","progression":{"after":"environment.name == 'staging'","soak":"3m"}}"#,
+    ),
+    (
+        "gradual",
+        r#"{"selector":"scope.name != 'web'","gradual_rollout":{"type":"linear","interval":"11m"}}"#,
+    ),
+    (
+        "normal",
+        r#"{"gradual_rollout":{"type":"linear_normalized","time_scale_interval":"1h"}}"#,
+    ),
+    (
+        "two",
+        r#"{"selector":"environment.name == 'production'","concurrency":{"max":2}}"#,
+    ),
+    (
+        "good",
+        r#"{"release_selector":{"condition":"release.version != '9'"},"retry":{"max":2,"initial":"10s"}}"#,
     ),
 ];
 
@@ -55,6 +85,7 @@ fn world(strategy: &str, instances: u32) -> Sim {
     sim.put(Kind::Scope, "job", job);
     let test = r#"{"application":"shop","environment":"staging","agents":"","port":8083}"#;
     sim.put(Kind::Scope, "test", test);
+    sim.put(Kind::Scope, "far", &scope_spec(1, "8084"));
     sim
 }
 
@@ -70,28 +101,36 @@ fn wanted(version: &str, scopes: &[&str], on_conflict: OnConflict) -> Command {
     })
 }
 
-const ROLLOUTS: [&str; 6] = [
+const ROLLOUTS: [&str; 9] = [
     r#"{"kind":"all_at_once"}"#,
     r#"{"kind":"linear","interval":"7m"}"#,
     r#"{"kind":"linear_normalized","interval":"1h","order":"name"}"#,
     r#"{"kind":"linear","interval":"3m","gate":"healthy","pinned":{"first":["job"]}}"#,
     r#"{"kind":"waves","order":"listed","waves":[{"name":"canary","count":1,"bake":"5m"},{"name":"half","percent":50}]}"#,
     r#"{"kind":"waves","waves":[{"name":"web","selector":"scope.name == 'web'","bake":"1m"},{"name":"rest","percent":100}]}"#,
+    r#"{"kind":"linear","interval":"30s","gate":"verified","order":"name"}"#,
+    r#"{"kind":"linear_normalized","interval":"10m","gate":"healthy","pinned":{"last":["web"]}}"#,
+    r#"{"kind":"waves","gate":"verified","waves":[{"name":"canary","count":1},{"name":"most","percent":60,"bake":"5m"}]}"#,
 ];
 
 /// The same as a group; 0: without one.
 fn grouped(command: Command, rollout: usize) -> Command {
-    match (command, rollout) {
-        (command, 0) => command,
-        (Command::CreateDeployments(deployments), rollout) => {
-            let rollout = serde_json::from_str(ROLLOUTS[rollout - 1]).unwrap();
+    match rollout.checked_sub(1) {
+        None => command,
+        Some(rollout) => grouped_as(command, ROLLOUTS[rollout]),
+    }
+}
+
+fn grouped_as(command: Command, rollout: &str) -> Command {
+    match command {
+        Command::CreateDeployments(deployments) => {
             Command::CreateGroup(crate::command::CreateGroup {
                 name: None,
                 deployments,
-                rollout: Some(rollout),
+                rollout: Some(serde_json::from_str(rollout).unwrap()),
             })
         }
-        (other, _) => panic!("{other:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -106,7 +145,7 @@ fn question(sim: &Sim, command: Command, at: Timestamp) -> Question {
 }
 
 fn told(sim: &Sim, command: Command) -> Forecast {
-    forecast(&sim.state, None, &question(sim, command, sim.now)).unwrap()
+    forecast(&sim.state, &[], &question(sim, command, sim.now), &|| true).unwrap()
 }
 
 fn remark<'a>(forecast: &'a Forecast, kind: &str) -> Option<&'a Remark> {
@@ -116,6 +155,7 @@ fn remark<'a>(forecast: &'a Forecast, kind: &str) -> Option<&'a Remark> {
 /// What happens to deployments, as it happens.
 #[derive(Default)]
 struct Watched {
+    measurer: Measurer,
     last: Vec<(DeploymentId, Option<Deployment>)>,
     moments: Vec<(Name, Moment)>,
 }
@@ -143,9 +183,7 @@ impl Watched {
 /// Agents tell, people do what they are asked for, the planner's moves are applied; whether
 /// anything happened.
 fn round(sim: &mut Sim, watched: &mut Watched) -> bool {
-    for agent in 0..AGENTS.len() {
-        sim.report(agent, 0);
-    }
+    watched.measurer.report(sim);
     let mut moved = people(sim, watched);
     for item in plan(&sim.state, &sim.observed, sim.now).commands {
         moved |= sim.apply(item).is_ok();
@@ -206,6 +244,7 @@ fn run(sim: &mut Sim, watched: &mut Watched, end: Timestamp, odd: Span) {
             return;
         }
         let wake = plan(&sim.state, &sim.observed, sim.now).next_wakeup;
+        let wake = crate::plan::sooner(wake, watched.measurer.next_event());
         if sim.now >= end {
             return;
         }
@@ -233,7 +272,7 @@ proptest! {
     ) {
         let mut sim = world(STRATEGIES[strategy], instances);
         let odd = Span::from_millis(odd);
-        let scopes = ["web", "api", "job", "test"];
+        let scopes = ["web", "api", "job", "test", "far"];
         if established {
             let made = sim.say(wanted("1", &scopes, OnConflict::Fail)).unwrap();
             let mut first = watch(made);
@@ -253,7 +292,7 @@ proptest! {
         let at = sim.now + Span::from_millis(ahead);
         let command = grouped(wanted("3", &scopes, OnConflict::Queue), rollout);
         let asked = question(&sim, command.clone(), at);
-        let planned = forecast(&sim.state, None, &asked).unwrap();
+        let planned = forecast(&sim.state, &[], &asked, &|| true).unwrap();
 
         run(&mut sim, &mut Watched::default(), at, odd);
         sim.now = at;
@@ -286,7 +325,7 @@ fn watch(made: crate::command::Reply) -> Watched {
             deployments: ids, ..
         } => Watched {
             last: ids.into_iter().map(|id| (id, None)).collect(),
-            moments: Vec::new(),
+            ..Watched::default()
         },
         other => panic!("{other:?}"),
     }
@@ -297,7 +336,9 @@ fn refusals_are_those_of_the_command() {
     let mut sim = world(STRATEGIES[2], 1);
     let refused = |sim: &Sim, command: Command| {
         let asked = question(sim, command, sim.now);
-        forecast(&sim.state, None, &asked).unwrap_err().reason
+        forecast(&sim.state, &[], &asked, &|| true)
+            .unwrap_err()
+            .reason
     };
     let unknown = wanted("9", &["web"], OnConflict::Fail);
     assert_eq!(refused(&sim, unknown), Reason::NotFound);
@@ -382,7 +423,7 @@ fn hosts_that_take_their_time_move_what_follows() {
         staging: Span::from_secs(30),
         startup: Span::from_secs(7),
     };
-    let told = forecast(&sim.state, None, &asked).unwrap();
+    let told = forecast(&sim.state, &[], &asked, &|| true).unwrap();
     let at = |status: Status| {
         let moments = told.members[0].moments.iter();
         let found = moments
