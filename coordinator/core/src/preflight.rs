@@ -16,7 +16,7 @@ use tidegate_shared::time::Timestamp;
 
 use crate::apply::apply;
 use crate::command::{
-    Actor, Command, CreateDeployments, Entry, Item, OnConflict, Reply, RequestKey,
+    Actor, Command, CreateDeployments, Entry, Item, OnConflict, Outcome, Reply, RequestKey,
 };
 use crate::desired::scope_items;
 use crate::observed::Observed;
@@ -298,6 +298,23 @@ fn question_of(asset: &AssetSpec) -> AssetQuestion {
     }
 }
 
+/// The deployment that a command made, if it made one.
+fn made(outcome: Option<&Outcome>) -> Result<Option<DeploymentId>, &Rejection> {
+    match outcome {
+        Some(Ok(Reply::Deployments(ids))) => Ok(ids.first().copied()),
+        Some(Err(rejection)) => Err(rejection),
+        Some(Ok(
+            Reply::Done
+            | Reply::Named(_)
+            | Reply::Object { .. }
+            | Reply::Group { .. }
+            | Reply::GroupActed { .. }
+            | Reply::Joined { .. },
+        ))
+        | None => Ok(None),
+    }
+}
+
 /// Makes the deployment on a copy of the state and asks what would be in its way.
 fn rehearse(
     state: &State,
@@ -326,24 +343,15 @@ fn rehearse(
         at: state.at,
         items: vec![item],
     };
-    let outcomes = apply(&mut copy, REHEARSAL, &entry);
-    let made: Option<DeploymentId> = match outcomes.first().map(|applied| &applied.outcome) {
-        Some(Ok(Reply::Deployments(ids))) => ids.first().copied(),
-        Some(Err(rejection)) => {
+    let applied = apply(&mut copy, REHEARSAL, &entry);
+    let made = match made(applied.first().map(|applied| &applied.outcome)) {
+        Ok(made) => made,
+        Err(rejection) => {
             let line = format!("{} [{}]", rejection.message, rejection.reason.code());
             return vec![
                 Finding::new(Severity::Error, "scope", line).hint(rejection.reason.hint()),
             ];
         }
-        Some(Ok(
-            Reply::Done
-            | Reply::Named(_)
-            | Reply::Object { .. }
-            | Reply::Group { .. }
-            | Reply::GroupActed { .. }
-            | Reply::Joined { .. },
-        ))
-        | None => None,
     };
     let Some((scope, deployment)) = made.and_then(|id| {
         let deployment = copy.deployments.get(&id)?;

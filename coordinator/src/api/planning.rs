@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidegate_coordinator_core::command::Command;
 use tidegate_coordinator_core::forecast::{FURTHEST, Forecast, Pace, Question, forecast, lost};
@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status};
 
 use super::relay::ask_leader;
 use super::{Context, caller, convert, deployments, groups, status};
+use crate::clock::Clock;
 use crate::replica::View;
 
 /// Longest that hosts may be taken to need.
@@ -92,17 +93,19 @@ async fn work(
     lost: Vec<Name>,
     question: Question,
     place: SemaphorePermit<'static>,
+    clock: Clock,
 ) -> Result<Result<Forecast, Rejection>, Status> {
     let gone = Arc::new(AtomicBool::new(false));
     let waiting = Waiting(Arc::clone(&gone));
     let work = move || {
-        let begun = Instant::now();
-        let goes_on = || !gone.load(Ordering::Relaxed) && begun.elapsed() < LONGEST;
+        let begun = clock.monotonic();
+        let took = || clock.monotonic().saturating_sub(begun);
+        let goes_on = || !gone.load(Ordering::Relaxed) && took() < LONGEST;
         let told = forecast(&view.state, &lost, &question, &goes_on);
         drop(place);
         if let Ok(told) = &told {
             let (members, effort) = (told.members.len(), told.effort);
-            tracing::debug!(members, effort, took = ?begun.elapsed(), "a plan was made");
+            tracing::debug!(members, effort, took = ?took(), "a plan was made");
         }
         told
     };
@@ -169,7 +172,7 @@ impl Planning for PlanningApi {
             let observed = picture.observed;
             observed.map_or_else(Vec::new, |observed| lost(picture.state, observed, now))
         });
-        let told = work(view, lost, question, place)
+        let told = work(view, lost, question, place, self.0.clock.clone())
             .await?
             .map_err(|rejection| status::from_rejection(&rejection))?;
         Ok(Response::new(PlanResponse {

@@ -333,16 +333,19 @@ impl<'a> Run<'a> {
 
     pub(super) fn enter(&mut self, item: Item) -> Outcome {
         self.index += 1;
-        let about = match &item.command {
-            Command::Advance(advance) => {
-                if matches!(advance.action, Action::Start { .. }) {
-                    self.note_windows(advance.deployment);
-                }
-                self.scope_of(advance.deployment)
-            }
-            Command::ActOnDeployment(act) => self.scope_of(act.deployment),
-            _ => None,
+        if let Command::Advance(advance) = &item.command
+            && matches!(advance.action, Action::Start { .. })
+        {
+            self.note_windows(advance.deployment);
+        }
+        let about = if let Command::Advance(advance) = &item.command {
+            Some(advance.deployment)
+        } else if let Command::ActOnDeployment(act) = &item.command {
+            Some(act.deployment)
+        } else {
+            None
         };
+        let about = about.and_then(|deployment| self.scope_of(deployment));
         let entry = Entry {
             at: self.now,
             items: vec![item],

@@ -9,6 +9,7 @@ mod deployment;
 mod governance;
 mod group;
 mod indexed;
+mod origin;
 mod packed;
 mod scope;
 mod table;
@@ -20,9 +21,8 @@ pub use cluster::{
     Addresses, Agent, CaRecord, Cluster, Member, NodeId, Person, Remembered, SealedKey, Token,
 };
 pub use deployment::{
-    Decision, Deployment, Durations, EndCause, Halted, InstanceCause, Link, LinkKind, Origin,
-    Paused, Required, ResolvedParameter, ResolvedSecret, Source, Status, StepProgress, Traffic,
-    Verdicts,
+    Decision, Deployment, Durations, EndCause, Halted, InstanceCause, Link, LinkKind, Paused,
+    Required, Status, StepProgress, Traffic, Verdicts,
 };
 pub use governance::{Finished, Freeze, Skip, Started, Track};
 pub use group::{
@@ -30,6 +30,7 @@ pub use group::{
     KEPT_GROUPS, MOST_MEMBERS, MemberEnd, Return, Stopped, Template, Wave,
 };
 pub use indexed::{Indexed, Listed};
+pub use origin::{Origin, ResolvedParameter, ResolvedSecret, Source};
 pub use packed::{Assembly, PACKED_LEVEL, Piece, Unpackable, is_packed, pieces};
 pub use scope::{Scope, ScopeStatus};
 pub use table::{Lean, Table};
