@@ -348,9 +348,15 @@ pub async fn describe<F: SpecFlags>(
     must_not_exist: bool,
 ) -> Result<()> {
     let kind = F::KIND;
-    let change = match &args.file {
-        Some(file) => from_file(kind, file, &args, must_not_exist)?,
-        None => from_flags(session, &args, must_not_exist).await?,
+    let (change, described) = match &args.file {
+        Some(file) => {
+            let object = one_of(kind, file)?;
+            (
+                from_file(object.clone(), &args, must_not_exist)?,
+                Some(object),
+            )
+        }
+        None => (from_flags(session, &args, must_not_exist).await?, None),
     };
     let (kind, name) = (change.kind, change.name.clone());
     match apply(session, change).await {
@@ -361,7 +367,10 @@ pub async fn describe<F: SpecFlags>(
                 dry_word(args.dry_run)
             )
         }),
-        Err(failure) => Err(suggest_references(session, failure, kind, &name).await),
+        Err(failure) => {
+            let place = |field: &str| described.as_ref()?.locate(field);
+            Err(suggest_references(session, failure.locate(place), kind, &name).await)
+        }
     }
 }
 
@@ -379,12 +388,8 @@ async fn suggest_references(
     failure
 }
 
-fn from_file<F: SpecFlags>(
-    kind: Kind,
-    file: &std::path::Path,
-    args: &DescribeArgs<F>,
-    must_not_exist: bool,
-) -> Result<Change> {
+/// The one object that a file describes.
+fn one_of(kind: Kind, file: &std::path::Path) -> Result<manifest::Wanted> {
     let mut wanted = manifest::load(&[file.to_owned()])?;
     let (Some(object), true) = (wanted.pop(), wanted.is_empty()) else {
         return Err(Failure::new(
@@ -404,10 +409,18 @@ fn from_file<F: SpecFlags>(
             file.display()
         )));
     }
+    Ok(object)
+}
+
+fn from_file<F: SpecFlags>(
+    object: manifest::Wanted,
+    args: &DescribeArgs<F>,
+    must_not_exist: bool,
+) -> Result<Change> {
     let mut labels = object.labels;
     labels.extend(session::pairs("--label", &args.labels, true)?);
     Ok(Change {
-        kind,
+        kind: object.kind,
         name: object.name,
         labels,
         spec: object.spec,
