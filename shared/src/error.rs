@@ -124,6 +124,8 @@ reasons! {
     ReleaseCollected = "1213", "RELEASE_COLLECTED", FailedPrecondition, "upload them again with the same `tidegate release create`, then deploy";
     /// A policy's guardrail does not hold for the deployment.
     Guardrail = "1214", "GUARDRAIL", FailedPrecondition, "choose another strategy, or change it with --set";
+    /// Other applications need what a person wants to go back from, or the other way round.
+    StillNeeded = "1215", "STILL_NEEDED", FailedPrecondition, "roll back what depends on it first, or say --force with a --reason";
     /// No certificate, or none of this cluster.
     Unauthenticated = "1301", "UNAUTHENTICATED", Unauthenticated, "log in with `tidegate login --token …`";
     /// The identity may not do this.

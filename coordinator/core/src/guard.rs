@@ -1,26 +1,27 @@
-//! Guardrails before a command reaches the log (product.md §5.12): whatever makes a deployment makes it
-//! on a copy of the state first, and the guardrails look at what it would be.
+//! Policies that refuse at once, before a command reaches the log: whatever makes a deployment makes it
+//! on a copy of the state first. Guardrails look at what it would be (product.md §5.12); at a return
+//! to a finalized release, which is exempt from every other policy, who depends is asked (§5.6).
 //!
 //! Asked by the fronts for people's commands; what the planner makes by itself it asks about where it
-//! decides (`auto`, `plan::retry`). Never by `apply`, which may not evaluate them. A return to a
-//! finalized release is exempt from every policy.
+//! decides (`auto`, `plan::retry`). Never by `apply`, which may not evaluate them.
 
+use tidegate_shared::error::Reason;
 use tidegate_shared::id::DeploymentId;
 use tidegate_shared::time::Timestamp;
 
 use crate::apply::apply;
 use crate::command::{Command, Entry, Item, Reply, Verb};
-use crate::policy::guardrail;
+use crate::policy::{guardrail, rules};
 use crate::rejection::Rejection;
-use crate::state::State;
+use crate::state::{Deployment, State};
 
-/// Whether a command may be given now, as far as guardrails say; `index`: any that is above the
-/// state's.
+/// Whether a command may be given now; `index`: any that is above the state's.
 ///
 /// # Errors
-/// The first guardrail that does not hold for a deployment that the command would make.
+/// The first guardrail that does not hold for a deployment that the command would make, or who would
+/// miss what a return leaves.
 pub fn guard(state: &State, index: u64, now: Timestamp, item: &Item) -> Result<(), Rejection> {
-    if !makes_deployments(&item.command) || !guardrail::is_any(state) {
+    if !makes_deployments(&item.command) || !(guardrail::is_any(state) || has_dependencies(state)) {
         return Ok(());
     }
     let mut copy = state.clone();
@@ -39,13 +40,36 @@ pub fn guard(state: &State, index: u64, now: Timestamp, item: &Item) -> Result<(
             .iter()
             .filter(|id| !state.deployments.contains_key(id));
         for id in made {
-            let Some(found) = copy.deployments.get(id).filter(|made| !made.origin.fast) else {
-                continue;
-            };
-            guardrail::check_all(&copy, found, at)?;
+            match copy.deployments.get(id) {
+                Some(back) if back.origin.fast => check_return(&copy, back, at)?,
+                Some(found) => guardrail::check_all(&copy, found, at)?,
+                None => {}
+            }
         }
     }
     Ok(())
+}
+
+fn has_dependencies(state: &State) -> bool {
+    let mut policies = state.policies.values();
+    policies.any(|policy| policy.spec.enabled && !policy.spec.dependencies.is_empty())
+}
+
+/// Nothing but dependencies is asked of a return, and of one that is forced nothing.
+fn check_return(state: &State, back: &Deployment, at: Timestamp) -> Result<(), Rejection> {
+    let told = rules::answers(state, back, at);
+    let missing = told.iter().filter(|told| !told.answer.is_allowed());
+    let missing: Vec<&str> = missing.map(|told| told.answer.why.as_str()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let origin = &back.origin;
+    let head = format!(
+        "scope \"{}\" cannot go back to {} {}",
+        origin.scope, origin.application, origin.version
+    );
+    let message = format!("{head}: {}", missing.join("; "));
+    Err(Rejection::new(Reason::StillNeeded, message))
 }
 
 /// The deployments that the answer of a command names: those that it made, or acted on.
@@ -61,7 +85,7 @@ pub fn made_by(reply: &Reply) -> &[DeploymentId] {
     }
 }
 
-/// Whether a command makes deployments other than returns, so that guardrails have a say.
+/// Whether a command makes deployments, a return among them, so that somebody has to be asked.
 pub fn makes_deployments(command: &Command) -> bool {
     match command {
         Command::CreateDeployments(_)
@@ -69,9 +93,9 @@ pub fn makes_deployments(command: &Command) -> bool {
         | Command::AddToGroup(_)
         | Command::StartScope(_)
         | Command::RestartScope(_) => true,
-        Command::ActOnDeployment(act) => act.verb == Verb::Retry,
+        Command::RollbackScope(_) => true,
+        Command::ActOnDeployment(act) => matches!(act.verb, Verb::Retry | Verb::Rollback),
         Command::ActOnGroup(_)
-        | Command::RollbackScope(_)
         | Command::PutObject(_)
         | Command::DeleteObject(_)
         | Command::CreateRelease(_)

@@ -33,7 +33,7 @@ pub fn answer(state: &State, back: &Deployment, now: Timestamp) -> Answer {
     Answer::pending(
         missing.join("; "),
         None,
-        "another version there, or `tidegate scope rollback --force` with a reason",
+        "another version there, or `tidegate rollback --force` with a reason",
     )
 }
 
