@@ -2,7 +2,7 @@
 //!
 //! The core's rehearsal on a copy of the state, off the threads that serve: it may take seconds. One
 //! at a time, so that no number of askers keeps a coordinator from its work; it ends when its caller
-//! goes, and at last when it has worked for [`LONGEST`]. The leader answers: it knows which agents are
+//! goes, and at last when it has worked for `LONGEST`. The leader answers: it knows which agents are
 //! lost.
 
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::replica::View;
 /// Longest that hosts may be taken to need.
 const LONGEST_PACE: Span = Span::from_days(1);
 
-/// How long a plan waits for the ones before it. Together with [`LONGEST`] less than a relayed call
+/// How long a plan waits for the ones before it. Together with `LONGEST` less than a relayed call
 /// may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 

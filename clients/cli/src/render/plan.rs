@@ -140,11 +140,13 @@ fn members(output: Output, plan: &api::PlanResponse, full: bool, now_ms: u64) ->
             (start, end) => time::rough(end.saturating_sub(start)),
         };
         let first = member.waits.first().map_or_else(String::new, |wait| {
-            let until = match wait.until_ms {
-                0 => String::new(),
-                at => format!(", until {}", time::instant(at, now_ms)),
-            };
-            format!("{}{until}", time::told(&wait.why, now_ms))
+            let why = time::told(&wait.why, now_ms);
+            let until = time::instant(wait.until_ms, now_ms);
+            // Most reasons name the instant themselves.
+            match wait.until_ms == 0 || why.contains(&until) {
+                true => why,
+                false => format!("{why}, until {until}"),
+            }
         });
         table.toned([
             (Tone::Strong, member.scope.clone()),

@@ -14,7 +14,7 @@ use super::{Link, Table};
 use crate::command::{Actor, OnConflict};
 
 /// What a deployment was made with. Parts that many deployments have in common are held once; on the
-/// wire each stands there in full ([`super::packed`] writes snapshots).
+/// wire each stands there in full (`state/packed.rs` writes snapshots).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
