@@ -154,7 +154,7 @@ impl Context {
             .map_err(|rejection| status::from_rejection(&rejection))
     }
 
-    /// Whether guardrails let the deployments be that a command would make.
+    /// Whether guardrails, and at a return those who depend, let be what a command would make.
     async fn guard(&self, item: &Item) -> Result<(), Status> {
         if !makes_deployments(&item.command) {
             return Ok(());

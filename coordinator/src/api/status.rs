@@ -1,6 +1,7 @@
 //! Refusals as gRPC statuses: `google.rpc.ErrorInfo` with the stable reason, code and hint, and
 //! `google.rpc.BadRequest` with field paths; where several scopes are in the way,
-//! `google.rpc.PreconditionFailure` with one violation for each. Every answer that is not good goes through here.
+//! `google.rpc.PreconditionFailure` with one violation for each. Every answer that is not good goes
+//! through here.
 
 use std::collections::HashMap;
 

@@ -4,9 +4,8 @@
 //! [`log::LogStore`] is the trait that the Raft driver writes through; [`segment`] is the store of
 //! production and [`memory`] one for tests and simulations. Both pass `conformance`. Everything
 //! goes through [`disk::Disk`], so tests run the same code over a disk that tears and forgets.
-//! [`history`] keeps an
-//! embedded store's file, through the system alone. Only [`codec`] turns values into bytes and back; [`state`] is how a whole
-//! state lies in a snapshot.
+//! [`history`] keeps an embedded store's file, through the system alone. Only [`codec`] turns values
+//! into bytes and back; [`state`] is how a whole state lies in a snapshot.
 
 pub mod blobs;
 pub mod codec;

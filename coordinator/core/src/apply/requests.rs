@@ -72,10 +72,6 @@ pub(super) fn recall(state: &State, item: &Item) -> Recall {
         {
             Recall::Known(known.outcome.clone())
         }
-        // The planner leaves figures out of its key: the same move found due twice is one.
-        Some(known) if matches!(item.request, RequestKey::Planner(_)) => {
-            Recall::Known(known.outcome.clone())
-        }
         Some(known) => Recall::Refused(Rejection::new(
             Reason::RequestIdReused,
             format!(

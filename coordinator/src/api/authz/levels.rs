@@ -21,6 +21,10 @@ const AUTO_DEPLOY: (u32, &str) = (
     "scopes take releases by themselves (auto_deploy)",
 );
 const ROLES: (u32, &str) = (ROLES_LEVEL, "people have roles");
+const REVISIONS: (u32, &str) = (
+    REFERENCES_LEVEL,
+    "members are added to a group and decided at its revision (expected_revision)",
+);
 const RULE_ORDER: (u32, &str) = (
     REFERENCES_LEVEL,
     "gradual rollout rules have an order of their own (gradual_rollout.order)",
@@ -46,6 +50,8 @@ fn needed(command: &Command) -> Needed {
         Command::CreateToken(token) => (!token.roles.is_empty()).then_some(ROLES),
         Command::PutObject(put) => object(&put.spec),
         Command::CreateDeployments(wish) => strategy(&wish.overrides),
+        Command::AddToGroup(add) if add.expected_revision.is_some() => Some(REVISIONS),
+        Command::DecideGroup(decide) if decide.expected_revision.is_some() => Some(REVISIONS),
         Command::CreateGroup(_)
         | Command::ActOnGroup(_)
         | Command::AddToGroup(_)

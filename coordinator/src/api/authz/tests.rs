@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use prost::Message;
-use tidegate_coordinator_core::command::{CreateDeployments, CreateGroup, OnConflict};
+use tidegate_coordinator_core::command::{AddToGroup, CreateDeployments, CreateGroup, OnConflict};
 use tidegate_coordinator_core::people::{Place, ROLES_LEVEL};
 use tidegate_coordinator_core::policy::REFERENCES_LEVEL;
 use tidegate_coordinator_core::state::{
@@ -314,6 +314,17 @@ fn below_the_level_of_roles_everybody_may_and_new_commands_wait() {
         refused.message.contains("from cluster level 4 on"),
         "{refused}"
     );
+    let add = |revision: Option<u64>| {
+        let add = AddToGroup {
+            group: "01ARZ3NDEKTSV4RRFFQ69G5FAV".parse().unwrap(),
+            scopes: vec![name("s")],
+            expected_revision: revision,
+        };
+        levels::is_understood(&state, &Command::AddToGroup(add))
+    };
+    assert!(add(None).is_ok());
+    let refused = add(Some(7)).unwrap_err();
+    assert!(refused.message.contains("expected_revision"), "{refused}");
     Arc::make_mut(state.cluster.as_mut().unwrap()).level = REFERENCES_LEVEL;
     assert!(may(&state, ordered).is_ok());
 }
