@@ -14,13 +14,13 @@ use tidegate_coordinator_core::{Entry, Item, Outcome};
 use tidegate_proto::peer::v1::{ProposeReply, ProposeRequest, propose_reply};
 use tidegate_shared::error::Reason;
 use tidegate_shared::time::Timestamp;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::raft::driver::RaftHandle;
+use crate::raft::driver::{Proposed, RaftHandle};
 use crate::raft::transport::PeerClients;
 use crate::raft::{Fate, RaftStatus, Role};
 use crate::replica::{View, Views};
@@ -32,8 +32,12 @@ pub const PROPOSE_LIMIT: Duration = Duration::from_secs(5);
 pub const MAX_ENTRY_BYTES: usize = 1024 * 1024;
 const QUEUE_JOBS: usize = 16 * 1024;
 const ENTRY_ITEMS: usize = 512;
-/// Entries of this node that may be on their way at once: few, so that commands gather.
+/// Entries of this node that may be on their way at once.
 const ENTRIES_AT_ONCE: usize = 4;
+/// An entry waits this long at most for those before it, so that commands gather: each entry costs
+/// every member the same, whether it holds one command or hundreds. Where members are far from each
+/// other, several are under way.
+const GATHER: Duration = Duration::from_millis(5);
 const FORWARDS_AT_ONCE: usize = 4;
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -208,6 +212,7 @@ impl Proposer {
             time: time.clone(),
             again,
             entries: Arc::new(Semaphore::new(ENTRIES_AT_ONCE)),
+            settled: Arc::default(),
             forwards: Arc::new(Semaphore::new(FORWARDS_AT_ONCE)),
             stop: parts.stop.clone(),
         };
@@ -402,6 +407,8 @@ struct Door {
     time: Arc<LogTime>,
     again: mpsc::UnboundedSender<Job>,
     entries: Arc<Semaphore>,
+    /// An entry has met its fate.
+    settled: Arc<Notify>,
     forwards: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -416,6 +423,7 @@ enum Way {
 impl Door {
     async fn run(self, mut jobs: mpsc::Receiver<Job>, mut retries: mpsc::UnboundedReceiver<Job>) {
         let mut waiting: Vec<Job> = Vec::new();
+        let mut newest = Instant::now();
         loop {
             if waiting.is_empty() {
                 tokio::select! {
@@ -442,6 +450,10 @@ impl Door {
                 () = self.stop.cancelled() => break,
             };
             let Ok(slot) = slot else { break };
+            if matches!(way, Way::Log) {
+                self.gather(newest + GATHER).await;
+                newest = Instant::now();
+            }
             // While the slot was awaited more came: all of it goes along.
             while waiting.len() < ENTRY_ITEMS {
                 match retries.try_recv().or_else(|_| jobs.try_recv()) {
@@ -489,6 +501,17 @@ impl Door {
         }
     }
 
+    /// Until no entry is on its way but the one whose slot is held, or `limit`.
+    async fn gather(&self, limit: Instant) {
+        while self.entries.available_permits() + 1 < ENTRIES_AT_ONCE {
+            tokio::select! {
+                () = self.settled.notified() => {}
+                () = tokio::time::sleep_until(limit) => return,
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
     /// Until the lead or the view changes, for a short while.
     async fn wait_for_change(&self) -> Result<(), ()> {
         let mut status = self.status.clone();
@@ -529,12 +552,16 @@ impl Door {
                 continue;
             };
             if bytes.len() <= MAX_ENTRY_BYTES {
-                let fate = self.raft.propose(Bytes::from(bytes));
+                let fate = self.raft.propose(Proposed {
+                    data: Bytes::from(bytes),
+                    is_awaited: part.iter().any(|job| job.is_forwarded),
+                });
                 let door = self.clone();
                 let slot = slot.clone();
                 tokio::spawn(async move {
                     let fate = fate.await.unwrap_or(Fate::Unknown);
                     drop(slot);
+                    door.settled.notify_one();
                     door.settle(part, fate);
                 });
             } else if part.len() == 1 {

@@ -18,6 +18,7 @@ use crate::clock::Clock;
 use crate::entropy;
 use crate::propose::ProposeError;
 use crate::query::QueryError;
+use crate::raft::driver::Proposed;
 use crate::raft::peer_service::AskFuture;
 use crate::raft::snapshot::{read_state, write_state};
 use crate::raft::{Fate, MembershipChange, MembershipError, Role};
@@ -471,7 +472,11 @@ async fn a_node_that_stops_answers_everybody_first() {
 async fn raft_itself_takes_no_proposal_on_a_follower() {
     let cluster = TestCluster::of(3).await;
     let follower = cluster.follower().await;
-    let fate = cluster.node(follower).raft().propose(bytes::Bytes::new());
+    let nothing = Proposed {
+        data: bytes::Bytes::new(),
+        is_awaited: false,
+    };
+    let fate = cluster.node(follower).raft().propose(nothing);
     assert!(matches!(fate.await.unwrap(), Fate::NotLeader));
     cluster.stop().await;
 }

@@ -258,7 +258,7 @@ pub fn init(init: &Init, clock: &Clock) -> Result<PathBuf, SetupError> {
         items: vec![Item {
             actor: Actor::System,
             request: RequestKey::Client(RequestId::new(entropy::ulid(now.millis())?)),
-            command: Command::InitCluster(InitCluster {
+            command: Box::new(Command::InitCluster(InitCluster {
                 cluster,
                 trust_domain: init.trust_domain.clone(),
                 name: init.name.clone(),
@@ -266,7 +266,7 @@ pub fn init(init: &Init, clock: &Clock) -> Result<PathBuf, SetupError> {
                 ca: record,
                 admin: init.admin.clone(),
                 level: LEVEL,
-            }),
+            })),
         }],
     };
     let node = Identity {

@@ -97,11 +97,11 @@ pub(crate) fn due(state: &State, now: Timestamp) -> Vec<Item> {
         items.push(Item {
             actor: Actor::System,
             request: RequestKey::Planner(Digest::of(text.as_bytes())),
-            command: Command::AutoDeploy(AutoDeploy {
+            command: Box::new(Command::AutoDeploy(AutoDeploy {
                 scope: name.clone(),
                 revision: auto.revision,
                 ..decision
-            }),
+            })),
         });
     }
     items
@@ -303,7 +303,7 @@ impl<'a> Look<'a> {
             items: vec![Item {
                 actor: Actor::System,
                 request: RequestKey::Planner(Digest::of(b"rehearsal of auto_deploy")),
-                command,
+                command: Box::new(command),
             }],
         };
         let outcomes = apply(&mut copy, REHEARSAL, &entry);

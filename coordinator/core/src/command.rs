@@ -46,8 +46,9 @@ pub struct Item {
     pub actor: Actor,
     /// Remembered so that a retry answers the same.
     pub request: RequestKey,
-    /// What.
-    pub command: Command,
+    /// What. Behind a pointer, since entries of many commands are moved about a lot and commands
+    /// are of very different sizes.
+    pub command: Box<Command>,
 }
 
 /// What a retry is recognised by.

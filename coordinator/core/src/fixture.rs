@@ -287,7 +287,7 @@ impl World {
     pub(crate) fn action(&self) -> Option<Action> {
         let mut commands = self.plan().commands;
         assert!(commands.len() <= 1, "{commands:?}");
-        commands.pop().map(|item| match item.command {
+        commands.pop().map(|item| match *item.command {
             Command::Advance(advance) => advance.action,
             other => panic!("{other:?}"),
         })

@@ -337,7 +337,7 @@ fn rehearse(
     let item = Item {
         actor: Actor::System,
         request: RequestKey::Planner(Digest::of(b"rehearsal")),
-        command,
+        command: Box::new(command),
     };
     let entry = Entry {
         at: state.at,

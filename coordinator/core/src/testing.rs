@@ -87,7 +87,7 @@ pub fn deployed(level: u32) -> State {
         let item = Item {
             actor: Actor::User(Name::new("ann").unwrap()),
             request: RequestKey::Client(RequestId::derived(at, "testing", index, 0)),
-            command,
+            command: Box::new(command),
         };
         let items = vec![item];
         let applied = apply(&mut state, index, &Entry { at, items }).remove(0);

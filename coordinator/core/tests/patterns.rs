@@ -131,7 +131,7 @@ impl Story {
             items: vec![Item {
                 actor,
                 request,
-                command,
+                command: Box::new(command),
             }],
         };
         apply(&mut self.state, self.index, &entry)
@@ -295,7 +295,7 @@ impl Story {
                 return;
             }
             for item in due {
-                self.enter(item.actor, item.request, item.command).unwrap();
+                self.enter(item.actor, item.request, *item.command).unwrap();
             }
         }
         panic!("the planner does not rest");

@@ -138,7 +138,7 @@ impl Context {
         let item = Item {
             actor,
             request,
-            command,
+            command: Box::new(command),
         };
         self.may_give(std::slice::from_ref(&item))
             .await?

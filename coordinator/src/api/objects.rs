@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Context, allowed, authz, caller, convert, every, expected, paging, request_key, status,
 };
+use crate::replica::View;
 use crate::secrets;
 
 /// Most objects and deletions of one call.
@@ -127,13 +128,13 @@ impl ObjectsApi {
         let item = Item {
             actor,
             request: request_key(&message.request_id)?,
-            command: Command::PutObject(PutObject {
+            command: Box::new(Command::PutObject(PutObject {
                 name: name.clone(),
                 labels: convert::labels(message.labels)?,
                 spec,
                 expected_revision: expected(message.expected_revision),
                 must_not_exist: message.must_not_exist,
-            }),
+            })),
         };
         Ok(Wanted { item, kind, name })
     }
@@ -142,11 +143,11 @@ impl ObjectsApi {
         Ok(Item {
             actor,
             request: request_key(&message.request_id)?,
-            command: Command::DeleteObject(DeleteObject {
+            command: Box::new(Command::DeleteObject(DeleteObject {
                 kind: convert::kind(&message.kind)?,
                 name: convert::name("name", &message.name)?,
                 expected_revision: expected(message.expected_revision),
-            }),
+            })),
         })
     }
 
@@ -187,38 +188,37 @@ impl ObjectsApi {
         Ok((items, dry_run))
     }
 
-    /// Outcomes of commands, and a state that holds their effects; in a dry run one that is thrown
+    /// Outcomes of commands, and a view that holds their effects; in a dry run one that is thrown
     /// away.
     async fn answers(
         &self,
         items: Vec<Item>,
         dry_run: bool,
-    ) -> Result<(Vec<Outcome>, State), Status> {
+    ) -> Result<(Vec<Outcome>, Arc<View>), Status> {
         if !dry_run {
-            let (outcomes, view) = self.0.propose_and_see(items).await?;
-            return Ok((outcomes, view.state.clone()));
+            return self.0.propose_and_see(items).await;
         }
         // The same function on a copy.
         let may = self.0.may_give(&items).await?;
-        let view = self.0.read().await?;
-        let mut state = view.state.clone();
-        let at = state.at.max(self.0.now());
+        let mut view = View::clone(&*self.0.read().await?);
+        view.index += 1;
+        let at = view.state.at.max(self.0.now());
         let items = allowed(items, &may);
         let entry = Entry { at, items };
-        let applied = tidegate_coordinator_core::apply(&mut state, view.index + 1, &entry);
+        let applied = tidegate_coordinator_core::apply(&mut view.state, view.index, &entry);
         let outcomes = applied.into_iter().map(|one| one.outcome).collect();
-        Ok((every(may, outcomes), state))
+        Ok((every(may, outcomes), Arc::new(view)))
     }
 
     /// As [`Self::answers`], of one command.
-    async fn answer(&self, item: Item, dry_run: bool) -> Result<(Reply, State), Status> {
-        let (outcomes, state) = self.answers(vec![item], dry_run).await?;
+    async fn answer(&self, item: Item, dry_run: bool) -> Result<(Reply, Arc<View>), Status> {
+        let (outcomes, view) = self.answers(vec![item], dry_run).await?;
         let reply = outcomes
             .into_iter()
             .next()
             .ok_or_else(|| status::internal(&"a command without an outcome"))?
             .map_err(|rejection| status::from_rejection(&rejection))?;
-        Ok((reply, state))
+        Ok((reply, view))
     }
 }
 
@@ -232,9 +232,9 @@ impl Objects for ObjectsApi {
         let message = request.into_inner();
         let dry_run = message.dry_run;
         let Wanted { item, kind, name } = self.wanted(actor, message)?;
-        let (reply, state) = self.answer(item, dry_run).await?;
+        let (reply, view) = self.answer(item, dry_run).await?;
         Ok(Response::new(ApplyResponse {
-            object: convert::object_of(&state, kind, &name),
+            object: convert::object_of(&view.state, kind, &name),
             change: convert::change(&reply).into(),
         }))
     }

@@ -185,7 +185,7 @@ fn raise_level(state: &State) -> Option<Item> {
     Some(Item {
         actor: Actor::System,
         request: RequestKey::Planner(tidegate_shared::digest::Digest::of(text.as_bytes())),
-        command: Command::RaiseLevel(RaiseLevel { level: common }),
+        command: Box::new(Command::RaiseLevel(RaiseLevel { level: common })),
     })
 }
 

@@ -38,6 +38,7 @@ mod drain;
 mod pulse;
 mod status;
 mod wire;
+mod word;
 
 use cache::Cache;
 use drain::TracingDrain;
@@ -45,6 +46,7 @@ pub use pulse::Pulse;
 use wire::{
     conf_change, from_wire, length_of, membership_of, to_log_entry, to_raft_entry, to_wire_all,
 };
+use word::Word;
 
 /// Inputs from outside that may wait; more are refused.
 const MAX_WAITING: usize = 16 * 1024;
@@ -56,7 +58,7 @@ const MAX_COMMITTED_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What the Raft thread is told.
 enum Input {
-    Propose(Bytes, Ticket),
+    Propose(Proposed, Ticket),
     Change(
         MembershipChange,
         oneshot::Sender<Result<Mark, MembershipError>>,
@@ -78,6 +80,15 @@ enum Input {
     },
     Pulse(oneshot::Sender<()>),
     Stop,
+}
+
+/// An entry for the log.
+#[derive(Clone, Debug)]
+pub struct Proposed {
+    /// Encoded.
+    pub data: Bytes,
+    /// Whether somebody at a follower waits for its effect there.
+    pub is_awaited: bool,
 }
 
 /// Whether an input counts against [`MAX_WAITING`].
@@ -115,12 +126,12 @@ impl RaftHandle {
         self.sender.send(input).is_ok()
     }
 
-    /// Puts an encoded entry into the log, if this node leads. Its fate comes by the receiver; a
-    /// closed receiver means [`Fate::Unknown`].
+    /// Puts an entry into the log, if this node leads. Its fate comes by the receiver; a closed
+    /// receiver means [`Fate::Unknown`].
     #[must_use]
-    pub fn propose(&self, data: Bytes) -> oneshot::Receiver<Fate> {
+    pub fn propose(&self, entry: Proposed) -> oneshot::Receiver<Fate> {
         let (ticket, fate) = oneshot::channel();
-        self.send(Input::Propose(data, ticket));
+        self.send(Input::Propose(entry, ticket));
         fate
     }
 
@@ -263,6 +274,7 @@ struct Driver {
     persisted: u64,
     applied: Mark,
     membership: Membership,
+    word: Word,
     skewed: bool,
     was_leader: bool,
     stopping: bool,
@@ -302,6 +314,7 @@ impl Driver {
             batch_append: true,
             max_uncommitted_size: MAX_UNCOMMITTED_BYTES,
             max_committed_size_per_ready: MAX_COMMITTED_BYTES,
+            skip_bcast_commit: true,
             ..Config::default()
         };
         let logger = slog::Logger::root(TracingDrain, slog::o!());
@@ -317,6 +330,7 @@ impl Driver {
             persisted: 0,
             applied,
             membership,
+            word: Word::default(),
             skewed: false,
             was_leader: false,
             stopping: false,
@@ -343,7 +357,10 @@ impl Driver {
                 self.tick();
                 None
             } else {
-                match self.input.receiver.recv_timeout(next_tick - now) {
+                let until = self
+                    .tell_commit(now)
+                    .map_or(next_tick, |due| due.min(next_tick));
+                match self.input.receiver.recv_timeout(until - now) {
                     Ok(input) => Some(input),
                     Err(mpsc::RecvTimeoutError::Timeout) => continue,
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
@@ -404,7 +421,7 @@ impl Driver {
             self.input.waiting.fetch_sub(1, Ordering::AcqRel);
         }
         match input {
-            Input::Propose(data, ticket) => self.propose(data, ticket),
+            Input::Propose(entry, ticket) => self.propose(entry, ticket),
             Input::Change(change, reply) => {
                 reply.send(self.change(change)).ok();
             }
@@ -450,7 +467,7 @@ impl Driver {
         }
     }
 
-    fn propose(&mut self, data: Bytes, ticket: Ticket) {
+    fn propose(&mut self, proposed: Proposed, ticket: Ticket) {
         // A follower would forward it silently and lose sight of it; we forward ourselves.
         if self.raw.raft.state != StateRole::Leader {
             ticket.send(Fate::NotLeader).ok();
@@ -459,8 +476,9 @@ impl Driver {
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.parts.node_id;
-        let entry = wire::commands_entry(data);
+        let entry = wire::commands_entry(proposed.data);
         message.set_entries(vec![entry].into());
+        let committed = self.raw.raft.raft_log.committed;
         if self.raw.step(message).is_err() {
             let fate = if self.raw.raft.lead_transferee.is_some() {
                 Fate::NotLeader
@@ -471,8 +489,12 @@ impl Driver {
             return;
         }
         let raft = &self.raw.raft;
-        self.tickets
-            .insert(raft.raft_log.last_index(), (raft.term, ticket));
+        let index = raft.raft_log.last_index();
+        self.word.went_along(committed);
+        if proposed.is_awaited {
+            self.word.is_awaited(index);
+        }
+        self.tickets.insert(index, (raft.term, ticket));
     }
 
     fn change(&mut self, change: MembershipChange) -> Result<Mark, MembershipError> {

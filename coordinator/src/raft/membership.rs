@@ -222,7 +222,7 @@ impl Members {
         let item = Item {
             actor,
             request,
-            command,
+            command: Box::new(command),
         };
         self.proposer.propose(item).await
     }
@@ -251,7 +251,7 @@ impl Members {
         let item = Item {
             actor,
             request,
-            command: Command::RemoveMember(MemberId { node: node_id }),
+            command: Box::new(Command::RemoveMember(MemberId { node: node_id })),
         };
         self.proposer
             .propose(item)

@@ -145,7 +145,7 @@ pub(super) fn item(command: Command) -> Item {
     Item {
         actor: Actor::System,
         request: RequestKey::Client(RequestId::new(entropy::ulid(now).unwrap())),
-        command,
+        command: Box::new(command),
     }
 }
 

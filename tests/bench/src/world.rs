@@ -187,7 +187,7 @@ impl World {
         Item {
             actor: self.person.clone(),
             request: RequestKey::Client(id),
-            command,
+            command: Box::new(command),
         }
     }
 

@@ -94,7 +94,7 @@ pub(crate) fn checked(state: &State, now: Timestamp, item: &Item) -> Result<(), 
         return Ok(());
     }
     guard(state, u64::MAX / 2, now, item)?;
-    let Command::PutObject(PutObject { name, spec, .. }) = &item.command else {
+    let Command::PutObject(PutObject { name, spec, .. }) = &*item.command else {
         return Ok(());
     };
     let ObjectSpec::Policy(policy) = spec else {

@@ -200,7 +200,7 @@ impl World {
         let item = Item {
             actor,
             request,
-            command,
+            command: Box::new(command),
         };
         if let Err(refused) = manage::checked(&self.state, self.now, &item) {
             return Ok(Err(refused));
@@ -702,7 +702,7 @@ impl World {
         let some = !planned.commands.is_empty();
         for item in planned.commands {
             let text = format!("{:?}", item.command);
-            let outcome = self.enter(item.actor, item.request, item.command)?;
+            let outcome = self.enter(item.actor, item.request, *item.command)?;
             match outcome {
                 Ok(_) => {}
                 // A second command of one round on the same deployment; planned again in the next.

@@ -108,7 +108,10 @@ fn refuse(
     item: &Item,
     rejection: Rejection,
 ) -> Applied {
-    let planned = matches!(item.command, Command::Advance(_) | Command::AdvanceGroup(_));
+    let planned = matches!(
+        *item.command,
+        Command::Advance(_) | Command::AdvanceGroup(_)
+    );
     let silent = planned && rejection.reason == Reason::Stale;
     let events = if silent {
         Vec::new()

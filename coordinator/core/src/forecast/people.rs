@@ -143,7 +143,7 @@ impl Run<'_> {
         let item = Item {
             actor: self.question.actor.clone(),
             request: self.key(verb.as_str()),
-            command,
+            command: Box::new(command),
         };
         self.enter(item).is_ok()
     }

@@ -142,7 +142,7 @@ impl<'a> Run<'a> {
         let reply = self.enter(Item {
             actor: self.question.actor.clone(),
             request: self.key("the command"),
-            command: self.question.command.clone(),
+            command: Box::new(self.question.command.clone()),
         })?;
         let ids = match reply {
             Reply::Deployments(ids)
@@ -333,14 +333,14 @@ impl<'a> Run<'a> {
 
     pub(super) fn enter(&mut self, item: Item) -> Outcome {
         self.index += 1;
-        if let Command::Advance(advance) = &item.command
+        if let Command::Advance(advance) = &*item.command
             && matches!(advance.action, Action::Start { .. })
         {
             self.note_windows(advance.deployment);
         }
-        let about = if let Command::Advance(advance) = &item.command {
+        let about = if let Command::Advance(advance) = &*item.command {
             Some(advance.deployment)
-        } else if let Command::ActOnDeployment(act) = &item.command {
+        } else if let Command::ActOnDeployment(act) = &*item.command {
             Some(act.deployment)
         } else {
             None

@@ -341,11 +341,11 @@ fn item(deployment: &Deployment, action: Action) -> Item {
     Item {
         actor: Actor::System,
         request: RequestKey::Planner(fingerprint(deployment, &action)),
-        command: Command::Advance(Advance {
+        command: Box::new(Command::Advance(Advance {
             deployment: deployment.id,
             revision: deployment.meta.revision,
             action,
-        }),
+        })),
     }
 }
 

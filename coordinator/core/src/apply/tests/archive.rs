@@ -348,7 +348,7 @@ proptest! {
                 Actor::System => RequestKey::Planner(Digest::of(&world.index.to_be_bytes())),
                 _ => RequestKey::Client(RequestId::derived(world.now, "random", world.index, 0)),
             };
-            let item = Item { actor, request, command };
+            let item = Item { actor, request, command: Box::new(command) };
             let entry = Entry { at: world.now, items: vec![item] };
             let lean = apply(&mut world.state, world.index, &entry).remove(0);
             let kept = apply(&mut whole, world.index, &entry).remove(0);

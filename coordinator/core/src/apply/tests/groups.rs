@@ -113,11 +113,11 @@ impl Groups {
         let item = Item {
             actor: Actor::System,
             request: RequestKey::Planner(Digest::of(key.as_bytes())),
-            command: Command::AdvanceGroup(AdvanceGroup {
+            command: Box::new(Command::AdvanceGroup(AdvanceGroup {
                 group: self.group,
                 revision,
                 action,
-            }),
+            })),
         };
         self.world.apply(item).outcome
     }

@@ -334,7 +334,7 @@ proptest! {
                 Actor::System => RequestKey::Planner(Digest::of(&world.index.to_be_bytes())),
                 _ => RequestKey::Client(RequestId::derived(world.now, "random", world.index, 0)),
             };
-            let item = Item { actor, request, command };
+            let item = Item { actor, request, command: Box::new(command) };
             let entry = Entry { at: world.now, items: vec![item.clone(), item] };
             let before = world.state.clone();
             let applied = apply(&mut world.state, world.index, &entry);

@@ -23,7 +23,7 @@ fn a_request_is_done_once() {
     assert!(second.events.is_empty());
     assert_eq!(world.state, before);
     let mut other = item.clone();
-    other.command = create_release("9.0.1");
+    other.command = Box::new(create_release("9.0.1"));
     let reused = world.apply(other).outcome.unwrap_err();
     assert_eq!(reused.reason, Reason::RequestIdReused);
     world.wait(Span::from_hours(24) + Span::from_millis(1));
@@ -40,7 +40,7 @@ fn refusals_are_remembered_too_and_times_are_bounded() {
     let early = world.apply(item.clone()).outcome.unwrap_err();
     assert_eq!(early.reason, Reason::FromTheFuture);
     world.now = world.now + Span::from_hours(1);
-    item.command = super::world::stop(false);
+    item.command = Box::new(super::world::stop(false));
     let refused = world.apply(item.clone()).outcome.unwrap_err();
     let events = world.state.events.len();
     assert_eq!(world.apply(item).outcome.unwrap_err(), refused);

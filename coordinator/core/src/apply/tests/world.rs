@@ -155,7 +155,7 @@ impl World {
         Item {
             actor,
             request: RequestKey::Client(id),
-            command,
+            command: Box::new(command),
         }
     }
 
@@ -240,11 +240,11 @@ impl World {
         let item = Item {
             actor: Actor::System,
             request: RequestKey::Planner(Digest::of(format!("{id} {revision} {index}").as_bytes())),
-            command: Command::Advance(Advance {
+            command: Box::new(Command::Advance(Advance {
                 deployment: id,
                 revision,
                 action,
-            }),
+            })),
         };
         self.apply(item).outcome
     }

@@ -20,13 +20,13 @@ fn many(sim: &mut Sim, count: u32) -> Vec<String> {
     let items = (0_u64..).zip(&names).map(|(number, scope)| Item {
         actor: Actor::User(name("ann")),
         request: RequestKey::Client(RequestId::derived(sim.now, "many", number, 0)),
-        command: Command::PutObject(PutObject {
+        command: Box::new(Command::PutObject(PutObject {
             name: name(scope),
             labels: BTreeMap::new(),
             spec: ObjectSpec::from_json(Kind::Scope, &scope_spec(1, &port(number))).unwrap(),
             expected_revision: None,
             must_not_exist: false,
-        }),
+        })),
     });
     let entry = Entry {
         at: sim.now,

@@ -464,10 +464,10 @@ fn item(group: &Group, action: GroupAction) -> Item {
     Item {
         actor: Actor::System,
         request: RequestKey::Planner(Digest::of(text.as_bytes())),
-        command: Command::AdvanceGroup(AdvanceGroup {
+        command: Box::new(Command::AdvanceGroup(AdvanceGroup {
             group: group.id,
             revision: group.meta.revision,
             action,
-        }),
+        })),
     }
 }

@@ -69,7 +69,7 @@ fn the_newest_that_may_start_does() {
     world.scope(|scope| scope.waiting.push(id));
     let plan = world.plan();
     assert_eq!(plan.commands.len(), 1);
-    let Command::Advance(advance) = &plan.commands[0].command else {
+    let Command::Advance(advance) = &*plan.commands[0].command else {
         panic!("{plan:?}");
     };
     assert_eq!(advance.deployment, id);

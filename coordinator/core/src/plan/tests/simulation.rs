@@ -145,7 +145,7 @@ impl Sim {
         self.apply(Item {
             actor: Actor::User(who.clone()),
             request: RequestKey::Client(request),
-            command,
+            command: Box::new(command),
         })
     }
 
