@@ -14,6 +14,7 @@ use tidegate_agent_core::guard::LatchedGuards;
 use tidegate_agent_core::place::{InstanceKey, PlaceKey};
 use tidegate_agent_core::retention::KeptRelease;
 use tidegate_shared::assignment::{Assignment, Assignments};
+use tidegate_shared::cbor;
 
 use crate::files;
 
@@ -146,7 +147,7 @@ impl Ledger {
 fn encode(ledger: &Ledger) -> io::Result<Vec<u8>> {
     let mut bytes = MAGIC.to_vec();
     bytes.push(VERSION);
-    ciborium::into_writer(ledger, &mut bytes).map_err(io::Error::other)?;
+    cbor::write(ledger, &mut bytes).map_err(io::Error::other)?;
     let crc = crc32fast::hash(&bytes);
     bytes.extend(crc.to_be_bytes());
     Ok(bytes)
@@ -161,8 +162,9 @@ fn decode(bytes: &[u8]) -> Result<Ledger, String> {
     }
     let rest = body.strip_prefix(MAGIC).ok_or("it is not a ledger")?;
     match rest.split_first() {
-        Some((&VERSION, cbor)) => {
-            ciborium::from_reader(cbor).map_err(|error| format!("it cannot be read: {error}"))
+        Some((&VERSION, body)) => {
+            let read = cbor::read(body).map_err(|error| format!("it cannot be read: {error}"));
+            read.map(|(ledger, _)| ledger)
         }
         Some((version, _)) => Err(format!("its version {version} is unknown to this program")),
         None => Err("it is empty".to_owned()),

@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tidegate_shared::cbor;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::secret::Secret;
 use zeroize::Zeroizing;
@@ -162,7 +163,7 @@ fn seal(key: &[u8], values: &BTreeMap<Digest, Secret>) -> io::Result<Vec<u8>> {
         .map(|(version, value)| (version, value.expose()))
         .collect();
     let mut bytes = Zeroizing::new(Vec::new());
-    ciborium::into_writer(&plain, &mut *bytes).map_err(io::Error::other)?;
+    cbor::write(&plain, &mut *bytes).map_err(io::Error::other)?;
     let mut nonce = [0; NONCE_LEN];
     random(&mut nonce)?;
     let failed = || io::Error::other("the secrets cannot be sealed");
@@ -194,8 +195,8 @@ fn open(key: &[u8], bytes: &[u8]) -> Result<BTreeMap<Digest, Secret>, String> {
             &mut bytes,
         )
         .map_err(|_| wrong)?;
-    let values: BTreeMap<Digest, String> =
-        ciborium::from_reader(&*plain).map_err(|_| "its content makes no sense")?;
+    let (values, _): (BTreeMap<Digest, String>, usize) =
+        cbor::read(plain).map_err(|_| "its content makes no sense")?;
     let values = values.into_iter();
     Ok(values.map(|(v, text)| (v, Secret::new(text))).collect())
 }

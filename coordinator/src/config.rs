@@ -254,7 +254,7 @@ impl Config {
             advertise,
             health: HealthListen::default(),
             certificate_life: CertificateLife::default(),
-            tick: Span::from_millis(30),
+            tick: Span::from_millis(25),
             snapshot_entries: 10_000,
             lost_after: Span::from_secs(30),
             sessions_per_second: 300,

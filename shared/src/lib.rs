@@ -8,6 +8,7 @@
 pub mod archive;
 pub mod assignment;
 pub mod audit;
+pub mod cbor;
 pub mod decimal;
 pub mod digest;
 pub mod error;

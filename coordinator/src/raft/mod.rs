@@ -148,7 +148,7 @@ pub struct CommittedEntry {
 /// How Raft runs on this node.
 #[derive(Clone, Debug)]
 pub struct RaftSettings {
-    /// Length of a tick; 30 ms as shipped. At least 5 ms.
+    /// Length of a tick; 25 ms as shipped. At least 5 ms.
     pub tick: Duration,
     /// Ticks without a leader before an election; twice as many at most, by chance.
     pub election_ticks: usize,
@@ -165,7 +165,7 @@ pub struct RaftSettings {
 impl Default for RaftSettings {
     fn default() -> RaftSettings {
         RaftSettings {
-            tick: Duration::from_millis(30),
+            tick: Duration::from_millis(25),
             election_ticks: 10,
             heartbeat_ticks: 1,
             snapshot_entries: 10_000,

@@ -52,14 +52,10 @@ pub fn read(mut reader: impl Read + Send) -> Result<State, CodecError> {
     if first[0] == PIECES {
         return read_pieces(reader);
     }
-    let state = codec::decode_from((&first[..]).chain(&mut reader))?;
-    let rest = std::io::copy(&mut reader, &mut std::io::sink());
-    match rest.map_err(|error| CodecError::Malformed(error.to_string()))? {
-        0 => Ok(state),
-        rest => Err(CodecError::Trailing(
-            usize::try_from(rest).unwrap_or(usize::MAX),
-        )),
-    }
+    let mut bytes = first.to_vec();
+    let read = reader.read_to_end(&mut bytes);
+    read.map_err(|error| CodecError::Malformed(error.to_string()))?;
+    codec::decode(&bytes)
 }
 
 /// One thread reads pieces while this one puts them in their places.

@@ -183,7 +183,7 @@ pub fn verify_chain_from<'a>(
 /// SHA-256 over the CBOR of a value.
 pub fn canonical_digest<T: Serialize>(value: &T) -> Digest {
     let mut bytes = Vec::with_capacity(1024);
-    match ciborium::into_writer(value, &mut bytes) {
+    match crate::cbor::write(value, &mut bytes) {
         Ok(()) => Digest::of(&bytes),
         // Writing plain values into memory does not fail.
         Err(_) => Digest::ZERO,

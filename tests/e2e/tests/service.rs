@@ -186,7 +186,7 @@ fn daemons_tell_their_manager_how_they_are() -> anyhow::Result<()> {
     let file = Path::new(&data).join("coordinator.toml");
     coordinator.live("node 1, leads, term", || {
         edit(&file, "filter = \"info\"", "filter = \"debug\"")?;
-        edit(&file, "tick = \"30ms\"", "tick = \"40ms\"")
+        edit(&file, "tick = \"25ms\"", "tick = \"40ms\"")
     })?;
     ensure!(
         coordinator.log().contains("raft.tick"),

@@ -34,10 +34,10 @@ const OURS: &[(&str, &[&str])] = &[
 /// Third-party crates that the pure crates may use: none of them can reach a clock, a disk, a
 /// socket or a thread.
 const PURE: &[&str] = &[
+    "cbor4ii",
     "cel",
     "chrono",
     "chrono-tz",
-    "ciborium",
     "hex",
     "imbl",
     "schemars",

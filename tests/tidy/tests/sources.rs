@@ -108,7 +108,7 @@ fn only_the_storage_names_its_engine_and_serializer() {
     let words = [
         ("raft_engine", "the log store is behind a trait"),
         ("redb", "the history store is behind a trait"),
-        ("ciborium", "storage/codec.rs is the only serializer"),
+        ("cbor::", "storage/codec.rs is the only serializer"),
         ("crc32fast", "checksums are the storage's"),
     ];
     report(

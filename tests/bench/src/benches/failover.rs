@@ -53,7 +53,7 @@ pub(super) async fn run(effort: Effort) -> anyhow::Result<Report> {
     let third = 1.0 / 3.0;
     let figures = vec![
         pair(&ours.killed, &theirs.killed).figure(
-            "leader killed until the next write, tick 30 ms",
+            "leader killed until the next write, tick 25 ms",
             "ms",
             lower,
             "etcd",

@@ -13,7 +13,7 @@ mod rollback;
 mod state;
 
 /// Time of one tick of Raft as Tidegate ships it; an election begins after ten of them.
-const DEFAULT_TICK: &str = "30ms";
+const DEFAULT_TICK: &str = "25ms";
 
 /// A bench by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Ended deployments leave the state: what stays, what it costs, and that no decision changes.
 
 use proptest::prelude::*;
+use tidegate_shared::cbor;
 use tidegate_shared::digest::Digest;
 use tidegate_shared::error::Reason;
 use tidegate_shared::id::{DeploymentId, RequestId};
@@ -212,7 +213,7 @@ fn the_state_does_not_grow_with_what_has_ended() {
             requests: Default::default(),
             ..state.clone()
         };
-        ciborium::into_writer(&bare, &mut bytes).unwrap();
+        cbor::write(&bare, &mut bytes).unwrap();
         bytes.len()
     };
     let many = wanted(option_env!("TIDEGATE_ENDED"), 300);
@@ -372,8 +373,8 @@ proptest! {
             assert_nothing_lost(&whole, &world.state, &history);
         }
         let mut bytes = Vec::new();
-        ciborium::into_writer(&world.state, &mut bytes).unwrap();
-        let read: State = ciborium::from_reader(bytes.as_slice()).unwrap();
+        cbor::write(&world.state, &mut bytes).unwrap();
+        let (read, _): (State, usize) = cbor::read(&bytes).unwrap();
         prop_assert_eq!(read, world.state);
     }
 }
