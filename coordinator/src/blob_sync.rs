@@ -20,6 +20,7 @@ use tower::ServiceExt;
 use crate::api::Context;
 use crate::pace::{self, Broken, Pace, Progress};
 use crate::raft::peer_service::{AskFuture, AskHandler};
+use crate::replica::Glimpses;
 use crate::storage::blobs::BlobError;
 use crate::storage::codec;
 use crate::storage::data_dir::Peer;
@@ -34,6 +35,8 @@ pub const PASSED_ON: &str = "tidegate-passed-on";
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 const ASK_LIMIT: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Between two looks at the releases.
+const REST: Duration = Duration::from_millis(20);
 
 /// Which coordinators hold which blobs.
 #[derive(Debug, Default)]
@@ -299,18 +302,16 @@ pub async fn spread(
 /// Fetches what is missing here, and on the leader finishes releases whose blobs have arrived;
 /// until the node stops.
 pub async fn catch_up(context: Arc<Context>, client: BlobClient) {
-    let mut views = context.query.views();
+    let mut views = Glimpses::new(context.query.views(), REST);
     let mut timer = tokio::time::interval(LOOK_EVERY);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut seen = None;
     loop {
         tokio::select! {
             _ = timer.tick() => {}
-            changed = views.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let releases = views.borrow_and_update().state.releases.clone();
+            next = views.next() => {
+                let Ok(view) = next else { return };
+                let releases = view.state.releases.clone();
                 if seen.as_ref().is_some_and(|seen| releases.ptr_eq(seen)) {
                     continue;
                 }

@@ -64,7 +64,7 @@ use crate::leader::{self, Live, planner};
 use crate::port_holder;
 use crate::raft::driver::Pulse;
 use crate::raft::{OnFatal, RaftSettings};
-use crate::replica::View;
+use crate::replica::{Glimpses, View};
 use crate::replication::{Replication, ReplicationConfig};
 use crate::setup::{self, KEY_FILE, LEVEL, SetupError};
 use crate::storage::blobs::Blobs;
@@ -76,6 +76,8 @@ const MAX_REQUEST: usize = 8 * 1024 * 1024;
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// How long a newcomer's connection lasts.
 const ENROLL_CONNECTION: Duration = Duration::from_secs(20);
+/// Between two looks at whether this node was taken out.
+const OUT_REST: Duration = Duration::from_millis(100);
 /// How long a stop waits for another member to lead.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
@@ -258,17 +260,24 @@ impl Node {
     /// taken out while it is cut off does not hear of it and goes on looking for a leader.
     pub async fn removed(&self) {
         let own = self.context.identity.node_id;
-        let mut views = self.context.query.views();
-        let is_out = |view: &Arc<View>| {
+        let views = self.context.query.views();
+        let is_out = |view: &View| {
             let cluster = view.state.cluster.as_ref();
             cluster.is_some_and(|cluster| {
                 cluster.next_node > own && !cluster.members.contains_key(&own)
             })
         };
-        if views.wait_for(is_out).await.is_err() {
-            // The replica has ended, which is told elsewhere.
-            std::future::pending().await
+        if is_out(&views.borrow()) {
+            return;
         }
+        let mut views = Glimpses::new(views, OUT_REST);
+        while let Ok(view) = views.next().await {
+            if is_out(&view) {
+                return;
+            }
+        }
+        // The replica has ended, which is told elsewhere.
+        std::future::pending().await
     }
 
     /// Hands the lead over, closes every stream, then the log.

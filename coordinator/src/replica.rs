@@ -4,13 +4,16 @@
 //! history, publishes a new read view, and only then answers those who wait, so whoever was
 //! answered finds the effect in the view. A read view is an O(1) clone; readers never block applying.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tidegate_coordinator_core::{Applied, Entry, Event, Outcome, State};
 use tidegate_shared::time::Timestamp;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Sleep;
 
 use crate::raft::driver::RaftHandle;
 use crate::raft::snapshot::{Snapshotter, StartError, read_state};
@@ -39,6 +42,42 @@ pub struct View {
 
 /// The newest view, always.
 pub type Views = watch::Receiver<Arc<View>>;
+
+/// Views for those who need not see every one: the next at once, and then none for a while. Waking
+/// everybody for each of thousands of entries a second would cost more than applying them.
+#[derive(Debug)]
+pub struct Glimpses {
+    views: Views,
+    rest: Duration,
+    resting: Option<Pin<Box<Sleep>>>,
+}
+
+impl Glimpses {
+    /// At most one in each `rest`.
+    #[must_use]
+    pub fn new(views: Views, rest: Duration) -> Glimpses {
+        Glimpses {
+            views,
+            rest,
+            resting: None,
+        }
+    }
+
+    /// The newest view, once there is one that was not given yet. May be dropped while it waits:
+    /// nothing is missed.
+    ///
+    /// # Errors
+    /// The replica has ended.
+    pub async fn next(&mut self) -> Result<Arc<View>, watch::error::RecvError> {
+        if let Some(resting) = &mut self.resting {
+            resting.as_mut().await;
+            self.resting = None;
+        }
+        self.views.changed().await?;
+        self.resting = Some(Box::pin(tokio::time::sleep(self.rest)));
+        Ok(self.views.borrow_and_update().clone())
+    }
+}
 
 /// What one entry did. Entries without events are published too, so indexes have no gaps but
 /// those of membership changes and of a snapshot's installation.
@@ -262,6 +301,50 @@ mod tests {
             events_leave,
             ..Applied::default()
         }
+    }
+
+    fn view(index: u64) -> Arc<View> {
+        Arc::new(View {
+            state: State::default(),
+            index,
+            term: 1,
+            membership: Membership::default(),
+        })
+    }
+
+    /// Asks once and gives up if nothing is there yet.
+    async fn glance(glimpses: &mut Glimpses) -> Option<u64> {
+        tokio::select! {
+            biased;
+            view = glimpses.next() => Some(view.unwrap().index),
+            () = std::future::ready(()) => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_glimpse_there_is_none_for_a_while() {
+        let (sender, views) = watch::channel(view(0));
+        let mut glimpses = Glimpses::new(views, Duration::from_hours(1));
+        assert_eq!(glance(&mut glimpses).await, None);
+        sender.send_replace(view(1));
+        assert_eq!(glance(&mut glimpses).await, Some(1));
+        sender.send_replace(view(2));
+        assert_eq!(glance(&mut glimpses).await, None);
+    }
+
+    #[tokio::test]
+    async fn the_last_view_is_never_missed_whoever_gives_up_waiting() {
+        let (sender, views) = watch::channel(view(0));
+        let mut glimpses = Glimpses::new(views, Duration::from_millis(1));
+        for index in 1..20 {
+            sender.send_replace(view(index - 1));
+            sender.send_replace(view(index));
+            while glance(&mut glimpses).await != Some(index) {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(sender);
+        assert!(glimpses.next().await.is_err());
     }
 
     #[test]

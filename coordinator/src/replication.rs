@@ -205,6 +205,7 @@ impl Replication {
             config.raft.clone(),
             raft.clone(),
             config.on_fatal.clone(),
+            identity.node_id,
             mark.index,
         );
         let (written, on_fatal) = (history.clone(), config.on_fatal.clone());

@@ -33,9 +33,11 @@ use crate::api::authn::Caller;
 use crate::api::convert::link;
 use crate::api::{Context, caller, status};
 use crate::ca::Subject;
-use crate::replica::View;
+use crate::replica::{Glimpses, View};
 use crate::secrets;
 
+/// Between two looks at the state: a wish reaches its agent within it.
+const REST: Duration = Duration::from_millis(10);
 /// The first message must come so soon.
 const HELLO_LIMIT: Duration = Duration::from_secs(10);
 /// An agent that takes nothing for so long is sent away.
@@ -259,7 +261,7 @@ impl Session {
     }
 
     async fn serve(&mut self, up: &mut Streaming<Up>, registered: &Registered) -> End {
-        let mut views = self.context.query.views();
+        let mut views = Glimpses::new(self.context.query.views(), REST);
         let mut lease = self.context.sessions.lease();
         lease.mark_unchanged();
         let mut first = Some(first_read(self.context.clone()));
@@ -284,11 +286,8 @@ impl Session {
                     alone.set(tokio::time::sleep(patience));
                     self.begin(&view).await
                 }
-                changed = views.changed() => match changed {
-                    Ok(()) => {
-                        let view = views.borrow_and_update().clone();
-                        self.follow(&view.state, first.is_none()).await
-                    }
+                next = views.next() => match next {
+                    Ok(view) => self.follow(&view.state, first.is_none()).await,
                     Err(_) => Err(stopping()),
                 },
                 stamp = next_stamp(&mut lease) => {

@@ -155,7 +155,10 @@ pub struct Snapshotter {
 }
 
 impl Snapshotter {
-    /// A node whose newest snapshot ends with entry `newest`.
+    /// Node `node_id`, whose newest snapshot ends with entry `newest`.
+    ///
+    /// Members apply the same entries at about the same time. They begin to count at different
+    /// thirds, so that not all of them write a snapshot at once and a majority goes on undisturbed.
     #[must_use]
     pub fn new(
         store: SnapshotStore,
@@ -163,9 +166,13 @@ impl Snapshotter {
         settings: RaftSettings,
         raft: RaftHandle,
         on_fatal: OnFatal,
+        node_id: u64,
         newest: u64,
     ) -> Snapshotter {
+        let third = node_id % 3;
         Snapshotter {
+            entries: settings.snapshot_entries / 3 * third,
+            bytes: settings.snapshot_bytes / 3 * third,
             store,
             history,
             settings,
@@ -173,8 +180,6 @@ impl Snapshotter {
             on_fatal,
             is_writing: Arc::new(AtomicBool::new(false)),
             newest,
-            entries: 0,
-            bytes: 0,
         }
     }
 

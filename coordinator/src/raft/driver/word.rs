@@ -5,6 +5,7 @@
 //! is on its way before long. So the leader waits a moment for one, unless somebody at a follower
 //! waits for the effect.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use raft::StateRole;
@@ -19,8 +20,8 @@ const MOMENT: Duration = Duration::from_millis(1);
 pub(super) struct Word {
     /// The index that they were told.
     told: u64,
-    /// The newest entry whose effect somebody at a follower waits for.
-    awaited: u64,
+    /// Entries whose effect somebody at a follower waits for, until that one is told.
+    awaited: VecDeque<u64>,
     /// When they have to hear of a later one.
     due: Option<Instant>,
 }
@@ -30,11 +31,18 @@ impl Word {
     pub(super) fn went_along(&mut self, committed: u64) {
         self.told = self.told.max(committed);
         self.due = None;
+        while self
+            .awaited
+            .front()
+            .is_some_and(|&index| index <= committed)
+        {
+            self.awaited.pop_front();
+        }
     }
 
-    /// Somebody at a follower waits for this entry.
+    /// Somebody at a follower waits for this entry, the newest one.
     pub(super) fn is_awaited(&mut self, index: u64) {
-        self.awaited = index;
+        self.awaited.push_back(index);
     }
 
     /// Whether followers have to be told now; else when.
@@ -44,7 +52,8 @@ impl Word {
             return (false, None);
         }
         let due = *self.due.get_or_insert(now + MOMENT);
-        let is_awaited = self.told < self.awaited && self.awaited <= committed;
+        let oldest = self.awaited.front();
+        let is_awaited = oldest.is_some_and(|&index| index <= committed);
         (is_awaited || now >= due, Some(due))
     }
 }
@@ -86,9 +95,13 @@ mod tests {
         word.went_along(6);
         assert_eq!(word.due(6, later), (false, None));
         word.is_awaited(8);
+        word.is_awaited(10);
         assert!(!word.due(7, now).0, "what is awaited is not committed yet");
         assert!(word.due(8, now).0);
         word.went_along(8);
         assert!(!word.due(9, now).0);
+        assert!(word.due(10, now).0);
+        word.went_along(10);
+        assert!(!word.due(11, now).0);
     }
 }

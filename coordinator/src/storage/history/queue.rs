@@ -17,7 +17,7 @@ const MOST_WAITING: usize = 256;
 /// Batches that are not left waiting for more.
 const ENOUGH: usize = MOST_WAITING / 2;
 /// How long fewer are.
-const GATHER: Duration = Duration::from_millis(50);
+const GATHER: Duration = Duration::from_millis(200);
 
 /// What an entry lets leave the state.
 pub struct Left {
