@@ -255,7 +255,7 @@ impl Config {
             health: HealthListen::default(),
             certificate_life: CertificateLife::default(),
             tick: Span::from_millis(25),
-            snapshot_entries: 10_000,
+            snapshot_entries: 50_000,
             lost_after: Span::from_secs(30),
             sessions_per_second: 300,
             max_blob_bytes: 4 << 30,

@@ -168,7 +168,7 @@ impl Default for RaftSettings {
             tick: Duration::from_millis(25),
             election_ticks: 10,
             heartbeat_ticks: 1,
-            snapshot_entries: 10_000,
+            snapshot_entries: 50_000,
             snapshot_bytes: 64 * 1024 * 1024,
             keep_entries: 1_000,
         }
