@@ -526,3 +526,18 @@ pub fn read_material(dir: &Path) -> Result<TlsMaterial, SetupError> {
     let node = read("node.pem")?;
     Ok(TlsMaterial::from_pem(&node, &node, &read("roots.pem")?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::LEVEL;
+
+    #[test]
+    fn the_newest_level_has_a_log_that_apply_is_held_to() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/vectors/apply");
+        let log = format!("{folder}/level-{LEVEL}.log");
+        assert!(
+            std::fs::exists(&log).unwrap(),
+            "{log} is missing: run `NEW_LEVEL={LEVEL} cargo test -p tidegate-coordinator-core --test compat`"
+        );
+    }
+}

@@ -6,7 +6,6 @@ mod collection;
 mod deployments;
 mod governance;
 mod groups;
-mod kept;
 mod objects;
 mod people;
 mod preflight;

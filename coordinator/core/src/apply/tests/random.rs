@@ -40,8 +40,8 @@ fn pick<T: Copy>(list: &[T], by: u8) -> Option<T> {
 }
 
 /// A deployment that something can still happen to, rarely any.
-fn target(state: &State, scope: &str, by: u8) -> Option<DeploymentId> {
-    let scope = state.scopes.get(&name(scope))?;
+fn target(state: &State, by: u8) -> Option<DeploymentId> {
+    let scope = state.scopes.get(&name("web"))?;
     let lively: Vec<DeploymentId> = scope
         .candidate
         .iter()
@@ -119,8 +119,8 @@ fn action(state: &State, which: u8, by: u8) -> Action {
 }
 
 /// The move that goes on with what is under way; without anything, none.
-fn forward(state: &State, scope: &str) -> Option<(DeploymentId, Action)> {
-    let scope = state.scopes.get(&name(scope))?;
+fn forward(state: &State) -> Option<(DeploymentId, Action)> {
+    let scope = state.scopes.get(&name("web"))?;
     let active = scope
         .active
         .filter(|id| state.deployments[id].status == Status::Deleting);
@@ -242,13 +242,7 @@ fn deploy(which: u8, by: u8) -> (Actor, Command) {
     (user("ann"), Command::CreateDeployments(command))
 }
 
-/// As [`command_in`], of scope `web`.
-pub(super) fn command(world: &World, draw: Draw) -> (Actor, Command) {
-    command_in(world, "web", draw)
-}
-
-/// A command that may fit what is under way in a scope, or be about something else.
-pub(super) fn command_in(world: &World, scope: &str, (kind, which, by): Draw) -> (Actor, Command) {
+pub(super) fn command(world: &World, (kind, which, by): Draw) -> (Actor, Command) {
     let state = &world.state;
     let ann = user("ann");
     let advance = |deployment: DeploymentId, action| {
@@ -263,25 +257,25 @@ pub(super) fn command_in(world: &World, scope: &str, (kind, which, by): Draw) ->
         )
     };
     match kind % 64 {
-        0..=40 => match forward(state, scope) {
+        0..=40 => match forward(state) {
             Some((deployment, action)) => advance(deployment, action),
             None => deploy(which, by),
         },
-        41..=47 => match target(state, scope, which) {
+        41..=47 => match target(state, which) {
             Some(deployment) => {
                 let which = which.wrapping_mul(7).wrapping_add(by);
                 advance(deployment, action(state, which, by))
             }
             None => (ann, create_release("1.0.0")),
         },
-        48..=52 => match target(state, scope, which) {
+        48..=52 => match target(state, which) {
             Some(id) => (ann, verb_command(id, verb(by))),
             None => (ann, stop(false)),
         },
         53..=54 => deploy(which, by),
         55..=57 => (ann, on_scope(which, by)),
         58..=61 => (ann, on_objects(world, which, by)),
-        _ => match target(state, scope, which) {
+        _ => match target(state, which) {
             Some(deployment) => (
                 user(["ann", "bob"][usize::from(by % 2)]),
                 Command::Decide(Decide {

@@ -73,8 +73,6 @@ pub(super) struct World {
     pub(super) on_conflict: OnConflict,
     /// The invariants are checked after each command, which costs as much as the state is large.
     pub(super) is_checked: bool,
-    /// Every entry so far.
-    pub(super) log: Vec<Entry>,
 }
 
 impl World {
@@ -86,7 +84,6 @@ impl World {
             strategy: StrategySpec::default(),
             on_conflict: OnConflict::Fail,
             is_checked: true,
-            log: Vec::new(),
         }
     }
 
@@ -146,7 +143,6 @@ impl World {
             items: vec![item],
         };
         let mut applied = apply(&mut self.state, self.index, &entry);
-        self.log.push(entry);
         if self.is_checked {
             assert_eq!(self.state.check(), Vec::<String>::new());
         }
